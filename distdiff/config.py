@@ -1,0 +1,105 @@
+"""Settings of DistDiff; imports no torch, so that options and plans are quick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from expansion.config import option, require
+from expansion.sampler import SamplerConfig
+
+TARGETS = ("global_prototype", "local_prototype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistDiffConfig(SamplerConfig):
+    """Hierarchical energy guidance (paper sec. 3; defaults of the released script)."""
+
+    encoder_weight_path: str | None = option(
+        None, "checkpoint of the guide classifier, from train_original.py"
+    )
+    arch: str | None = option(
+        None, "guide backbone, if the checkpoint does not say", flags=("-a",)
+    )
+    optimize_targets: str = option(
+        "global_prototype-local_prototype",
+        "energies to lower, joined by '-': global_prototype (class), local_prototype (group); "
+        "or none, which is plain img2img",
+    )
+    K: int = option(3, "group prototypes per class")
+    guidance_type: str = option(
+        "transform_guidance",
+        "transform_guidance: scale and shift the latent once (the method); "
+        "direct_guidance: move the latent itself at every step of the window (the ablation)",
+        choices=("transform_guidance", "direct_guidance"),
+    )
+    guidance_step: int = option(20, "M: the window opens M steps before the end")
+    guidance_period: int = option(2, "m: steps of the window; the energy is their mean")
+    rho: float = option(10.0, "step size of the gradient update")
+    rho_mode: str = option(
+        "raw", "gradient as it is, its sign, or scaled to unit length", choices=("raw", "sign", "unit")
+    )
+    constraint_value: float = option(0.2, "epsilon: largest change of a latent element")
+    gs: float = option(1.0, "weight of the class-prototype energy")
+    ls: float = option(1.0, "weight of the group-prototype energy")
+    energy_compat: str = option(
+        "paper",
+        "paper: unit-length features of normalised images; released: as the authors' code computes, "
+        "raw features of images in [-1, 1] without the guide's normalisation",
+        choices=("paper", "released"),
+    )
+    loss_scale: float = option(1024.0, "factor on the energy during back-propagation in 16 bits")
+    gradient_checkpointing: bool = option(False, "less memory for the guided steps, more time")
+    log_energy: bool = option(
+        True, "also measure the energy without guidance and after it, for the manifest"
+    )
+
+    depends_on_dataset: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        unknown = [t for t in self.optimize_targets.split("-") if t not in (*TARGETS, "none")]
+        require(
+            not unknown and (self.optimize_targets == "none" or "none" not in self.optimize_targets),
+            f"optimize_targets '{self.optimize_targets}': join some of {', '.join(TARGETS)} by '-', or none",
+        )
+        if not self.targets:
+            return
+        executed = self.executed_steps
+        require(self.K > 0, f"K {self.K}: give at least 1 group per class")
+        require(self.guidance_period > 0, f"guidance_period {self.guidance_period}: give at least 1")
+        require(
+            self.guidance_step <= executed,
+            f"guidance_step {self.guidance_step} lies before the first of the {executed} executed steps, so "
+            f"guidance would never act; give at most {executed}, or raise strength or num_inference_steps",
+        )
+        require(
+            self.guidance_period <= self.guidance_step,
+            f"guidance_period {self.guidance_period} reaches beyond the last step; "
+            f"give at most guidance_step, {self.guidance_step}",
+        )
+        require(
+            self.constraint_value >= 0,
+            f"constraint_value {self.constraint_value}: give 0 or more",
+        )
+        require(
+            self.encoder_weight_path is not None,
+            "DistDiff needs a guide classifier: train one with train_original.py on this dataset and give its "
+            "checkpoint as --encoder_weight_path checkpoint/.../seed1/model_best.pth.tar",
+        )
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The energies that act."""
+        return tuple(t for t in self.optimize_targets.split("-") if t != "none")
+
+    def input_files(self) -> Mapping[str, str]:
+        return {"encoder_weight_path": self.encoder_weight_path} if self.targets else {}
+
+    def unet_rows_per_image(self) -> float:
+        rows = super().unet_rows_per_image()
+        if self.targets and self.guidance_type == "transform_guidance":
+            look_aheads = 2 if self.log_energy else 1
+            rows += look_aheads * self.guidance_period * self.rows_per_prediction
+        return rows

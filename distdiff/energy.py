@@ -1,0 +1,78 @@
+"""The energies that guidance lowers: distances to class and group prototypes (paper Eq. 3-6).
+
+D_c(x) = ||f(x) - p_c||,  D_g(x) = ||f(x) - p_g^j||, j = argmax_k cos(f(x), p_g^k).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distdiff.config import DistDiffConfig
+from distdiff.prototypes import Prototypes
+from expansion.backbones import Classifier
+from expansion.transforms import normalize
+
+
+class PrototypeEnergy:
+    """E = gs D_c + ls D_g of decoded images, per sample.
+
+    Args:
+        guide: Frozen classifier in eval mode, float32.
+        prototypes: Of the guide's features, on the guide's device.
+        config: Which energies, their weights, and `energy_compat`.
+    """
+
+    def __init__(self, guide: Classifier, prototypes: Prototypes, config: DistDiffConfig):
+        self.guide = guide
+        self.prototypes = prototypes
+        self.weights = {"global_prototype": config.gs, "local_prototype": config.ls}
+        self.names: Sequence[str] = config.targets
+        self.released = config.energy_compat == "released"
+
+    def __call__(self, decoded: Tensor, targets: Tensor) -> Tensor:
+        """Energy (B,).
+
+        Args:
+            decoded: (B, 3, H, W) as the decoder gives it: about [-1, 1], not clamped; differentiable.
+            targets: (B,) labels.
+        """
+        features = self.features(decoded)
+        energy = features.new_zeros(len(features))
+        if "global_prototype" in self.names:
+            prototypes = self.prototypes.class_prototypes[targets]
+            energy = energy + self.weights["global_prototype"] * _distance(features, prototypes)
+        if "local_prototype" in self.names:
+            prototypes = nearest_groups(features, self.prototypes.group_prototypes[targets])
+            energy = energy + self.weights["local_prototype"] * _distance(features, prototypes)
+        return energy
+
+    def features(self, decoded: Tensor) -> Tensor:
+        """Guide features (B, D) of decoded images; unit length unless `energy_compat` is "released"."""
+        size = (self.guide.image_size, self.guide.image_size)
+        if self.released:
+            resized = F.interpolate(decoded, size, mode="bicubic")
+            return self.guide.features(resized)
+        images = (decoded / 2 + 0.5).clamp(0, 1)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        return F.normalize(self.guide.features(normalize(images)), dim=-1)
+
+
+@torch.no_grad()
+def nearest_groups(features: Tensor, group_prototypes: Tensor) -> Tensor:
+    """The group prototype (B, D) of largest cosine with each feature; no gradient through the choice.
+
+    Args:
+        features: (B, D).
+        group_prototypes: (B, K, D), those of each sample's class, unit length.
+    """
+    cosines = torch.einsum("bd,bkd->bk", F.normalize(features, dim=-1), group_prototypes)
+    return group_prototypes[torch.arange(len(features)), cosines.argmax(dim=1)]
+
+
+def _distance(features: Tensor, prototypes: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(features - prototypes, dim=-1)

@@ -1,0 +1,136 @@
+"""Guidance of a latent by an energy of the images it leads to (paper sec. 3.3, Algorithm 1).
+
+z is the latent when the window opens; w and b, (B, 4, 1, 1), scale and shift its channels:
+tau(z) = (1 + w) z + b. One gradient step on (w, b) lowers the mean energy of the next m predicted images;
+the result is projected to within epsilon of z. Indices follow `Denoiser`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from distdiff.config import DistDiffConfig
+from expansion.denoising import Denoiser
+
+# Mean energy (B,) over the images predicted by a stretch of steps: the list of x0hat -> energy.
+PredictionEnergy = Callable[[Sequence[Tensor], Tensor], Tensor]
+
+
+def transform_latents(latents: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """tau(z) = (1 + w) z + b; `scale` is w and `shift` is b, both (B, 4, 1, 1)."""
+    return (1 + scale) * latents + shift
+
+
+def project(latents: Tensor, center: Tensor, radius: float) -> Tensor:
+    """Limit each element of `latents` to within `radius` of `center` (l-infinity ball)."""
+    return center + (latents - center).clamp(-radius, radius)
+
+
+def gradient_step(gradient: Tensor, rho: float, mode: str) -> Tensor:
+    """What is subtracted: rho times the gradient (B, ...), its sign, or its direction per sample."""
+    if mode == "sign":
+        return rho * gradient.sign()
+    if mode == "unit":
+        length = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+        return rho * gradient / length.clamp_min(1e-12).view(-1, *[1] * (gradient.dim() - 1))
+    return rho * gradient
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Latents (B, 4, h, w) and figures (B,) about the update."""
+
+    latents: Tensor
+    figures: dict[str, Tensor]
+
+
+class Guidance:
+    """Both forms of guidance over one window of steps.
+
+    Args:
+        denoiser: Runs the look-ahead steps.
+        energy: Mean energy of a list of x0hat, per sample; differentiable.
+        config: Step size, radius, loss scale.
+    """
+
+    def __init__(self, denoiser: Denoiser, energy: PredictionEnergy, config: DistDiffConfig):
+        self.denoiser = denoiser
+        self.energy = energy
+        self.config = config
+
+    def look_ahead_energy(
+        self, latents: Tensor, window: Sequence[int], prompt_embeds: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Mean energy (B,) of the images predicted at each step of `window`, started from `latents`."""
+        _, predictions = self.denoiser.run(latents, window, prompt_embeds)
+        return self.energy(predictions, targets)
+
+    def transform(
+        self,
+        latents: Tensor,
+        window: Sequence[int],
+        prompt_embeds: Tensor,
+        targets: Tensor,
+        generators: Sequence[Generator],
+    ) -> Guided:
+        """Scale and shift the latents once (Eq. 5): draw w ~ U(0, 1), b ~ N(0, 1) per channel, descend,
+        project. The look-ahead steps are discarded; the caller runs them again from the result."""
+        config = self.config
+        scale, shift = draw_transform(latents, generators)
+        with torch.enable_grad():
+            scale.requires_grad_()
+            shift.requires_grad_()
+            start = transform_latents(latents, scale, shift)
+            energy = self.look_ahead_energy(start, window, prompt_embeds, targets)
+            gradients = torch.autograd.grad((energy * config.loss_scale).sum(), (scale, shift))
+        joint = torch.cat([g / config.loss_scale for g in gradients], dim=1)  # (B, 8, 1, 1)
+        usable = joint.isfinite().flatten(1).all(dim=1)
+        joint = torch.where(usable.view(-1, 1, 1, 1), joint, 0.0)
+        step = gradient_step(joint, config.rho, config.rho_mode)
+        scale_step, shift_step = step.chunk(2, dim=1)
+        scale, shift = scale.detach(), shift.detach()
+        moved = transform_latents(latents, scale - scale_step, shift - shift_step)
+        radius = config.constraint_value
+        guided = project(moved, latents, radius)
+        unmoved = project(start.detach(), latents, radius)
+        figures = {
+            "energy_start": energy.detach(),
+            "gradient_norm": torch.linalg.vector_norm(joint.flatten(1), dim=1),
+            "saturated": _share((moved - latents).abs() >= radius),
+            "changed_by_update": _share(guided != unmoved),
+            "update_skipped": (~usable).float(),
+        }
+        return Guided(guided, figures)
+
+    def direct(
+        self, latents: Tensor, window: Sequence[int], prompt_embeds: Tensor, targets: Tensor
+    ) -> Guided:
+        """Ablation: z_{t-1} = DDIM(z_t) - rho dE/dz_t at every step of the window. Runs the window."""
+        energies = []
+        for timestep in window:
+            with torch.enable_grad():
+                current = latents.detach().requires_grad_()
+                following, predictions = self.denoiser.run(current, [timestep], prompt_embeds)
+                energy = self.energy(predictions, targets)
+                (gradient,) = torch.autograd.grad((energy * self.config.loss_scale).sum(), current)
+            gradient = torch.nan_to_num(gradient / self.config.loss_scale, 0.0, 0.0, 0.0)
+            step = gradient_step(gradient, self.config.rho, self.config.rho_mode)
+            latents = following.detach() - step
+            energies.append(energy.detach())
+        return Guided(latents, {"energy_start": energies[0], "energy_end": energies[-1]})
+
+
+def draw_transform(latents: Tensor, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
+    """w ~ U(0, 1) and b ~ N(0, 1), each (B, 4, 1, 1): one number per sample and channel."""
+    channels = latents.shape[1]
+    scale = torch.stack([torch.rand(channels, 1, 1, generator=g) for g in generators])
+    shift = torch.stack([torch.randn(channels, 1, 1, generator=g) for g in generators])
+    return scale.to(latents.device), shift.to(latents.device)
+
+
+def _share(mask: Tensor) -> Tensor:
+    return mask.float().flatten(1).mean(dim=1)

@@ -1,0 +1,124 @@
+"""DistDiff as a sampler: img2img whose latent is guided once towards the class's prototypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Generator, Tensor
+
+from distdiff.config import DistDiffConfig
+from distdiff.energy import PrototypeEnergy
+from distdiff.guidance import Guidance
+from distdiff.prototypes import Prototypes, build_prototypes, extract_features
+from expansion.backbones import Classifier, load_classifier
+from expansion.image_datasets import ImageRecord
+from expansion.img2img import Img2ImgSampler
+from expansion.sampler import Batch, Samples
+
+
+class DistDiffSampler(Img2ImgSampler):
+    """Hierarchical energy guidance (arXiv 2403.06741).
+
+    Args:
+        pipeline: Any SD-1.x or 2.x checkpoint.
+        config: See `DistDiffConfig`.
+        guide: Frozen classifier of the dataset; None only without targets.
+    """
+
+    def __init__(
+        self, pipeline: StableDiffusionPipeline, config: DistDiffConfig, guide: Classifier | None
+    ):
+        super().__init__(pipeline, config)
+        self.guide = guide.to(pipeline.device) if guide is not None else None
+        self.guidance: Guidance | None = None
+        if config.gradient_checkpointing:
+            pipeline.unet.enable_gradient_checkpointing()
+            pipeline.vae.enable_gradient_checkpointing()
+
+    @classmethod
+    def build(
+        cls,
+        config: DistDiffConfig,
+        num_classes: int,
+        load_pipeline: Callable[[], StableDiffusionPipeline],
+    ) -> DistDiffSampler:
+        guide = None
+        if config.targets:
+            guide = load_classifier(
+                config.encoder_weight_path, arch=config.arch, num_classes=num_classes
+            )
+        return cls(load_pipeline(), config, guide)
+
+    def prepare(self, records: Sequence[ImageRecord]) -> None:
+        """Build the prototypes of all classes from the real images."""
+        if not self.config.targets:
+            return
+        labels = torch.tensor([record.label for record in records])
+        features = extract_features(self.guide, records)
+        self.use_prototypes(
+            build_prototypes(features, labels, self.guide.num_classes, self.config.K)
+        )
+
+    def use_prototypes(self, prototypes: Prototypes) -> None:
+        """Guide towards these prototypes instead of ones made by `prepare`."""
+        device = self.pipeline.device
+        placed = Prototypes(
+            prototypes.class_prototypes.to(device), prototypes.group_prototypes.to(device)
+        )
+        energy = PrototypeEnergy(self.guide, placed, self.config)
+
+        def prediction_energy(predictions: Sequence[Tensor], targets: Tensor) -> Tensor:
+            energies = [energy(self.codec.decode_raw(x), targets) for x in predictions]
+            return torch.stack(energies).mean(dim=0)
+
+        self.guidance = Guidance(self.denoiser, prediction_energy, self.config)
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
+        if not self.config.targets:
+            return super().sample(batch, generators)
+        if self.guidance is None:
+            raise RuntimeError("DistDiffSampler.sample needs prepare(records) first")
+        config = self.config
+        targets = batch.targets.to(self.pipeline.device)
+        opens = len(self.denoiser.timesteps) - config.guidance_step
+        before = self.denoiser.timesteps[:opens]
+        window = self.denoiser.timesteps[opens : opens + config.guidance_period]
+        after = self.denoiser.timesteps[opens + config.guidance_period :]
+
+        latents, prompt_embeds = self.start(batch, generators)
+        latents, _ = self.denoiser.run(latents, before, prompt_embeds)
+        latents, figures = self._guided_window(latents, window, prompt_embeds, targets, generators)
+        latents, _ = self.denoiser.run(latents, after, prompt_embeds)
+        details = [
+            {name: round(values[i].item(), 6) for name, values in figures.items()}
+            for i in range(len(latents))
+        ]
+        return Samples(self.codec.decode(latents), details)
+
+    def _guided_window(
+        self,
+        latents: Tensor,
+        window: Sequence[int],
+        prompt_embeds: Tensor,
+        targets: Tensor,
+        generators: Sequence[Generator],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Latents after the window, and figures (B,) about the guidance."""
+        guidance = self.guidance
+        if self.config.guidance_type == "direct_guidance":
+            guided = guidance.direct(latents, window, prompt_embeds, targets)
+            return guided.latents, guided.figures
+        figures: dict[str, Tensor] = {}
+        if self.config.log_energy:
+            figures["energy_unguided"] = guidance.look_ahead_energy(
+                latents, window, prompt_embeds, targets
+            )
+        guided = guidance.transform(latents, window, prompt_embeds, targets, generators)
+        figures |= guided.figures
+        latents, predictions = self.denoiser.run(guided.latents, window, prompt_embeds)
+        if self.config.log_energy:
+            figures["energy_end"] = guidance.energy(predictions, targets)
+        return latents, figures

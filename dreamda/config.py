@@ -1,0 +1,97 @@
+"""Settings of DreamDA's parts; imports no torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from expansion.config import option, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Training of the U-Net (and text encoder) of a Stable Diffusion checkpoint on labelled images."""
+
+    dataset: str = option("digits", "dataset name or folder", flags=("-d",))
+    dataset_split: str = option("train", "images to train on", choices=("train", "prior"))
+    data_dir: str = option("data", "where named datasets lie")
+    pretrained_model_name_or_path: str | None = option(
+        None, "checkpoint to start from: hub id or diffusers folder"
+    )
+    from_scratch: bool = option(
+        False, "build and train a new checkpoint, autoencoder included, instead of starting from one"
+    )
+    output_dir: str | None = option(None, "folder for the trained checkpoint (diffusers layout)")
+    resolution: int | None = option(
+        None, "training resolution, pixels; default: the checkpoint's own"
+    )
+    captions: tuple[str, ...] = option(
+        (), "caption templates, {} is the class name; default: the dataset's prompt template"
+    )
+    caption_dropout: float = option(0.1, "share of captions replaced by the empty one, for guidance")
+    train_text_encoder: bool = option(False, "train the text encoder too")
+    max_train_steps: int = option(1000, "optimiser steps")
+    train_batch_size: int = option(8, "images per optimiser step, all processes together")
+    learning_rate: float = option(1e-5, "peak learning rate of AdamW")
+    lr_scheduler: str = option("constant", "after warm-up", choices=("constant", "cosine"))
+    lr_warmup_steps: int = option(0, "linear warm-up, steps")
+    lr_end_factor: float = option(0.02, "cosine: last learning rate relative to the peak")
+    adam_beta2: float = option(0.999, "AdamW's second beta")
+    adam_weight_decay: float = option(1e-2, "AdamW's weight decay")
+    max_grad_norm: float = option(1.0, "gradient clipping")
+    p2_gamma: float = option(1.0, "P2: loss weight (p2_k + SNR)^-p2_gamma; 0 weighs all steps alike")
+    p2_k: float = option(1.0, "P2: k of the loss weight")
+    snr_gamma: float | None = option(None, "min-SNR weight min(SNR, snr_gamma)/SNR instead of P2")
+    use_ema: bool = option(False, "save the moving average of the weights")
+    ema_decay: float = option(0.999, "largest decay of the moving average")
+    random_flip: bool = option(True, "mirror images at random; wrong for digits and text")
+    affine_degrees: float = option(0.0, "random rotation of at most this many degrees")
+    affine_translate: float = option(0.0, "random shift of at most this share of the side")
+    affine_scale: float = option(0.0, "random zoom between 1-x and 1+x")
+    mixed_precision: str = option("no", "autocast", choices=("no", "fp16", "bf16"))
+    dataloader_num_workers: int = option(0, "processes that load images")
+    checkpointing_steps: int = option(500, "steps between resumable states; 0: none")
+    save_dtype: str = option(
+        "float16", "number format of the saved weights", choices=("float32", "float16")
+    )
+    sample_guidance_scale: float = option(7.5, "guidance scale of samples.png")
+    seed: int = option(0, "random seed")
+
+    def __post_init__(self):
+        require(
+            self.snr_gamma is None or self.p2_gamma == 0,
+            f"snr_gamma {self.snr_gamma} and p2_gamma {self.p2_gamma} are two weights of one loss: "
+            "set p2_gamma to 0 or leave snr_gamma out",
+        )
+        require(
+            self.from_scratch or self.pretrained_model_name_or_path is not None,
+            "nothing to start from: give --pretrained_model_name_or_path, or --from_scratch",
+        )
+        require(self.output_dir is not None, "give --output_dir for the trained checkpoint")
+        require(
+            0 <= self.caption_dropout < 1, f"caption_dropout {self.caption_dropout}: give 0 to below 1"
+        )
+        for name in ("max_train_steps", "train_batch_size"):
+            require(getattr(self, name) > 0, f"{name} {getattr(self, name)}: give a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromScratchConfig:
+    """Architecture and autoencoder training of a new small checkpoint (`--from_scratch`)."""
+
+    vae_block_out_channels: tuple[int, ...] = option(
+        (16, 32, 64), "autoencoder channels per level; each level but the first halves the side"
+    )
+    vae_train_steps: int = option(1200, "autoencoder: optimiser steps")
+    vae_batch_size: int = option(32, "autoencoder: images per step")
+    vae_learning_rate: float = option(1e-3, "autoencoder: peak learning rate, cosine to 0")
+    vae_warmup_steps: int = option(100, "autoencoder: linear warm-up, steps")
+    vae_gradient_weight: float = option(0.5, "autoencoder: weight of the L1 loss of image gradients")
+    vae_mse_weight: float = option(0.5, "autoencoder: weight of the squared error")
+    vae_kl_weight: float = option(5e-4, "autoencoder: weight of the mean KL divergence")
+    unet_block_out_channels: tuple[int, ...] = option((48, 96), "U-Net channels per level")
+    layers_per_block: int = option(1, "residual layers per level, U-Net and autoencoder")
+    norm_num_groups: int = option(16, "groups of group normalisation; divides every channel count")
+    text_hidden_size: int = option(64, "width of the text encoder and of cross-attention")
+    text_num_hidden_layers: int = option(2, "layers of the text encoder")
+    num_attention_heads: int = option(4, "heads of the text encoder and of the U-Net's attention")
+    vocab_size: int = option(700, "largest BPE vocabulary")

@@ -1,0 +1,1 @@
+"""What every method of dataset expansion shares; it names no method."""

@@ -1,0 +1,83 @@
+"""Stable Diffusion checkpoints as files: are they whole, and what identifies them. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from expansion.config import PROJECT_ROOT
+from expansion.errors import InputError
+
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+
+
+def locate_model(name_or_path: str) -> str:
+    """`name_or_path`, or the same path below this project when the working folder is another one."""
+    in_project = PROJECT_ROOT / name_or_path
+    if not Path(name_or_path).exists() and in_project.is_dir():
+        return str(in_project)
+    return name_or_path
+
+
+def check_model_folder(name_or_path: str) -> None:
+    """Raise InputError when a local checkpoint folder lacks a component; hub ids pass."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        if folder.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") != 1:
+            raise InputError(
+                f"model folder {name_or_path} does not exist; give a diffusers folder or a hub id "
+                "such as CompVis/stable-diffusion-v1-4"
+            )
+        return
+    if not (folder / "model_index.json").is_file():
+        raise InputError(
+            f"{folder} has no model_index.json, so it is no diffusers checkpoint; a single-file "
+            "checkpoint must be converted first (diffusers' from_single_file, then save_pretrained)"
+        )
+    missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
+    weights = [part for part in ("text_encoder", "unet", "vae") if part not in missing]
+    missing += [f"{part}/*.safetensors" for part in weights if not any((folder / part).glob("*.safetensors"))]
+    if missing:
+        raise InputError(
+            f"the checkpoint {folder} lacks {', '.join(missing)}; copy the whole folder again"
+        )
+
+
+def model_fingerprint(name_or_path: str, revision: str | None = None) -> str:
+    """What identifies a checkpoint: the hub id with revision, or a hash over a local folder's files.
+
+    Of every file, name and size are hashed, with its content or, above 1 MiB, 16 evenly spaced blocks of
+    64 KiB; a training step changes all weights, so these suffice.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return f"{name_or_path}@{revision or 'main'}"
+    digest = hashlib.sha256()
+    for part in COMPONENTS:
+        for path in sorted((folder / part).glob("*")):
+            size = path.stat().st_size
+            digest.update(f"{part}/{path.name}:{size};".encode())
+            with path.open("rb") as file:
+                if size <= 1 << 20:
+                    digest.update(file.read())
+                    continue
+                for i in range(16):
+                    file.seek(i * (size - (1 << 16)) // 15)
+                    digest.update(file.read(1 << 16))
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def model_resolution(name_or_path: str) -> int:
+    """Side in pixels that a local checkpoint was trained for; 512 for hub ids, which are not looked up."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return 512
+    unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """SHA-256 of a file's content, shortened."""
+    with open(path, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"

@@ -1,0 +1,182 @@
+"""One schema for YAML files and command lines: frozen dataclasses.
+
+A field is declared once with `option(default, help)`. From it come the YAML key, the long option of the
+same name, its help text and the type check. `compose` merges several sources into several dataclasses;
+later sources win (defaults < method YAML < dataset YAML < command line).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expansion.errors import InputError
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+CONFIG_DIR = PROJECT_ROOT / "configs"
+
+
+def option(
+    default: Any, help: str, *, choices: Sequence[str] | None = None, flags: Sequence[str] = ()
+) -> Any:
+    """Declare a dataclass field that is also a YAML key and a command-line option.
+
+    Args:
+        default: Value when neither YAML nor command line gives one.
+        help: What it is, with unit and range; shown by `--help`.
+        choices: The allowed strings, if only some are.
+        flags: Further spellings, such as `-d`.
+    """
+    metadata = {"help": help, "choices": choices, "flags": tuple(flags)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Values with the place they come from, so that an error can name it."""
+
+    values: Mapping[str, Any]
+    name: str
+
+
+def load_yaml(path: str | Path) -> Source:
+    """Read a YAML mapping. Raises InputError when the file is missing or is no mapping."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the config {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected 'key: value' lines, found {type(values).__name__}")
+    return Source(values, str(path))
+
+
+def compose(config_classes: Sequence[type], sources: Sequence[Source]) -> list[Any]:
+    """Build one config per class from all sources; a key goes to each class that declares it.
+
+    Raises:
+        InputError: A key no class declares, or a value of the wrong type; names key and source.
+    """
+    chosen: list[dict[str, Any]] = [{} for _ in config_classes]
+    hints = [typing.get_type_hints(config_class) for config_class in config_classes]
+    fields = [{f.name: f for f in dataclasses.fields(c)} for c in config_classes]
+    known = {name for names in fields for name in names}
+    for source in sources:
+        for key, value in source.values.items():
+            if key not in known:
+                raise InputError(f"{source.name}: unknown key '{key}'{_suggest(key, known)}")
+            for i, names in enumerate(fields):
+                if key in names:
+                    where = f"{source.name}: {key}"
+                    chosen[i][key] = _checked(value, hints[i][key], names[key], where)
+    return [config_class(**values) for config_class, values in zip(config_classes, chosen)]
+
+
+def add_options(parser: argparse.ArgumentParser, config_class: type, title: str) -> None:
+    """Add one option per field of `config_class`; options that are not given stay absent."""
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        if not field.metadata:
+            continue
+        kind, is_list = _scalar_type(hints[field.name])
+        if kind is dict:
+            continue
+        default = field.default
+        if isinstance(default, tuple):
+            default = " ".join(map(str, default)) or None
+        shown = "" if default is None or default == "" else f" (default: {default})"
+        keywords: dict[str, Any] = {
+            "dest": field.name,
+            "default": argparse.SUPPRESS,
+            "help": field.metadata["help"].replace("%", "%%") + shown.replace("%", "%%"),
+        }
+        if kind is bool:
+            keywords["action"] = argparse.BooleanOptionalAction
+        else:
+            keywords["type"] = kind
+            keywords["choices"] = field.metadata["choices"]
+            keywords["metavar"] = None if field.metadata["choices"] else kind.__name__.upper()
+            if is_list:
+                keywords["nargs"] = "+"
+        group.add_argument(*field.metadata["flags"], f"--{field.name}", **keywords)
+
+
+def command_line_source(namespace: argparse.Namespace, ignore: Sequence[str] = ()) -> Source:
+    """The options that were given, as the source of highest precedence."""
+    values = {key: value for key, value in vars(namespace).items() if key not in ignore}
+    return Source(values, "command line")
+
+
+def config_hash(values: Any) -> str:
+    """Hash (12 hex digits) of anything JSON can hold, independent of key order."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InputError with `message` unless `condition` holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def unknown_name(kind: str, name: str, known: Sequence[str]) -> InputError:
+    """The error for a name that is in no registry, with the known names."""
+    return InputError(
+        f"unknown {kind} '{name}'{_suggest(name, known)}; known: {', '.join(sorted(known))}"
+    )
+
+
+def _suggest(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _scalar_type(hint: Any) -> tuple[type, bool]:
+    """The element type of a hint such as `int | None` or `tuple[int, ...]`, and whether it is a list."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    return typing.get_origin(hint) or hint, False
+
+
+def _checked(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
+    """`value` converted to the field's type, or InputError."""
+    kind, is_list = _scalar_type(hint)
+    if value is None and type(None) in typing.get_args(hint):
+        return None
+    if is_list:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where}: expected a list, got {value!r}")
+        return tuple(_checked_scalar(item, kind, where) for item in value)
+    value = _checked_scalar(value, kind, where)
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        raise InputError(f"{where}: '{value}' is not one of {', '.join(choices)}")
+    return value
+
+
+def _checked_scalar(value: Any, kind: type, where: str) -> Any:
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        # YAML 1.1 reads "1e-4" (no dot) as a string.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if type(value) is not kind:
+        raise InputError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value

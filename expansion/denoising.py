@@ -1,0 +1,78 @@
+"""Classifier-free guided DDIM denoising of latents; differentiable where gradients are enabled.
+
+Step arithmetic is diffusers' `DDIMScheduler` in float32 (epsilon or v prediction); only the U-Net runs in
+its own dtype. S steps T[0] > T[1] > ... > T[S-1]; x0hat is `pred_original_sample`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+from expansion.sampler import SamplerConfig
+
+
+class Denoiser:
+    """Runs stretches of the reverse process of one checkpoint.
+
+    Args:
+        pipeline: Its U-Net predicts; its scheduler's noise schedule is used with DDIM.
+        config: Number of steps, strength and guidance scale.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, config: SamplerConfig):
+        self.unet = pipeline.unet
+        self.guidance_scale = config.guidance_scale
+        self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        self.scheduler.set_timesteps(config.num_inference_steps)
+        all_timesteps = self.scheduler.timesteps.tolist()
+        self.timesteps: list[int] = all_timesteps[-config.executed_steps :]
+
+    @property
+    def uses_guidance(self) -> bool:
+        return self.guidance_scale > 1
+
+    def add_noise(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """Latents at the first executed step: sqrt(a_t) z_0 + sqrt(1 - a_t) noise."""
+        return self.scheduler.add_noise(latents, noise, torch.tensor(self.timesteps[:1]))
+
+    def predict(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> Tensor:
+        """Guided prediction e_u + g (e_c - e_u), float32.
+
+        Args:
+            latents: (B, 4, h, w), float32.
+            timestep: Training timestep.
+            prompt_embeds: (2B, L, D), unconditional rows first; (B, L, D) without guidance.
+        """
+        rows = torch.cat([latents, latents]) if self.uses_guidance else latents
+        model_input = self.scheduler.scale_model_input(rows, timestep).to(self.unet.dtype)
+        prediction = self.unet(model_input, timestep, encoder_hidden_states=prompt_embeds).sample
+        prediction = prediction.float()
+        if not self.uses_guidance:
+            return prediction
+        unconditional, conditional = prediction.chunk(2)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    def run(
+        self, latents: Tensor, timesteps: Sequence[int], prompt_embeds: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Deterministic DDIM steps (eta 0) at `timesteps`, in this order.
+
+        Args:
+            latents: (B, 4, h, w) at timesteps[0], float32.
+            timesteps: A stretch of `self.timesteps`.
+            prompt_embeds: See `predict`.
+
+        Returns:
+            Latents after the last step, and x0hat of every step.
+        """
+        predictions = []
+        for timestep in timesteps:
+            noise_pred = self.predict(latents, timestep, prompt_embeds)
+            step = self.scheduler.step(noise_pred, timestep, latents)
+            latents = step.prev_sample
+            predictions.append(step.pred_original_sample)
+        return latents, predictions

@@ -1,0 +1,190 @@
+"""The loop from real images to files: units of work through a sampler into a writer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from expansion.image_datasets import ImageRecord
+from expansion.naming import variant_name
+from expansion.sampler import Batch, Sampler, Samples
+from expansion.seeding import image_generator, image_seed, stable_seed
+from expansion.transforms import BICUBIC, to_unit_tensor
+from expansion.writer import ExpansionWriter
+
+logger = logging.getLogger(__name__)
+
+Unit = Sequence[tuple[ImageRecord, int]]  # (real image, variant number) of one batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What decides the images of a run, beside sampler and units.
+
+    Attributes:
+        method: Name for the manifest.
+        model: Identity of the checkpoint.
+        config_hash: Hash of all settings.
+        seed: Run seed.
+        resolution: Side of the images, pixels.
+        resize_mode: See `SamplerConfig`.
+        prompts: Prompt by label.
+        stems: file_name of a real image -> `<class folder>/<stem>`.
+    """
+
+    method: str
+    model: str
+    config_hash: str
+    seed: int
+    resolution: int
+    resize_mode: str
+    prompts: Sequence[str]
+    stems: Mapping[str, str]
+
+
+@dataclass
+class Outcome:
+    """Counts of a run."""
+
+    written: int = 0
+    failed: int = 0
+
+
+def square_image(image: Image.Image, resolution: int, mode: str, seed: int) -> Tensor:
+    """A real image as (3, resolution, resolution) in [0, 1].
+
+    Args:
+        image: RGB.
+        resolution: Side, pixels.
+        mode: "center_crop" and "random_crop" resize the shorter side first, "squash" both.
+        seed: Place of the random crop.
+    """
+    if mode == "squash":
+        return to_unit_tensor(F.resize(image, [resolution, resolution], BICUBIC))
+    image = F.resize(image, [resolution], BICUBIC)
+    if mode == "center_crop":
+        return to_unit_tensor(F.center_crop(image, [resolution, resolution]))
+    place = np.random.default_rng(seed)
+    left = int(place.integers(image.width - resolution + 1))
+    top = int(place.integers(image.height - resolution + 1))
+    return to_unit_tensor(image.crop((left, top, left + resolution, top + resolution)))
+
+
+def load_batch(unit: Unit, job: Job) -> Batch:
+    """Read the real images of a unit, each once unless its crop differs by variant."""
+    images: dict[str, Tensor] = {}
+    index = []
+    for record, variant in unit:
+        source, seed = record.file_name, 0
+        if job.resize_mode == "random_crop":
+            source = f"{record.file_name}#{variant}"
+            seed = stable_seed("crop", job.seed, source)
+        if source not in images:
+            images[source] = square_image(record.load(), job.resolution, job.resize_mode, seed)
+        index.append(list(images).index(source))
+    labels = [record.label for record, _ in unit]
+    return Batch(
+        images=torch.stack(list(images.values())),
+        sources=tuple(images),
+        source_index=torch.tensor(index),
+        prompts=[job.prompts[label] for label in labels],
+        targets=torch.tensor(labels),
+    )
+
+
+def sample_finite(sampler: Sampler, batch: Batch, generators: Callable[[], list]) -> Samples:
+    """`sampler.sample`, repeated once in float32 if a 16-bit network gave a NaN or infinity.
+
+    Args:
+        generators: Makes fresh generators, so that the repetition sees the same noise.
+    """
+    samples = sampler.sample(batch, generators())
+    dtype = sampler.pipeline.unet.dtype
+    if samples.images.isfinite().all() or dtype == torch.float32:
+        return samples
+    logger.warning("an image was not finite in %s; repeating its batch in float32", dtype)
+    sampler.pipeline.to(dtype=torch.float32)
+    try:
+        return sampler.sample(batch, generators())
+    finally:
+        sampler.pipeline.to(dtype=dtype)
+
+
+def generate(
+    sampler: Sampler,
+    job: Job,
+    units: Sequence[Unit],
+    missing: Collection[tuple[str, int]],
+    writer: ExpansionWriter,
+    progress: Callable[[int], None],
+) -> Outcome:
+    """Compute every unit that lacks an image and write the images it lacks.
+
+    A unit is always computed whole, so that an image does not depend on what was there before.
+
+    Args:
+        missing: (file_name, variant) of the images to write.
+        progress: Called after each unit with its number of written or failed images.
+    """
+    outcome = Outcome()
+    wanted = [u for u in units if any((record.file_name, v) in missing for record, v in u)]
+    for unit, batch in _loaded_ahead(wanted, job):
+
+        def generators(unit: Unit = unit) -> list[torch.Generator]:
+            return [image_generator(job.seed, record.file_name, v) for record, v in unit]
+
+        samples = sample_finite(sampler, batch, generators)
+        finite = samples.images.isfinite().flatten(1).all(dim=1).tolist()
+        pixels = (samples.images.nan_to_num() * 255).round().to(torch.uint8)
+        pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        written, failed = outcome.written, outcome.failed
+        for i, (record, variant) in enumerate(unit):
+            if (record.file_name, variant) not in missing:
+                continue
+            if not finite[i]:
+                logger.error("not finite, not written: %s variant %d", record.file_name, variant)
+                outcome.failed += 1
+                continue
+            details = samples.details[i] if samples.details else {}
+            writer.write(pixels[i], manifest_row(job, record, variant, details))
+            outcome.written += 1
+        progress(outcome.written - written + outcome.failed - failed)
+    return outcome
+
+
+def manifest_row(
+    job: Job, record: ImageRecord, variant: int, details: Mapping[str, float]
+) -> dict[str, object]:
+    """What the manifest says of one image."""
+    return {
+        "file_name": variant_name(job.stems[record.file_name], variant),
+        "label": record.label,
+        "class": record.class_name,
+        "source": record.file_name,
+        "variant": variant,
+        "seed": image_seed(job.seed, record.file_name, variant),
+        "prompt": job.prompts[record.label],
+        "method": job.method,
+        "model": job.model,
+        "config": job.config_hash,
+        **details,
+    }
+
+
+def _loaded_ahead(units: Sequence[Unit], job: Job) -> Iterator[tuple[Unit, Batch]]:
+    """Units with their images; the next unit is read while the current one is computed."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
+        following = pool.submit(load_batch, units[0], job) if units else None
+        for i, unit in enumerate(units):
+            batch = following.result()
+            if i + 1 < len(units):
+                following = pool.submit(load_batch, units[i + 1], job)
+            yield unit, batch

@@ -1,0 +1,60 @@
+"""img2img (SDEdit, arXiv 2108.01073): noise a real image part of the way, then denoise it with a prompt.
+
+Both papers' baseline, and the frame in which other methods intervene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Generator, Tensor
+
+from expansion.denoising import Denoiser
+from expansion.image_datasets import ImageRecord
+from expansion.sampler import Batch, Sampler, SamplerConfig, Samples
+from expansion.stable_diffusion import LatentCodec, PromptEncoder
+
+
+class Img2ImgSampler(Sampler):
+    """Variants of real images by `strength` of the DDIM schedule.
+
+    Given equal noise it equals diffusers' `StableDiffusionImg2ImgPipeline`: a generator first draws the
+    autoencoder's posterior, then the noise.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, config: SamplerConfig):
+        self.pipeline = pipeline
+        self.config = config
+        self.denoiser = Denoiser(pipeline, config)
+        self.codec = LatentCodec(pipeline)
+        self.prompt_encoder = PromptEncoder(pipeline)
+
+    @classmethod
+    def build(
+        cls,
+        config: SamplerConfig,
+        num_classes: int,
+        load_pipeline: Callable[[], StableDiffusionPipeline],
+    ) -> Img2ImgSampler:
+        return cls(load_pipeline(), config)
+
+    def prepare(self, records: Sequence[ImageRecord]) -> None:
+        """Nothing to prepare: every image stands alone."""
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
+        latents, prompt_embeds = self.start(batch, generators)
+        latents, _ = self.denoiser.run(latents, self.denoiser.timesteps, prompt_embeds)
+        return Samples(self.codec.decode(latents))
+
+    def start(self, batch: Batch, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
+        """Noised latents (B, 4, h, w) at the first executed step, and the prompt embeddings."""
+        latents = self.codec.encode(batch, generators)
+        noise = randn_tensor(latents.shape, generator=list(generators), device=latents.device)
+        prompt_embeds = self.prompt_encoder(
+            batch.prompts, self.config.negative_prompt if self.denoiser.uses_guidance else None
+        )
+        return self.denoiser.add_noise(latents, noise), prompt_embeds

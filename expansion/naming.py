@@ -1,0 +1,81 @@
+"""File names of generated images: `<class folder>/<stem>_expand_<k>.png`, without collisions or escapes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from expansion.image_datasets import ImageRecord
+
+FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
+WINDOWS_DEVICES = frozenset(
+    ["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))]
+)
+MAX_BYTES = 120  # of a slug or stem; file systems allow 255 with prefix, suffix and variant
+
+
+def folder_names(class_names: Sequence[str]) -> dict[str, str]:
+    """A distinct folder for every class; names that are safe and distinct stay as they are.
+
+    Distinct also on file systems that ignore case or Unicode form. A name that clashes gets 8 hex digits
+    of its hash.
+    """
+    return _distinct({name: name for name in class_names})
+
+
+def image_stems(records: Sequence[ImageRecord], folders: dict[str, str]) -> dict[str, str]:
+    """file_name -> `<class folder>/<stem>` for all real images of a dataset.
+
+    The stem is the file's name without its last suffix. Images of one class that share it (other
+    sub-folders or suffixes) all get 8 hex digits of the hash of their path.
+    """
+    stems: dict[str, str] = {}
+    by_class: dict[str, dict[str, str]] = {}
+    for record in records:
+        members = by_class.setdefault(record.class_name, {})
+        members[record.file_name] = PurePosixPath(record.file_name).stem
+    for class_name, members in by_class.items():
+        for file_name, stem in _distinct(members).items():
+            stems[file_name] = f"{folders[class_name]}/{stem}"
+    return stems
+
+
+def variant_name(stem: str, variant: int) -> str:
+    """Path of a generated image below the output folder."""
+    return f"{stem}_expand_{variant}.png"
+
+
+def _distinct(names: dict[str, str]) -> dict[str, str]:
+    """Key -> a safe file name made from its text, distinct for distinct keys."""
+    safe = {key: _safe(text) for key, text in names.items()}
+    taken = Counter(_folded(name) for name in safe.values())
+    result = {
+        key: name if taken[_folded(name)] == 1 else f"{name}-{_hash(key)}" for key, name in safe.items()
+    }
+    folded = [_folded(name) for name in result.values()]
+    if len(set(folded)) < len(folded):  # a name that itself ends like another's hash
+        return {key: f"{safe[key]}-{_hash(key)}-{i}" for i, key in enumerate(sorted(names))}
+    return result
+
+
+def _safe(text: str) -> str:
+    """`text` as one path component: no separator, no leading or trailing dot or space, bounded length."""
+    name = FORBIDDEN.sub("-", text).strip(" ").rstrip(". ")
+    if not name or name[0] == "." or name.lower().split(".")[0] in WINDOWS_DEVICES:
+        name = f"_{name.lstrip('.')}"
+    encoded = name.encode("utf-8", "replace")
+    if len(encoded) > MAX_BYTES:
+        name = f"{encoded[:MAX_BYTES].decode('utf-8', 'ignore').rstrip('. ')}-{_hash(text)}"
+    return name
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -1,0 +1,106 @@
+"""Run folders: atomic files, what a folder was made with, and when a run is done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expansion.config import PROJECT_ROOT
+from expansion.errors import InputError
+
+LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pillow")
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file under a temporary name in the same folder, then rename it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """YAML text in the order of the keys; tuples become lists."""
+    return yaml.safe_dump(json.loads(json.dumps(values, default=str)), sort_keys=False, width=100)
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and commit, for the record; nothing depends on them."""
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[library] = version(library)
+    return {"commit": _commit(), "versions": versions}
+
+
+def _commit() -> str | None:
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        done = subprocess.run(
+            ["git", "-C", str(PROJECT_ROOT), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+    return None
+
+
+def claim_folder(folder: Path, file_name: str, identity: Mapping[str, Any], remedy: str) -> None:
+    """Make `folder` belong to `identity`: all that decides its content.
+
+    The first process writes `<folder>/<file_name>`; every later one must bring the same identity.
+
+    Raises:
+        InputError: The folder was begun with another identity; shows each difference.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file_name
+    wanted = yaml.safe_load(to_yaml(identity))
+    partial = folder / f".{file_name}.{os.getpid()}.partial"
+    try:
+        partial.write_text(to_yaml({**wanted, "made_with": provenance()}))
+        os.link(partial, path)  # fails if another process was first
+        return
+    except FileExistsError:
+        pass
+    except OSError:
+        if not path.exists():  # a file system without hard links
+            partial.replace(path)
+            return
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    found = yaml.safe_load(path.read_text())
+    found.pop("made_with", None)
+    if found != wanted:
+        raise InputError(f"{folder} was begun with other settings ({_difference(found, wanted)}); {remedy}")
+
+
+def is_done(run_dir: Path) -> bool:
+    """A run is done when its results exist, not when its folder does."""
+    return (run_dir / "results.yaml").is_file()
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    shown = []
+    for key in keys:
+        old, new = found.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            shown.append(_difference(old, new))
+        else:
+            shown.append(f"{key}: {old!r} there, {new!r} now")
+    return "; ".join(shown)

@@ -1,0 +1,151 @@
+"""Loading and saving Stable Diffusion checkpoints, and the three maps around the U-Net:
+text -> embeddings, images -> latents, latents -> images.
+
+Spaces: `images` [0, 1]; `pixel_values` [-1, 1]; `latents` are the autoencoder's latents times
+`vae.config.scaling_factor`. Loading never runs code from a checkpoint: safetensors only.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+
+from expansion.checkpoints import check_model_folder
+from expansion.errors import InputError
+from expansion.sampler import Batch
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+def load_pipeline(
+    name_or_path: str,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+) -> StableDiffusionPipeline:
+    """Load an SD-1.x or 2.x checkpoint, frozen and in eval mode, without a safety checker.
+
+    Args:
+        name_or_path: Hub id or diffusers folder.
+        dtype: A key of `DTYPES`.
+        device: Where the weights go.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        InputError: The folder is incomplete, or the hub cannot be reached or lacks the id.
+    """
+    check_model_folder(name_or_path)
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            name_or_path,
+            revision=revision,
+            dtype=DTYPES[dtype],
+            safety_checker=None,
+            requires_safety_checker=False,
+            use_safetensors=True,
+        )
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot load the model {name_or_path}: {reason}") from error
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.requires_grad_(False)
+        part.eval()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
+    """Write a diffusers folder with weights in `dtype`; the pipeline itself is left in float32.
+
+    The text encoder's config says float32, so that a plain `from_pretrained` gives parts of one dtype.
+    """
+    pipeline.to(dtype=DTYPES[dtype]).save_pretrained(folder, safe_serialization=True)
+    pipeline.to(dtype=torch.float32)
+    for part in ("text_encoder", "vae", "unet"):
+        path = folder / part / "config.json"
+        values = json.loads(path.read_text())
+        values.pop("_name_or_path", None)
+        if "dtype" in values:
+            values["dtype"] = "float32"
+        path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def default_resolution(pipeline: StableDiffusionPipeline) -> int:
+    """Side in pixels that the U-Net was trained for."""
+    return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+
+
+class PromptEncoder:
+    """Prompt embeddings, computed once per distinct text, one text at a time.
+
+    Args:
+        pipeline: Its tokenizer and text encoder are used.
+        max_texts: Embeddings kept in memory.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, max_texts: int = 2048):
+        self.pipeline = pipeline
+        self.embed = functools.lru_cache(max_texts)(self._embed)
+
+    def _embed(self, text: str) -> Tensor:
+        embeds, _ = self.pipeline.encode_prompt(
+            text, self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return embeds[0]
+
+    def __call__(self, prompts: Sequence[str], negative_prompt: str | None) -> Tensor:
+        """Embeddings (B, L, D); with a negative prompt (2B, L, D), its B rows first."""
+        negative = [] if negative_prompt is None else [negative_prompt] * len(prompts)
+        return torch.stack([self.embed(text) for text in (*negative, *prompts)])
+
+
+class LatentCodec:
+    """Images [0, 1] to scaled latents and back.
+
+    A real image's posterior is computed once, alone, and kept while its variants follow each other, so that
+    it does not depend on what else is in a batch.
+
+    Args:
+        pipeline: Its autoencoder is used.
+        max_sources: Posteriors kept in memory.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, max_sources: int = 256):
+        self.vae = pipeline.vae
+        self.max_sources = max_sources
+        self.posteriors: OrderedDict[str, DiagonalGaussianDistribution] = OrderedDict()
+
+    def encode(self, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
+        """A posterior sample per variant, times `scaling_factor`: (B, 4, h, w), float32."""
+        posteriors = [self._posterior(s, image) for s, image in zip(batch.sources, batch.images)]
+        samples = [
+            posteriors[index].sample(generator)
+            for index, generator in zip(batch.source_index.tolist(), generators, strict=True)
+        ]
+        return torch.cat(samples).float() * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1], float32."""
+        return (self.decode_raw(latents) / 2 + 0.5).clamp(0, 1)
+
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """The decoder's own output: about [-1, 1], not clamped; (B, 3, H, W), float32."""
+        scaled = latents / self.vae.config.scaling_factor
+        return self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
+
+    def _posterior(self, source: str, image: Tensor) -> DiagonalGaussianDistribution:
+        if source in self.posteriors:
+            self.posteriors.move_to_end(source)
+            return self.posteriors[source]
+        pixel_values = (image[None] * 2 - 1).to(self.vae.device, self.vae.dtype)
+        self.posteriors[source] = self.vae.encode(pixel_values).latent_dist
+        if len(self.posteriors) > self.max_sources:
+            self.posteriors.popitem(last=False)
+        return self.posteriors[source]

@@ -1,0 +1,342 @@
+"""Training and evaluation of one classifier: steps, checkpoints, log, curves, results.
+
+What is learnt from which images is the objective's business; it is passed in.
+
+    <run_dir>/options.yaml        settings, versions, commit
+    <run_dir>/log.txt             one row per evaluation
+    <run_dir>/checkpoint.pth.tar  after every evaluation; a stopped run goes on from it
+    <run_dir>/model_best.pth.tar  at the best test accuracy so far
+    <run_dir>/curves.png
+    <run_dir>/results.yaml        at the end: the run is done when it exists
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from expansion.backbones import Classifier, classifier_state
+from expansion.batches import SeededImages, StreamBatches, stream_loader
+from expansion.figures import line_chart, save_figure, stacked
+from expansion.image_datasets import ImageRecord
+from expansion.recipe import Recipe
+from expansion.runs import claim_folder, is_done, to_yaml, write_atomic
+from expansion.seeding import stable_seed
+from expansion.transforms import eval_transform, train_transform
+
+logger = logging.getLogger(__name__)
+
+HEADER = ("Epoch", "Learning Rate", "Train Loss", "Test Loss", "Train Acc.", "Test Acc.")
+KEEP_DECODED_PIXELS = 1 << 28  # training sets up to this size (pixels) stay decoded in memory
+
+
+class Objective(Protocol):
+    """What is learnt: batches and their loss."""
+
+    num_images: int
+
+    def batches(self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator) -> Iterable[Any]:
+        """Batches first, first+1, ... of the run."""
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """Loss to minimise, and for each training image whether its label was predicted, (B,) bool."""
+
+
+class Supervised:
+    """Cross-entropy with the labels of the records; real and generated images are shuffled uniformly.
+
+    Args:
+        records: Training images.
+        recipe: Preprocessing, augmentation, workers.
+        seed: Order and augmentation.
+    """
+
+    def __init__(self, records: Sequence[ImageRecord], recipe: Recipe, seed: int):
+        self.num_images = len(records)
+        keep = recipe.workers == 0 and len(records) * recipe.resize_size**2 <= KEEP_DECODED_PIXELS
+        self.images = SeededImages(records, train_transform(recipe), keep_decoded=keep)
+        self.recipe, self.seed = recipe, seed
+
+    def batches(self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator) -> DataLoader:
+        batches = StreamBatches(
+            self.num_images,
+            batch_sizes,
+            seed=self.seed,
+            first=first,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        on_gpu = accelerator.device.type == "cuda"
+        return stream_loader(self.images, batches, self.recipe.workers, pin_memory=on_gpu)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        pixels, targets = batch
+        logits = model(pixels)
+        return F.cross_entropy(logits, targets), logits.argmax(dim=1) == targets
+
+
+class Schedule:
+    """Sizes of all batches, when to evaluate, and the learning rate.
+
+    Budget "epochs": passes over the training set, the last batch of each smaller; the cosine moves once per
+    epoch. Budget "steps": full batches over pass borders; the cosine moves every step.
+    """
+
+    def __init__(self, recipe: Recipe, num_images: int):
+        self.recipe = recipe
+        if recipe.budget == "epochs":
+            full, rest = divmod(num_images, recipe.batch_size)
+            epoch = [recipe.batch_size] * full + ([rest] if rest else [])
+            if len(epoch) > 1 and epoch[-1] == 1:
+                epoch[-2:] = [epoch[-2] + 1]  # batch normalisation cannot train on one image
+            self.batch_sizes = epoch * recipe.epochs
+            self.steps_per_epoch: float = len(epoch)
+            self.eval_steps = recipe.eval_steps or len(epoch)
+        else:
+            self.batch_sizes = [recipe.batch_size] * recipe.max_train_steps
+            self.steps_per_epoch = num_images / recipe.batch_size
+            self.eval_steps = recipe.eval_steps or math.ceil(recipe.max_train_steps / 10)
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of optimiser step `step`, from 0."""
+        done = step
+        if self.recipe.budget == "epochs":
+            done = step - step % int(self.steps_per_epoch)
+        return 0.5 * self.recipe.lr * (1 + math.cos(math.pi * done / len(self.batch_sizes)))
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether the test set is evaluated after `step` steps."""
+        return step % self.eval_steps == 0 or step == len(self.batch_sizes)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: Iterable, accelerator: Accelerator) -> tuple[float, float]:
+    """(mean cross-entropy, top-1 accuracy in percent); the model's mode is restored."""
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(3, dtype=torch.float64, device="cpu")
+    for pixels, targets in loader:
+        pixels, targets = pixels.to(accelerator.device), targets.to(accelerator.device)
+        logits = model(pixels).float()
+        loss = F.cross_entropy(logits, targets, reduction="sum").item()
+        correct = (logits.argmax(dim=1) == targets).sum().item()
+        totals += torch.tensor([loss, correct, len(targets)], dtype=torch.float64)
+    totals = accelerator.reduce(totals.to(accelerator.device)).tolist()
+    model.train(was_training)
+    return totals[0] / totals[2], 100 * totals[1] / totals[2]
+
+
+def eval_loader(records: Sequence[ImageRecord], recipe: Recipe, accelerator: Accelerator) -> DataLoader:
+    """This process's share of `records` in order; a small set is held in memory after the first pass."""
+    mine = list(records)[accelerator.process_index :: accelerator.num_processes]
+    images = SeededImages(mine, eval_transform(recipe))
+    batches = [
+        [(i, 0) for i in range(start, min(start + 256, len(mine)))] for start in range(0, len(mine), 256)
+    ]
+    loader = DataLoader(images, batch_sampler=batches, num_workers=recipe.workers)
+    if len(records) * recipe.image_size**2 <= KEEP_DECODED_PIXELS // 8:
+        return list(loader)
+    return loader
+
+
+class Trainer:
+    """One run: a classifier, an objective and a run folder.
+
+    Args:
+        classifier: Trained in place.
+        objective: See `Objective`.
+        recipe: Optimiser and schedule.
+        test_records: Evaluated, never learnt from.
+        val_records: Held-out training images, may be empty; the best epoch on them is reported.
+        run_dir: Folder of the run.
+        seed: Of everything random in the run.
+        extra_state: Written into the checkpoints (class names and the like; plain values).
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        objective: Objective,
+        recipe: Recipe,
+        *,
+        test_records: Sequence[ImageRecord],
+        val_records: Sequence[ImageRecord],
+        run_dir: Path,
+        seed: int,
+        accelerator: Accelerator,
+        extra_state: Mapping[str, Any],
+    ):
+        self.classifier, self.objective, self.recipe = classifier, objective, recipe
+        self.run_dir, self.seed, self.accelerator = run_dir, seed, accelerator
+        self.extra_state = dict(extra_state)
+        self.schedule = Schedule(recipe, objective.num_images)
+        classifier.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(
+            classifier.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+        )
+        self.model, self.optimizer = accelerator.prepare(classifier, optimizer)
+        self.test_loader = eval_loader(test_records, recipe, accelerator)
+        self.val_loader = eval_loader(val_records, recipe, accelerator) if val_records else None
+        self.history: list[dict[str, float]] = []
+
+    def fit(self, progress: Callable[[int, Mapping[str, float]], None]) -> dict[str, float]:
+        """Train to the end, going on from a checkpoint if there is one.
+
+        Args:
+            progress: Called after every step with its number and the last evaluation.
+
+        Returns:
+            `best_accuracy` and `last_accuracy` on the test set, percent; with a validation set also
+            `selected_accuracy`: the test accuracy of the evaluation that was best on it.
+        """
+        first = self._resume()
+        batches = self.objective.batches(self.schedule.batch_sizes, first, self.accelerator)
+        self.model.train()
+        loss_sum = correct = count = 0.0
+        for step, batch in enumerate(batches, start=first):
+            loss, hits = self._step(step, batch)
+            loss_sum += loss * len(hits)
+            correct += hits.sum()
+            count += len(hits)
+            if self.schedule.evaluates_after(step + 1):
+                self._evaluate(step + 1, float(loss_sum) / count, 100 * float(correct) / count)
+                loss_sum = correct = count = 0.0
+            progress(step + 1, self.history[-1] if self.history else {})
+        return self._summary()
+
+    def _step(self, step: int, batch: Any) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(stable_seed("step", self.seed, step))  # dropout, mixing
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.learning_rate(step)
+        device = self.accelerator.device
+        batch = [part.to(device, non_blocking=True) for part in batch]
+        with self.accelerator.autocast():
+            loss, hits = self.objective.loss(self.model, batch)
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach(), hits
+
+    def _evaluate(self, step: int, train_loss: float, train_accuracy: float) -> None:
+        test_loss, test_accuracy = evaluate(self.model, self.test_loader, self.accelerator)
+        row = {
+            "step": step,
+            "epoch": step / self.schedule.steps_per_epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": train_loss,
+            "test_loss": test_loss,
+            "train_accuracy": train_accuracy,
+            "test_accuracy": test_accuracy,
+        }
+        if self.val_loader is not None:
+            _, row["val_accuracy"] = evaluate(self.model, self.val_loader, self.accelerator)
+        best_before = max((r["test_accuracy"] for r in self.history), default=-1.0)
+        self.history.append(row)
+        if self.accelerator.is_main_process:
+            self._save(step, is_best=test_accuracy > best_before)
+            self._write_log()
+
+    def _save(self, step: int, is_best: bool) -> None:
+        best = max(row["test_accuracy"] for row in self.history)
+        state = {
+            **classifier_state(self.classifier),
+            **self.extra_state,
+            "epoch": self.history[-1]["epoch"],
+            "step": step,
+            "acc": self.history[-1]["test_accuracy"],
+            "best_acc": best,
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+        }
+        names = ["checkpoint.pth.tar"] + (["model_best.pth.tar"] if is_best else [])
+        for name in names:
+            partial = self.run_dir / f".{name}.partial"
+            torch.save(state, partial)
+            partial.replace(self.run_dir / name)
+
+    def _resume(self) -> int:
+        """Load the last checkpoint; returns the number of steps done."""
+        path = self.run_dir / "checkpoint.pth.tar"
+        if not path.is_file():
+            return 0
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.classifier.load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = state["history"]
+        logger.info("going on after step %d of %s", state["step"], self.run_dir)
+        return state["step"]
+
+    def _write_log(self) -> None:
+        """log.txt (tab-separated, as the DistDiff repository writes it) and curves.png."""
+        lines = [f"Namespace({self.recipe})", "".join(f"{name}\t" for name in HEADER)]
+        best = 0.0
+        for row in self.history:
+            keys = ("epoch", "lr", "train_loss", "test_loss", "train_accuracy", "test_accuracy")
+            lines.append("".join(f"{row[key]:.6f}\t" for key in keys))
+            if row["test_accuracy"] > best:
+                best = row["test_accuracy"]
+                lines.append(f"The best performance:{best}")
+        write_atomic(self.run_dir / "log.txt", "\n".join(lines) + "\n")
+        steps = [row["step"] for row in self.history]
+
+        def curves(kind: str) -> dict[str, list[tuple[float, float]]]:
+            names = [n for n in ("train", "val", "test") if f"{n}_{kind}" in self.history[0]]
+            return {n: list(zip(steps, (r[f"{n}_{kind}"] for r in self.history))) for n in names}
+
+        charts = [
+            line_chart(curves("accuracy"), "top-1 accuracy (%)", "optimiser step"),
+            line_chart(curves("loss"), "cross-entropy", "optimiser step"),
+        ]
+        save_figure(stacked(charts), self.run_dir / "curves.png")
+
+    def _summary(self) -> dict[str, float]:
+        accuracies = [row["test_accuracy"] for row in self.history]
+        results = {"best_accuracy": max(accuracies), "last_accuracy": accuracies[-1]}
+        if self.val_loader is not None:
+            chosen = max(self.history, key=lambda row: row["val_accuracy"])
+            results["val_accuracy"] = chosen["val_accuracy"]
+            results["selected_accuracy"] = chosen["test_accuracy"]
+        return results
+
+
+def run_once(
+    run_dir: Path,
+    identity: Mapping[str, Any],
+    make_trainer: Callable[[], Trainer],
+    progress: Callable[[int, Mapping[str, float]], None],
+    accelerator: Accelerator,
+) -> bool:
+    """Train unless the run is done; returns whether it was trained now.
+
+    Args:
+        identity: All that decides the result; goes into options.yaml and results.yaml.
+    """
+    if accelerator.is_main_process:
+        remedy = "give another --exp or --checkpoint_dir, or remove the folder"
+        claim_folder(run_dir, "options.yaml", identity, remedy)
+    accelerator.wait_for_everyone()
+    if is_done(run_dir):
+        return False
+    begun = time.monotonic()
+    trainer = make_trainer()
+    results = trainer.fit(progress)
+    if accelerator.is_main_process:
+        steps = trainer.history[-1]["step"]
+        facts = {"steps": steps, "seconds": round(time.monotonic() - begun, 1)}
+        write_atomic(run_dir / "results.yaml", to_yaml({**results, **facts, **identity}))
+    accelerator.wait_for_everyone()
+    return True

@@ -1,0 +1,59 @@
+"""Classifier preprocessing: one normalisation for training, evaluation, prototypes and guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from expansion.recipe import Recipe
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+BICUBIC = InterpolationMode.BICUBIC
+
+# Recipe.augment -> the step that is put after rotation, crop and flip.
+AUGMENT_STEPS: dict[str, Callable[[], list[nn.Module]]] = {
+    "default": list,
+    "randaugment": lambda: [v2.RandAugment(num_ops=2, magnitude=9)],
+}
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Images (..., 3, H, W) in [0, 1] to the classifiers' input: ImageNet mean 0, deviation 1."""
+    return F.normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def to_unit_tensor(image: Image.Image) -> Tensor:
+    """PIL image to (3, H, W) float32 in [0, 1]."""
+    return F.to_dtype(F.to_image(image), torch.float32, scale=True)
+
+
+def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
+    """Resize, rotation, random crop, flip, `recipe.augment`, normalisation (DistDiff's recipe)."""
+    size = recipe.resize_size
+    steps: list[nn.Module] = [v2.Resize((size, size), interpolation=BICUBIC)]
+    if recipe.rotation:
+        steps.append(v2.RandomRotation(recipe.rotation))
+    steps.append(v2.RandomCrop(recipe.image_size))
+    if recipe.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip())
+    steps += AUGMENT_STEPS[recipe.augment]()
+    return v2.Compose([*steps, to_unit_tensor, normalize])
+
+
+def eval_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
+    """Resize, centre crop, normalisation."""
+    size = recipe.resize_size
+    resize = v2.Resize((size, size), interpolation=BICUBIC)
+    return v2.Compose([resize, v2.CenterCrop(recipe.image_size), to_unit_tensor, normalize])
+
+
+def prototype_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
+    """Squash to the guide's input size (bilinear), normalisation (arXiv 2403.06741, released code)."""
+    resize = v2.Resize((image_size, image_size), interpolation=InterpolationMode.BILINEAR)
+    return v2.Compose([resize, to_unit_tensor, normalize])

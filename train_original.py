@@ -1,0 +1,44 @@
+"""Train and evaluate a classifier on the real images; it also serves as DistDiff's guide.
+
+    python train_original.py caltech-101 resnet50 0.1 False 0
+    python train_original.py -d digits -a resnet8 --shots 2 --budget steps --max_train_steps 300
+
+One run per seed, in checkpoint/<dataset>/<arch>_unpretrained_lr<lr>/seed<k>. Finished runs are left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from expansion.errors import run_command
+from expansion.experiment import TrainConfig, load_data, parse_training, run_dir, train_seeds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    positionals = ("dataset", "arch", "lr", "pretrained", "gpu")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config, recipe = parse_training(arguments, __doc__, positionals, TrainConfig)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    data = load_data(config, recipe)
+
+    def make_objective(seed: int):
+        from expansion.training import Supervised
+
+        return Supervised(data.train, recipe, seed)
+
+    exp = config.exp or (None if recipe.augment == "default" else recipe.augment)
+    train_seeds(
+        config,
+        recipe,
+        data,
+        arm=exp or "Original",
+        folder=run_dir(config, recipe, data.dataset, exp),
+        facts={"num_real": len(data.train), "num_generated": 0},
+        make_objective=make_objective,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
