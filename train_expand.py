@@ -1,7 +1,7 @@
 """Train and evaluate a classifier on real + generated images.
 
     python train_expand.py caltech-101 resnet50 0.1 distdiff_5x False 0
-    python train_expand.py -d digits -a resnet8 --shots 2 --exp distdiff_10x --budget steps --max_train_steps 300
+    python train_expand.py -d digits --shots 2 --exp distdiff_10x --budget steps --max_train_steps 300
 
 The generated images are data/<dataset>_expansion/<exp>; the runs are
 checkpoint/<dataset>/<arch>_unpretrained_<exp>_lr<lr>/seed<k>. Finished runs are left alone.

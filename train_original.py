@@ -1,7 +1,7 @@
 """Train and evaluate a classifier on the real images; it also serves as DistDiff's guide.
 
     python train_original.py caltech-101 resnet50 0.1 False 0
-    python train_original.py -d digits -a resnet8 --shots 2 --budget steps --max_train_steps 300
+    python train_original.py -d digits --shots 2 --budget steps --max_train_steps 300
 
 One run per seed, in checkpoint/<dataset>/<arch>_unpretrained_lr<lr>/seed<k>. Finished runs are left alone.
 """

@@ -134,10 +134,10 @@ def require(condition: bool, message: str) -> None:
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> InputError:
-    """The error for a name that is in no registry, with the known names."""
-    return InputError(
-        f"unknown {kind} '{name}'{_suggest(name, known)}; known: {', '.join(sorted(known))}"
-    )
+    """The error for a name that is in no registry, with a close name or the known ones."""
+    suggestion = _suggest(name, known)
+    listed = "" if suggestion and len(known) > 12 else f"; known: {', '.join(sorted(known))}"
+    return InputError(f"unknown {kind} '{name}'{suggestion}{listed}")
 
 
 def _suggest(name: str, known: typing.Iterable[str]) -> str:

@@ -13,7 +13,7 @@ AUGMENTATIONS = ("default", "randaugment")
 class Recipe:
     """Optimiser, schedule, preprocessing and precision of a classifier run; the papers' values by default."""
 
-    arch: str = option("resnet50", "backbone: a torchvision classifier, resnet8, resnet20 or resnet18_cifar", flags=("-a",))
+    arch: str = option("resnet50", "backbone: any torchvision classifier, resnet18_cifar or resnet10_tiny (both for 32 pixels)", flags=("-a",))
     pretrained: bool = option(False, "start from ImageNet weights")
     lr: float = option(0.1, "peak learning rate of SGD")
     momentum: float = option(0.9, "SGD momentum")
