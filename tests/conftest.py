@@ -1,0 +1,63 @@
+"""Shared fixtures. Everything runs offline on the CPU with the embedded digits and checkpoint."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY_MODEL = ROOT / "assets" / "tiny-sd-digits"
+
+
+@pytest.fixture(scope="session")
+def pipeline():
+    """The embedded checkpoint; tests must leave it as they found it."""
+    from expansion.stable_diffusion import load_pipeline
+
+    return load_pipeline(str(TINY_MODEL))
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory) -> Path:
+    """A data folder in which the digits are unpacked: `<digits_dir>/digits/train/0/*.png`."""
+    from expansion.image_datasets import load_dataset
+
+    folder = tmp_path_factory.mktemp("data")
+    load_dataset("digits", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def guide_path(tmp_path_factory) -> Path:
+    """An untrained classifier of the ten digits, saved as train_original.py saves one."""
+    from expansion.backbones import Classifier, classifier_state
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("guide") / "model_best.pth.tar"
+    torch.save(classifier_state(Classifier("resnet10_tiny", 10, 32)), path)
+    return path
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    """Function that writes `<tmp>/<name>/<split>/<class>/<file>` images of one colour per class."""
+
+    def make(name: str, tree: dict[str, dict[str, list[str]]], size: int = 32) -> Path:
+        for split, classes in tree.items():
+            for i, (class_name, files) in enumerate(classes.items()):
+                folder = tmp_path / name / split / class_name
+                folder.mkdir(parents=True)
+                for j, file in enumerate(files):
+                    colour = (40 * i % 256, 60 * j % 256, 128)
+                    Image.new("RGB", (size, size), colour).save(folder / file)
+        return tmp_path / name
+
+    return make
