@@ -26,6 +26,7 @@ from dreamda.config import FinetuneConfig
 from expansion.batches import SeededImages, StreamBatches, stream_loader
 from expansion.config import require
 from expansion.image_datasets import ImageRecord
+from expansion.prompts import class_prompt
 from expansion.seeding import stable_seed
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,9 @@ class CaptionSource:
                 return_tensors="pt",
             ).input_ids[0]
 
-        self.by_class = [[tokens(t.format(name)) for t in templates] for name in names]
+        self.by_class = [
+            [tokens(class_prompt(t, name)) for t in templates] for name in names
+        ]
         self.empty = tokens("")
         self.dropout = dropout
 

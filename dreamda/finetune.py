@@ -13,7 +13,9 @@ import argparse
 import dataclasses
 import json
 import logging
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from dreamda.config import FinetuneConfig, FromScratchConfig
 from expansion.config import add_options, command_line_source, compose, load_yaml, require
 from expansion.errors import run_command
 from expansion.image_datasets import ImageDataset, load_dataset
+from expansion.prompts import class_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +110,7 @@ def _start_from_scratch(
     if (start_dir / "model_index.json").is_file():
         return load_pipeline(str(start_dir))
     require(config.resolution is not None, "--from_scratch needs --resolution")
-    captions = [c.format(name) for c in config.captions for name in dataset.prompt_names]
+    captions = [class_prompt(c, name) for c in config.captions for name in dataset.prompt_names]
     pipeline = build_pipeline(scratch, config.resolution, captions, config.seed)
     records = dataset.records(config.dataset_split)
     transform = training_transform(config, config.resolution)
@@ -135,17 +138,26 @@ def _write_report(
 
     values = {"minutes": round(minutes, 1), **dataclasses.asdict(config)}
     (output_dir / "training.json").write_text(json.dumps(values, indent=2) + "\n")
+    num_images = len(dataset.records(config.dataset_split))
+    start = "from scratch" if config.from_scratch else f"from {config.pretrained_model_name_or_path}"
+    command = shlex.join(["python", "-m", "dreamda.finetune", *sys.argv[1:]])
+    (output_dir / "README.md").write_text(
+        f"# {output_dir.name}\n\n"
+        f"A Stable Diffusion checkpoint in diffusers layout, trained {start} on the {num_images} images of "
+        f"the {config.dataset_split} split of {dataset.name}: {config.max_train_steps} steps, batch "
+        f"{config.train_batch_size}, seed {config.seed}, {minutes:.0f} minutes. All settings are in "
+        f"`training.json`.\n\n    {command}\n\n"
+        f"![samples](samples.png)\n\nSix samples per class, guidance scale {config.sample_guidance_scale:g}.\n"
+    )
     smooth = [
-        (step, sum(loss for _, loss in losses[i : i + 25]) / len(losses[i : i + 25]))
-        for i, (step, _) in enumerate(losses)
-        if i % 25 == 0
+        (losses[i][0], sum(loss for _, loss in losses[i : i + 25]) / len(losses[i : i + 25]))
+        for i in range(0, len(losses), 25)
     ]
     save_figure(line_chart({"loss": smooth}, "training loss", "step"), output_dir / "loss.png")
-    rows = []
-    for name in dataset.prompt_names[:20]:
-        prompt = config.captions[0].format(name)
-        images = _samples(pipeline, prompt, config)
-        rows.append((name, images))
+    rows = [
+        (name, _samples(pipeline, class_prompt(config.captions[0], name), config))
+        for name in dataset.prompt_names[:20]
+    ]
     save_figure(contact_sheet(rows), output_dir / "samples.png")
 
 

@@ -6,6 +6,7 @@ runs on the large checkpoints runs on the small one.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 
@@ -58,8 +59,6 @@ def build_tokenizer(captions: Sequence[str], vocab_size: int) -> CLIPTokenizer:
 
 
 def _merges(tokenizer: Tokenizer) -> list[Sequence[str]]:
-    import json
-
     return json.loads(tokenizer.to_str())["model"]["merges"]
 
 

@@ -27,6 +27,7 @@ from expansion.config import (
 )
 from expansion.errors import InputError
 from expansion.image_datasets import (
+    DEFAULT_DATASET,
     ImageDataset,
     ImageRecord,
     dataset_config,
@@ -35,7 +36,8 @@ from expansion.image_datasets import (
     load_dataset,
     readable_records,
 )
-from expansion.recipe import Recipe
+from expansion.recipe import Recipe, Schedule
+from expansion.runs import is_done, to_yaml
 
 if TYPE_CHECKING:
     from expansion.training import Objective
@@ -49,7 +51,7 @@ NOT_DECISIVE = ("workers",)  # recipe fields that change no result
 class TrainConfig:
     """Settings of a training command beside the recipe."""
 
-    dataset: str = option("digits", "dataset name or folder", flags=("-d",))
+    dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
     data_dir: str = option("data", "where named datasets lie")
     checkpoint_dir: str = option("checkpoint", "where run folders are made")
     exp: str | None = option(None, "name of the run; becomes part of its folder")
@@ -57,6 +59,7 @@ class TrainConfig:
     shots: int | None = option(None, "use only this many real images per class")
     subset_seed: int = option(0, "which images --shots keeps")
     on_error: str = option("fail", "what an unreadable image does", choices=("fail", "skip"))
+    dry_run: bool = option(False, "print the settings and the plan, and stop")
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def train_seeds(
     facts: Mapping[str, Any],
     make_objective: Callable[[int], Objective],
 ) -> None:
-    """One run per seed; finished runs are left alone, stopped ones go on.
+    """One run per seed; finished runs are left alone, stopped ones go on. A dry run only says what it would do.
 
     Args:
         arm: Row name in the tables of parse_logs.py.
@@ -157,8 +160,11 @@ def train_seeds(
         facts: What else decides the result, and counts for the tables.
         make_objective: From a seed.
     """
-    from accelerate import Accelerator
+    if config.dry_run:
+        print(_describe(config, recipe, data, arm, folder, facts))
+        return
     import torch
+    from accelerate import Accelerator
 
     from expansion.backbones import Classifier, check_arch
     from expansion.training import Trainer, run_once
@@ -199,6 +205,28 @@ def train_seeds(
             trained = run_once(folder / f"seed{seed}", identity, make_trainer, progress, accelerator)
         note = "" if trained else " (done before)"
         logger.info("%s: %s%s", folder / f"seed{seed}", _accuracies(folder / f"seed{seed}"), note)
+
+
+def _describe(
+    config: TrainConfig,
+    recipe: Recipe,
+    data: TrainData,
+    arm: str,
+    folder: Path,
+    facts: Mapping[str, Any],
+) -> str:
+    settings = {**dataclasses.asdict(config), **dataclasses.asdict(recipe)}
+    num_images = facts["num_real"] + facts["num_generated"]
+    steps = Schedule(recipe, num_images).batch_sizes
+    states = {seed: "done" if is_done(folder / f"seed{seed}") else "to do" for seed in config.seeds}
+    return (
+        f"{to_yaml(settings)}\n"
+        f"arm: {arm}\n"
+        f"training images: {facts['num_real']} real + {facts['num_generated']} generated; "
+        f"{len(data.val)} held out, {len(data.test)} for testing; {len(data.dataset.class_names)} classes\n"
+        f"optimiser steps: {len(steps)} of up to {max(steps)} images\n"
+        f"output: {folder}; " + ", ".join(f"seed {seed} {state}" for seed, state in states.items())
+    )
 
 
 def _value(text: str) -> Any:

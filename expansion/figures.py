@@ -13,23 +13,29 @@ GREY = "#888888"
 
 
 def contact_sheet(
-    rows: Sequence[tuple[str, Sequence[Image.Image]]], cell: int = 96, label_width: int = 150
+    rows: Sequence[tuple[str, Sequence[Image.Image]]],
+    headings: Sequence[str] = (),
+    cell: int = 96,
+    label_width: int = 150,
 ) -> Image.Image:
     """One labelled line of images per row; small images are enlarged without smoothing.
 
     Args:
         rows: (label, images) per line.
+        headings: Text above each column, if any.
         cell: Side of an image on the sheet, pixels.
         label_width: Room for the labels, pixels.
     """
     columns = max(len(images) for _, images in rows)
-    gap = 4
-    size = (label_width + columns * (cell + gap) + gap, len(rows) * (cell + gap) + gap)
+    gap, header = 4, 20 if headings else 0
+    size = (label_width + columns * (cell + gap) + gap, header + len(rows) * (cell + gap) + gap)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
+    for j, heading in enumerate(headings):
+        draw.text((label_width + gap + j * (cell + gap), gap), heading, fill="black", font=font)
     for i, (label, images) in enumerate(rows):
-        top = gap + i * (cell + gap)
+        top = header + gap + i * (cell + gap)
         for j, line in enumerate(_wrapped(label, 20)):
             draw.text((gap, top + 16 * j), line, fill="black", font=font)
         for j, image in enumerate(images):

@@ -175,7 +175,7 @@ def manifest_row(
         "method": job.method,
         "model": job.model,
         "config": job.config_hash,
-        **details,
+        **({"details": dict(details)} if details else {}),
     }
 
 

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif".split()
 )
+DEFAULT_DATASET = "digits"
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid"), "prior": ("prior",)}
 
 

@@ -1,7 +1,8 @@
-"""How a classifier is trained: the recipe's schema. Imports no torch."""
+"""How a classifier is trained: the recipe's schema and its schedule. Imports no torch."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from expansion.config import option, require
@@ -58,3 +59,37 @@ class Recipe:
             f"resize_size {self.resize_size} is smaller than image_size {self.image_size}",
         )
         require(0 <= self.val_fraction < 1, f"val_fraction {self.val_fraction}: give 0 to below 1")
+
+
+class Schedule:
+    """Sizes of all batches, when to evaluate, and the learning rate.
+
+    Budget "epochs": passes over the training set, the last batch of each smaller; the cosine moves once per
+    epoch. Budget "steps": full batches over pass borders; the cosine moves every step.
+    """
+
+    def __init__(self, recipe: Recipe, num_images: int):
+        self.recipe = recipe
+        if recipe.budget == "epochs":
+            full, rest = divmod(num_images, recipe.batch_size)
+            epoch = [recipe.batch_size] * full + ([rest] if rest else [])
+            if len(epoch) > 1 and epoch[-1] == 1:
+                epoch[-2:] = [epoch[-2] + 1]  # batch normalisation cannot train on one image
+            self.batch_sizes = epoch * recipe.epochs
+            self.steps_per_epoch: float = len(epoch)
+            self.eval_steps = recipe.eval_steps or len(epoch)
+        else:
+            self.batch_sizes = [recipe.batch_size] * recipe.max_train_steps
+            self.steps_per_epoch = num_images / recipe.batch_size
+            self.eval_steps = recipe.eval_steps or math.ceil(recipe.max_train_steps / 10)
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of optimiser step `step`, from 0."""
+        done = step
+        if self.recipe.budget == "epochs":
+            done = step - step % int(self.steps_per_epoch)
+        return 0.5 * self.recipe.lr * (1 + math.cos(math.pi * done / len(self.batch_sizes)))
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether the test set is evaluated after `step` steps."""
+        return step % self.eval_steps == 0 or step == len(self.batch_sizes)

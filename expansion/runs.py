@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from expansion.config import PROJECT_ROOT
+from expansion.config import PROJECT_ROOT, load_yaml
 from expansion.errors import InputError
 
 LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pillow")
@@ -58,35 +59,41 @@ def _commit() -> str | None:
     return None
 
 
+def check_claim(folder: Path, file_name: str, identity: Mapping[str, Any], remedy: str) -> None:
+    """Raise InputError, showing each difference, if `folder` was begun with another identity."""
+    path = folder / file_name
+    if not path.exists():
+        return
+    wanted = yaml.safe_load(to_yaml(identity))
+    found = dict(load_yaml(path).values)
+    found.pop("made_with", None)
+    if found != wanted:
+        raise InputError(f"{folder} was begun with other settings ({_difference(found, wanted)}); {remedy}")
+
+
 def claim_folder(folder: Path, file_name: str, identity: Mapping[str, Any], remedy: str) -> None:
     """Make `folder` belong to `identity`: all that decides its content.
 
     The first process writes `<folder>/<file_name>`; every later one must bring the same identity.
 
     Raises:
-        InputError: The folder was begun with another identity; shows each difference.
+        InputError: See `check_claim`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name
-    wanted = yaml.safe_load(to_yaml(identity))
     partial = folder / f".{file_name}.{os.getpid()}.partial"
     try:
-        partial.write_text(to_yaml({**wanted, "made_with": provenance()}))
+        partial.write_text(to_yaml({**identity, "made_with": provenance()}))
         os.link(partial, path)  # fails if another process was first
-        return
     except FileExistsError:
-        pass
-    except OSError:
-        if not path.exists():  # a file system without hard links
-            partial.replace(path)
-            return
+        check_claim(folder, file_name, identity, remedy)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP):
+            raise
+        partial.replace(path)  # a file system without hard links
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
-    found = yaml.safe_load(path.read_text())
-    found.pop("made_with", None)
-    if found != wanted:
-        raise InputError(f"{folder} was begun with other settings ({_difference(found, wanted)}); {remedy}")
 
 
 def is_done(run_dir: Path) -> bool:

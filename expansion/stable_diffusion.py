@@ -10,13 +10,16 @@ from __future__ import annotations
 import functools
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from expansion.checkpoints import check_model_folder
 from expansion.errors import InputError
@@ -43,15 +46,16 @@ def load_pipeline(
     """
     check_model_folder(name_or_path)
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            name_or_path,
-            revision=revision,
-            dtype=DTYPES[dtype],
-            safety_checker=None,
-            requires_safety_checker=False,
-            use_safetensors=True,
-        )
-    except OSError as error:
+        with _quiet_libraries():
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                name_or_path,
+                revision=revision,
+                dtype=DTYPES[dtype],
+                safety_checker=None,
+                requires_safety_checker=False,
+                use_safetensors=True,
+            )
+    except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"cannot load the model {name_or_path}: {reason}") from error
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
@@ -66,8 +70,9 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -
 
     The text encoder's config says float32, so that a plain `from_pretrained` gives parts of one dtype.
     """
-    pipeline.to(dtype=DTYPES[dtype]).save_pretrained(folder, safe_serialization=True)
-    pipeline.to(dtype=torch.float32)
+    with _quiet_libraries():
+        pipeline.to(dtype=DTYPES[dtype]).save_pretrained(folder, safe_serialization=True)
+        pipeline.to(dtype=torch.float32)
     for part in ("text_encoder", "vae", "unet"):
         path = folder / part / "config.json"
         values = json.loads(path.read_text())
@@ -75,6 +80,22 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -
         if "dtype" in values:
             values["dtype"] = "float32"
         path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """No progress bars or advice from diffusers and transformers inside."""
+    libraries = (diffusers_logging, transformers_logging)
+    verbosities = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, verbosities):
+            library.enable_progress_bar()
+            library.set_verbosity(verbosity)
 
 
 def default_resolution(pipeline: StableDiffusionPipeline) -> int:

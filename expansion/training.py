@@ -13,7 +13,6 @@ What is learnt from which images is the objective's business; it is passed in.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from expansion.backbones import Classifier, classifier_state
 from expansion.batches import SeededImages, StreamBatches, stream_loader
 from expansion.figures import line_chart, save_figure, stacked
 from expansion.image_datasets import ImageRecord
-from expansion.recipe import Recipe
+from expansion.recipe import Recipe, Schedule
 from expansion.runs import claim_folder, is_done, to_yaml, write_atomic
 from expansion.seeding import stable_seed
 from expansion.transforms import eval_transform, train_transform
@@ -83,40 +82,6 @@ class Supervised:
         pixels, targets = batch
         logits = model(pixels)
         return F.cross_entropy(logits, targets), logits.argmax(dim=1) == targets
-
-
-class Schedule:
-    """Sizes of all batches, when to evaluate, and the learning rate.
-
-    Budget "epochs": passes over the training set, the last batch of each smaller; the cosine moves once per
-    epoch. Budget "steps": full batches over pass borders; the cosine moves every step.
-    """
-
-    def __init__(self, recipe: Recipe, num_images: int):
-        self.recipe = recipe
-        if recipe.budget == "epochs":
-            full, rest = divmod(num_images, recipe.batch_size)
-            epoch = [recipe.batch_size] * full + ([rest] if rest else [])
-            if len(epoch) > 1 and epoch[-1] == 1:
-                epoch[-2:] = [epoch[-2] + 1]  # batch normalisation cannot train on one image
-            self.batch_sizes = epoch * recipe.epochs
-            self.steps_per_epoch: float = len(epoch)
-            self.eval_steps = recipe.eval_steps or len(epoch)
-        else:
-            self.batch_sizes = [recipe.batch_size] * recipe.max_train_steps
-            self.steps_per_epoch = num_images / recipe.batch_size
-            self.eval_steps = recipe.eval_steps or math.ceil(recipe.max_train_steps / 10)
-
-    def learning_rate(self, step: int) -> float:
-        """Rate of optimiser step `step`, from 0."""
-        done = step
-        if self.recipe.budget == "epochs":
-            done = step - step % int(self.steps_per_epoch)
-        return 0.5 * self.recipe.lr * (1 + math.cos(math.pi * done / len(self.batch_sizes)))
-
-    def evaluates_after(self, step: int) -> bool:
-        """Whether the test set is evaluated after `step` steps."""
-        return step % self.eval_steps == 0 or step == len(self.batch_sizes)
 
 
 @torch.inference_mode()

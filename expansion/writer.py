@@ -133,12 +133,12 @@ def read_manifest(output_dir: Path) -> list[dict[str, Any]]:
     return [rows[name] for name in sorted(rows)]
 
 
-def merge_manifests(output_dir: Path) -> int:
-    """Write `metadata.jsonl` from all manifests; returns the number of images."""
+def merge_manifests(output_dir: Path) -> list[dict[str, Any]]:
+    """Write `metadata.jsonl` from all manifests and return its rows."""
     rows = read_manifest(output_dir)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     write_atomic(output_dir / "metadata.jsonl", "".join(lines))
-    return len(rows)
+    return rows
 
 
 def read_expansion(output_dir: Path, class_names: Sequence[str]) -> list[ImageRecord]:

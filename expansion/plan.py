@@ -1,0 +1,171 @@
+"""The plan of an expansion: which images, which shard, where to, and what identifies it. Loads no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expansion.checkpoints import (
+    check_model_folder,
+    file_fingerprint,
+    locate_model,
+    model_fingerprint,
+    model_resolution,
+)
+from expansion.config import config_hash, option, require
+from expansion.image_datasets import (
+    DEFAULT_DATASET,
+    ImageDataset,
+    ImageRecord,
+    few_shot,
+    load_dataset,
+    readable_records,
+)
+from expansion.naming import folder_names, image_stems
+from expansion.prompts import class_prompt
+from expansion.runs import to_yaml
+from expansion.sampler import SamplerConfig
+from expansion.sharding import make_units, resolve_shard, take_shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandConfig:
+    """Settings of a run that every method shares."""
+
+    dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
+    method: str | None = option(None, "how images are generated")
+    data_dir: str = option("data", "where named datasets lie")
+    exp: str | None = option(None, "name of the expanded set; default: <method>_<n>x")
+    output_dir: str | None = option(
+        None, "folder of the expanded set; default: <data_dir>/<dataset>_expansion/<exp>"
+    )
+    num_images_per_prompt: int = option(5, "n: variants of each real image")
+    pretrained_model_name_or_path: str = option(
+        "CompVis/stable-diffusion-v1-4", "Stable Diffusion checkpoint: hub id or diffusers folder"
+    )
+    revision: str | None = option(None, "branch, tag or commit of a hub id")
+    resolution: int | None = option(None, "side of the images, pixels; default: the checkpoint's own")
+    prompt_template: str | None = option(None, "prompt, {} is the class name; default: the dataset's")
+    batch_size: int = option(8, "images that are denoised together")
+    seed: int = option(42, "run seed; with the real image's path and n it decides the noise")
+    shots: int | None = option(None, "use only this many real images per class")
+    subset_seed: int = option(0, "which images --shots keeps")
+    split: int | None = option(None, "number of this shard, from 0")
+    total_split: int | None = option(None, "number of shards")
+    device: str = option("auto", "cuda, cpu, ...; auto: a GPU if there is one")
+    dtype: str = option(
+        "auto",
+        "number format of the networks; auto: float16 on a GPU, else float32",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
+    compile: bool = option(False, "torch.compile the U-Net: minutes of start-up, then faster")
+    on_error: str = option("fail", "what an unreadable real image does", choices=("fail", "skip"))
+
+    def __post_init__(self):
+        for name in ("num_images_per_prompt", "batch_size"):
+            require(getattr(self, name) > 0, f"{name} {getattr(self, name)}: give a positive number")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run with its work laid out; nothing is loaded yet."""
+
+    config: ExpandConfig
+    method_config: SamplerConfig
+    dataset: ImageDataset
+    records: list[ImageRecord]
+    num_skipped: int
+    prompts: list[str]
+    stems: dict[str, str]
+    folders: dict[str, str]
+    output_dir: Path
+    model: str
+    split: int
+    total_split: int
+
+    @property
+    def items(self) -> list[tuple[ImageRecord, int]]:
+        """Every (real image, variant) of all shards, in order."""
+        count = self.config.num_images_per_prompt
+        return [(record, variant) for record in self.records for variant in range(count)]
+
+    @property
+    def shard_units(self) -> list[list[tuple[ImageRecord, int]]]:
+        """The units of this shard."""
+        return take_shard(make_units(self.items, self.config.batch_size), self.split, self.total_split)
+
+
+def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
+    """Find and check everything that can be checked before weights load."""
+    split, total_split = resolve_shard(config.split, config.total_split)
+    model = locate_model(config.pretrained_model_name_or_path)
+    check_model_folder(model)
+    for name, path in method_config.input_files().items():
+        require(
+            Path(path).is_file(),
+            f"{name} {path} does not exist; train the classifier first with train_original.py",
+        )
+    dataset = load_dataset(config.dataset, config.data_dir)
+    everything = dataset.records("train")
+    records = few_shot(everything, config.shots, config.subset_seed)
+    records, problems = readable_records(records, config.on_error)
+    require(bool(records), f"no readable training image in {dataset.root}")
+    template = config.prompt_template or dataset.config.prompt_template
+    folders = folder_names(dataset.class_names)
+    exp = config.exp or f"{config.method}_{config.num_images_per_prompt}x"
+    output_dir = Path(config.data_dir) / f"{dataset.name}_expansion" / exp
+    return Plan(
+        config=config,
+        method_config=method_config,
+        dataset=dataset,
+        records=records,
+        num_skipped=len(problems),
+        prompts=[class_prompt(template, name) for name in dataset.prompt_names],
+        stems=image_stems(everything, folders),
+        folders=folders,
+        output_dir=Path(config.output_dir) if config.output_dir else output_dir,
+        model=model,
+        split=split,
+        total_split=total_split,
+    )
+
+
+def describe(plan: Plan) -> str:
+    """The resolved settings and the size of the work, as text."""
+    resolution = plan.config.resolution or model_resolution(plan.model)
+    mine = sum(map(len, plan.shard_units))
+    rows = plan.method_config.unet_rows_per_image()
+    settings = {**dataclasses.asdict(plan.config), **dataclasses.asdict(plan.method_config)}
+    gigabytes = mine * resolution**2 * 1.7e-9  # a PNG takes about 1.7 bytes per pixel
+    return (
+        f"{to_yaml(settings)}\n"
+        f"real images: {len(plan.records)} in {len(plan.dataset.class_names)} classes"
+        f" ({plan.num_skipped} unreadable ones left out)\n"
+        f"images to generate: {len(plan.items)}, {resolution}x{resolution} pixels\n"
+        f"shard {plan.split} of {plan.total_split}: {mine} images in {len(plan.shard_units)} units\n"
+        f"U-Net rows: {rows:g} per image, {rows * mine:.3g} for this shard\n"
+        f"disk space: about {gigabytes:.2g} GB for this shard\n"
+        f"output: {plan.output_dir}"
+    )
+
+
+def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
+    """Everything that decides the images, and nothing else."""
+    settings = dataclasses.asdict(plan.method_config)
+    for name, path in plan.method_config.input_files().items():
+        settings[name] = file_fingerprint(path)
+    identity = {
+        "method": plan.config.method,
+        "settings": settings,
+        "model": model_fingerprint(plan.model, plan.config.revision),
+        "resolution": plan.config.resolution,
+        "dtype": dtype,
+        "seed": plan.config.seed,
+        "prompts": config_hash(plan.prompts),
+        "classes": config_hash(plan.dataset.class_names),
+    }
+    if plan.method_config.depends_on_dataset:
+        identity["real_images"] = config_hash([record.file_name for record in plan.records])
+    return identity

@@ -1,0 +1,187 @@
+"""Every command and every file that README, INSTALL, scripts and configs name exists and works under --dry_run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import expand
+import parse_logs
+import train_expand
+import train_original
+from dreamda import finetune
+
+ROOT = Path(__file__).resolve().parents[1]
+ENTRIES = {
+    "expand.py": expand.main,
+    "train_original.py": train_original.main,
+    "train_expand.py": train_expand.main,
+    "parse_logs.py": parse_logs.main,
+}
+
+
+def python_commands(path: Path) -> list[str]:
+    """The `python ...` commands of a file's shell blocks or comments, continuation lines joined."""
+    text = path.read_text().replace("\\\\\n", "\\\n")
+    lines = re.sub(r"\\\n(#|\s)*", " ", text).splitlines()
+    commands = [re.search(r"^[#\s]*(python (?:\w+\.py|-m dreamda\.).*)$", line) for line in lines]
+    return [c[1].split("  #")[0].strip() for c in commands if c]
+
+
+COMMANDS = sorted(
+    {
+        command
+        for path in [
+            ROOT / "README.md",
+            ROOT / "INSTALL.md",
+            *ROOT.glob("*.py"),
+            *ROOT.glob("dreamda/*.py"),
+            *ROOT.glob("configs/*/*.yaml"),
+        ]
+        for command in python_commands(path)
+    }
+)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, make_folder, digits_dir) -> Path:
+    """A working folder with small stand-ins for all that the documents' commands refer to."""
+    tree = {split: {"ant": ["1.jpg", "2.jpg"], "yin_yang": ["1.jpg"]} for split in ("train", "test")}
+    make_folder("data/caltech-101", tree)
+    make_folder("path/to/folder", tree)
+    (tmp_path / "data" / "digits").symlink_to(digits_dir / "digits")
+    for dataset in ("caltech-101", "folder", "digits"):
+        runs = tmp_path / "checkpoint" / dataset
+        for run in ("resnet50_unpretrained_lr0.1", "resnet50_unpretrained_distdiff_5x_lr0.1"):
+            (runs / run / "seed1").mkdir(parents=True)
+            (runs / run / "seed1" / "results.yaml").write_text("best_accuracy: 50.0\nlast_accuracy: 40.0\n")
+            (runs / run / "seed1" / "model_best.pth.tar").write_bytes(b"")
+    (tmp_path / "GUIDE").write_bytes(b"")
+    for name, shots in (("caltech-101", "distdiff_5x"), ("folder", "distdiff_10x"), ("digits", "distdiff_10x")):
+        _expansion(tmp_path / "data" / f"{name}_expansion" / shots, name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path
+
+
+def _expansion(folder: Path, dataset: str) -> None:
+    """A set of one generated image, made from a training image of `dataset`."""
+    from PIL import Image
+
+    from expansion.image_datasets import few_shot, load_dataset
+
+    root = "path/to/folder" if dataset == "folder" else dataset
+    base = folder.parents[1]
+    location = str(base.parent / root) if dataset == "folder" else dataset
+    record = few_shot(load_dataset(location, base).records("train"), 1)[0]
+    (folder / "c").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "c" / "1_expand_0.png")
+    row = {"file_name": "c/1_expand_0.png", "class": record.class_name, "source": record.file_name}
+    (folder / "manifest.0-of-1.1.jsonl").write_text(json.dumps(row) + "\n")
+
+
+def test_the_documents_hold_commands():
+    assert len(COMMANDS) > 10
+    assert {command.split()[1] for command in COMMANDS} >= {"-m", *ENTRIES}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_documented_command_works_under_dry_run(command, workplace, capsys):
+    words = [w for w in shlex.split(command)[1:] if not w.startswith(("{", "&"))]
+    if words[:2] == ["-m", "dreamda.finetune"]:
+        words = _from_project(words)
+        config, _ = finetune.parse(words[2:])
+        assert config.output_dir
+        return
+    entry, arguments = words[0], _from_project(words[1:])
+    if entry != "parse_logs.py":
+        arguments.append("--dry_run")
+    if "digits" in arguments and "distdiff" in arguments:
+        arguments += ["--encoder_weight_path", "GUIDE"]
+    assert not ENTRIES[entry](arguments)
+    assert capsys.readouterr().out
+
+
+def _from_project(words: list[str]) -> list[str]:
+    return [str(ROOT / w) if w.startswith(("configs/", "assets/")) else w for w in words]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_yaml_file_resolves(path, workplace):
+    kind = path.parent.name
+    if kind == "datasets":
+        assert not train_original.main(["-d", path.stem, "--dry_run"])
+        assert not expand.main(["-d", path.stem, "--method", "img2img", "--dry_run"])
+    elif kind == "classifiers":
+        assert not train_original.main(["-d", "digits", "--config", str(path), "--dry_run"])
+    elif kind == "dreamda":
+        finetune.parse(["--config", str(path)])
+    else:
+        arguments = ["-d", "digits", "--config", str(path), "--dry_run"]
+        if kind == "distdiff":
+            arguments += ["--encoder_weight_path", "GUIDE"]
+        assert not expand.main(arguments)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        ["exps/train_original.sh", "caltech-101", "resnet50", "0.1", "False", "0"],
+        ["exps/expand_diff.sh", "5", "0", "3"],
+        ["exps/train_expand.sh", "caltech-101", "resnet50", "0.1", "distdiff_5x", "False", "0"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_papers_scripts_run_under_sh_and_bash(script, workplace):
+    guide = workplace / "checkpoint/caltech-101/resnet50_unpretrained_lr0.1/seed1/model_best.pth.tar"
+    environ = {**os.environ, "PYTHON": sys.executable, "GUIDE": str(guide)}
+    arguments = [*script[1:], "--data_dir", str(workplace / "data"), "--dry_run"]
+    for shell in ("sh", "bash"):
+        done = subprocess.run(
+            [shell, f"scripts/{script[0]}", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "caltech-101" in done.stdout
+
+
+def test_a_failed_shard_fails_the_whole_experiment(workplace):
+    fake = workplace / "python"
+    fake.write_text('#!/bin/sh\necho "$@" >> calls\ncase "$*" in *"--split 1"*) exit 3;; esac\n')
+    fake.chmod(0o755)
+    (workplace / "scripts").symlink_to(ROOT / "scripts")
+    script = (ROOT / "scripts" / "single_exp.sh").read_text().replace('cd "$(dirname "$0")/.."', ":")
+    (workplace / "single_exp.sh").write_text(script)
+    environ = {**os.environ, "PYTHON": str(fake), "GPUS": "0 1"}
+    done = subprocess.run(["bash", "single_exp.sh"], cwd=workplace, env=environ, capture_output=True, text=True)
+    calls = (workplace / "calls").read_text()
+    assert done.returncode == 1 and "a shard failed" in done.stderr
+    assert "--split 0" in calls and "train_expand.py" not in calls
+
+
+@pytest.mark.parametrize("document", ["README.md", "INSTALL.md"])
+def test_every_file_that_a_document_names_exists(document):
+    text = (ROOT / document).read_text()
+    named = re.findall(r"(?:assets|configs|scripts|expansion|distdiff|dreamda)/[\w./-]*\w", text)
+    missing = [name for name in set(named) if not (ROOT / name).exists() and "name.yaml" not in name]
+    assert named and not missing
+
+
+@pytest.mark.parametrize("document", ["README.md", "INSTALL.md"])
+def test_every_option_that_a_document_names_exists(document, capsys):
+    known = {"--num_processes", "--output-dir"}
+    for entry in ENTRIES.values():
+        for extra in ([], ["--method", "img2img"]) if entry is expand.main else ([],):
+            with pytest.raises(SystemExit):
+                entry([*extra, "--help"])
+    with pytest.raises(SystemExit):
+        finetune.parse(["--help"])
+    known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    named = set(re.findall(r"(?<![\w-])--\w[\w-]*", (ROOT / document).read_text()))
+    assert named <= known
