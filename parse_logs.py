@@ -162,7 +162,7 @@ def facts_of_path(folder: str, root: str) -> dict[str, Any]:
     for start in (top, *top.parents):
         if found := RUN_FOLDER.search(Path(os.path.relpath(folder, start)).as_posix()):
             dataset, arch, un, exp, lr = found.groups()
-            facts = {"dataset": dataset, "arch": arch, "pretrained": un is not None}
+            facts = {"dataset": dataset, "arch": arch, "pretrained": un is None}
             return {**facts, "arm": exp or "Original", "lr": float(lr)}
     dataset_dir, arm = os.path.split(folder)
     return {"dataset": os.path.basename(dataset_dir), "arch": "unknown arch", "arm": arm}

@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         return Supervised(data.train, recipe, seed)
 
-    exp = config.exp or (None if recipe.augment == "default" else recipe.augment)
+    augment = None if recipe.augment == "default" else recipe.augment
+    exp = "_".join(part for part in (config.exp, augment) if part) or None
     train_seeds(
         config,
         recipe,

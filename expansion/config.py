@@ -55,7 +55,7 @@ def load_yaml(path: str | Path) -> Source:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the config {path}: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         values = {}

@@ -6,6 +6,13 @@ import errno
 import sys
 from collections.abc import Callable
 
+REMEDIES = {
+    errno.ENOSPC: "make room, then run the same command to go on",
+    errno.EDQUOT: "make room, then run the same command to go on",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "change the permissions or choose another place",
+}
+
 
 class InputError(ValueError):
     """Wrong input. The message names the value, the file and the remedy in one line."""
@@ -21,14 +28,14 @@ def run_command(main: Callable[[], int | None]) -> None:
         sys.exit(main())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # the reader of stdout, such as head, has gone
+        sys.stderr.close()
+        sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in REMEDIES:
             raise
-        print(
-            f"error: cannot write {error.filename or 'the output'}: {error.strerror}; "
-            "make room or choose another folder, then run the same command to go on",
-            file=sys.stderr,
-        )
+        place = error.filename or "the output"
+        print(f"error: {place}: {error.strerror}; {REMEDIES[error.errno]}", file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped; run the same command to go on", file=sys.stderr)
         sys.exit(130)

@@ -18,7 +18,9 @@ def records(digits_dir):
 
 @pytest.fixture
 def images(records):
-    noisy = v2.Compose([v2.RandomCrop(28), v2.RandomRotation(20), to_unit_tensor, v2.GaussianNoise()])
+    noisy = v2.Compose(
+        [v2.RandomCrop(28), v2.RandomRotation(20), to_unit_tensor, v2.GaussianNoise()]
+    )
     return SeededImages(records, noisy)
 
 
@@ -31,9 +33,7 @@ def test_each_pass_holds_every_image_once_whatever_the_batch_size(num_items, bat
     count = -(-4 * num_items // batch_size)
     stream = flat(StreamBatches(num_items, [batch_size] * count, seed=5))
     assert len(stream) == count * batch_size
-    passes = [
-        [index for index, _ in stream[e * num_items : (e + 1) * num_items]] for e in range(4)
-    ]
+    passes = [[index for index, _ in stream[e * num_items : (e + 1) * num_items]] for e in range(4)]
     assert all(sorted(order) == list(range(num_items)) for order in passes)
     if num_items > 5:
         assert len(set(map(tuple, passes))) == 4

@@ -151,7 +151,9 @@ def test_options_of_the_command_line_become_values_and_the_others_stay_absent():
     assert "share that runs, in % (default: 10)" in text and "(default: 1 2)" in text
 
 
-@pytest.mark.parametrize("line", ["--kind plane", "--steps 1.5", "--turbo yes", "--sizes", "--extra 1"])
+@pytest.mark.parametrize(
+    "line", ["--kind plane", "--steps 1.5", "--turbo yes", "--sizes", "--extra 1"]
+)
 def test_a_wrong_option_ends_with_status_2(line, capsys):
     parser = argparse.ArgumentParser()
     add_options(parser, Engine, "engine")

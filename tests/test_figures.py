@@ -45,6 +45,7 @@ def test_a_label_of_any_kind_leaves_the_images_alone(label):
     sheet = contact_sheet([(label, [Image.new("RGB", (8, 8), "red")])], cell=96)
     assert sheet.size == (150 + 100 + 4, 104)
     assert colours(sheet.crop((154, 4, 250, 100))) == {(255, 0, 0)}
+    assert (len(colours(sheet.crop((0, 0, 150, 104)))) > 1) == bool(label)
 
 
 def test_small_images_are_enlarged_without_smoothing():

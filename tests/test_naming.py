@@ -13,10 +13,23 @@ import pytest
 from expansion.image_datasets import ImageRecord
 from expansion.naming import folder_names, image_stems, variant_name
 
-SAFE = ["accordion", "BACKGROUND_Google", "Felis catus", "cat.v2", "a-b_c (1)", "\u72d7", "\U0001f600", "-rf"]
+SAFE = [
+    "accordion",
+    "BACKGROUND_Google",
+    "Felis catus",
+    "cat.v2",
+    "a-b_c (1)",
+    "\u72d7",
+    "\U0001f600",
+    "-rf",
+]
 # Every group's members come out alike unless they are told apart.
 CLASHES = [
-    ["2012 Ram C/V Cargo Van Minivan", "2012 Ram C-V Cargo Van Minivan", "2012 Ram C\\V Cargo Van Minivan"],
+    [
+        "2012 Ram C/V Cargo Van Minivan",
+        "2012 Ram C-V Cargo Van Minivan",
+        "2012 Ram C\\V Cargo Van Minivan",
+    ],
     ["F/A-18", "F:A-18", "F?A-18", "F-A-18"],
     ["Ant", "ant", "ANT", "\uff21nt"],
     ["caf\u00e9", "cafe\u0301", "CAF\u00c9"],
@@ -34,7 +47,13 @@ CLASHES = [
     [".hidden", "hidden", "_hidden"],
 ]
 HURTFUL = [name for group in CLASHES for name in group]
-WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{p}{i}" for p in ("com", "lpt") for i in range(1, 10))}
+WINDOWS_DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{p}{i}" for p in ("com", "lpt") for i in range(1, 10)),
+}
 
 
 def short_hash(text: str) -> str:
@@ -57,7 +76,9 @@ def assert_distinct_and_safe(names: list[str], folder: Path) -> None:
     assert len(list(folder.iterdir())) == len(names)
 
 
-@pytest.mark.parametrize("names", [*CLASHES, HURTFUL + SAFE], ids=lambda names: ascii(names[0])[:20])
+@pytest.mark.parametrize(
+    "names", [*CLASHES, HURTFUL + SAFE], ids=lambda names: ascii(names[0])[:20]
+)
 def test_class_folders_are_distinct_single_components_inside_the_folder(names, tmp_path):
     folders = folder_names(names)
     assert set(folders) == set(names)
@@ -65,7 +86,11 @@ def test_class_folders_are_distinct_single_components_inside_the_folder(names, t
 
 
 def test_a_name_that_ends_like_the_hash_of_another_stays_distinct(tmp_path):
-    bait = [f"a-b-{short_hash('a/b')}", f"A-B-{short_hash('a:b').upper()}", f"a-b-{short_hash('a/b')}-0"]
+    bait = [
+        f"a-b-{short_hash('a/b')}",
+        f"A-B-{short_hash('a:b').upper()}",
+        f"a-b-{short_hash('a/b')}-0",
+    ]
     folders = folder_names(["a/b", "a:b", *bait])
     assert_distinct_and_safe(list(folders.values()), tmp_path)
 
@@ -84,7 +109,12 @@ def test_safe_names_stay_as_they_are():
 
 def test_only_the_unsafe_part_of_a_name_changes():
     folders = folder_names(["2012 Ram C/V Cargo Van Minivan", "F/A-18", "polka-dotted", "CON"])
-    assert list(folders.values()) == ["2012 Ram C-V Cargo Van Minivan", "F-A-18", "polka-dotted", "_CON"]
+    assert list(folders.values()) == [
+        "2012 Ram C-V Cargo Van Minivan",
+        "F-A-18",
+        "polka-dotted",
+        "_CON",
+    ]
 
 
 def test_folders_do_not_depend_on_the_order_of_the_classes():

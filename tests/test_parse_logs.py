@@ -147,10 +147,13 @@ def test_a_folder_without_performances_says_so(write_run, tmp_path, capsys):
     for form in ([], ["--multi"]):
         parse_logs.main([str(tmp_path), *form])
         assert capsys.readouterr() == (nothing, "")
-    write_run("seed1", {"best_accuracy": 50.0})
+    write_run("seed1", {"best_accuracy": None})
     parse_logs.main([str(tmp_path)])
     out, err = capsys.readouterr()
     assert out == nothing and "--multi" in err
+    parse_logs.main([str(tmp_path), "--multi"])
+    out, err = capsys.readouterr()
+    assert out.endswith(nothing) and "--multi" not in err
 
 
 @pytest.mark.parametrize("form", [["--multi"], ["--table"], []])
@@ -333,6 +336,8 @@ def test_an_arm_at_several_learning_rates_shows_them_and_meets_its_own_original(
     assert row_of(lines, "gen_10x, lr 0.02").split()[-3:] == ["+3.00", "64.00", "1"]
     assert row_of(lines, "other").split()[-3:] == ["+5.00", "66.00", "1"]
     assert row_of(lines, "third") == "third 20 + 200 300 66.00 67.00 1"  # no Original at 0.5
+    (note,) = notes_of(lines)
+    assert note.startswith("note: third differs from Original, lr 0.1 in lr. ")
 
 
 def test_the_same_arm_in_two_folders_is_named_with_its_folder(write_run, table):
@@ -388,6 +393,17 @@ def test_learning_rate_and_seeds_of_a_path_count_in_the_note(write_run, table):
     assert note.startswith("note: sd_5x differs from Original in lr, seed.")
 
 
+def test_released_and_own_runs_stand_in_one_table(write_run, write_arm, table):
+    folder = "released/digits/resnet10_tiny_unpretrained_lr0.10"
+    for seed in (1, 2):
+        write_run(f"{folder}/seed{seed}", {"best_accuracy": 61.0, "last_accuracy": 60.0})
+    write_arm("gen_10x", [80.0, 90.0])
+    lines = table()
+    assert row_of(lines, "Original") == "Original - - 60.00 +- 0.00 61.00 +- 0.00 2"
+    assert "+25.00" in row_of(lines, "gen_10x")
+    assert notes_of(lines) == []  # the released run's steps and images are not known
+
+
 def test_a_path_of_another_form_still_makes_a_row(write_run, table):
     write_run("somewhere/mine/seed1", {"best_accuracy": 9.0, "last_accuracy": 8.0})
     lines = table()
@@ -408,6 +424,7 @@ def test_an_unreadable_file_is_left_out_of_the_table(two_arms, write_run, tmp_pa
     parse_logs.main([str(tmp_path), "--table"])
     out, err = capsys.readouterr()
     assert row_of(out.splitlines(), "gen_10x").endswith("85.00 +- 5.00 +13.00 86.50 +- 5.50 2")
+    assert notes_of(out.splitlines()) == []  # the broken run's seed does not count
     assert err.startswith("warning: ") and broken in err
 
 

@@ -25,7 +25,9 @@ def test_seeds_differ_by_run_image_and_variant():
 
 
 def test_parts_of_a_seed_do_not_run_together():
-    assert len({stable_seed(*p) for p in [("ab", "c"), ("a", "bc"), ("abc",), ("a", "b", "c")]}) == 4
+    assert (
+        len({stable_seed(*p) for p in [("ab", "c"), ("a", "bc"), ("abc",), ("a", "b", "c")]}) == 4
+    )
 
 
 def test_an_image_generator_repeats_its_noise_and_leaves_the_global_one_alone():
@@ -38,7 +40,9 @@ def test_an_image_generator_repeats_its_noise_and_leaves_the_global_one_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("num_items", "batch_size"), [(0, 4), (1, 4), (7, 3), (12, 4), (10, 1), (5, 50)])
+@pytest.mark.parametrize(
+    ("num_items", "batch_size"), [(0, 4), (1, 4), (7, 3), (12, 4), (10, 1), (5, 50)]
+)
 def test_every_shard_count_partitions_the_units(num_items, batch_size):
     items = [f"image {i}" for i in range(num_items)]
     units = make_units(items, batch_size)
@@ -85,7 +89,9 @@ ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "8"}
         (None, None, ARRAY | {"SLURM_ARRAY_TASK_MIN": "1"}, (4, 8)),
     ],
 )
-def test_the_shard_comes_from_options_then_launcher_then_array(split, total_split, environ, expected):
+def test_the_shard_comes_from_options_then_launcher_then_array(
+    split, total_split, environ, expected
+):
     assert resolve_shard(split, total_split, environ) == expected
 
 

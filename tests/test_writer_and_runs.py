@@ -259,24 +259,19 @@ def test_another_identity_is_refused_with_each_difference(tmp_path, monkeypatch,
 @pytest.mark.parametrize("num_identities", [1, 4])
 def test_of_processes_that_claim_together_the_first_identity_wins(tmp_path, num_identities):
     code = (
-        "import sys, time; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
         "from expansion.errors import InputError; from expansion.runs import claim_folder\n"
-        "folder, number, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])\n"
-        "(folder / f'ready{number}').touch()\n"
-        "while not (folder / 'go').exists(): pass\n"
-        "try: claim_folder(folder / 'run', 'run.yaml', {'seed': seed}, 'remedy'); print(seed)\n"
+        "print('ready', flush=True); input(); seed = int(sys.argv[2])\n"
+        "try: claim_folder(Path(sys.argv[1]), 'run.yaml', {'seed': seed}, 'remedy'); print(seed)\n"
         "except InputError: print('refused')\n"
     )
-    commands = [
-        [sys.executable, "-c", code, tmp_path, str(i), str(i % num_identities)] for i in range(4)
-    ]
-    claims = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for command in commands
-    ]
-    while len(os.listdir(tmp_path)) < 4 and not any(claim.poll() for claim in claims):
-        time.sleep(0.01)
-    (tmp_path / "go").touch()
+    pipe, seeds = subprocess.PIPE, [str(i % num_identities) for i in range(4)]
+    commands = [[sys.executable, "-c", code, tmp_path / "run", seed] for seed in seeds]
+    claims = [subprocess.Popen(c, cwd=ROOT, text=True, stdin=pipe, stdout=pipe) for c in commands]
+    assert {claim.stdout.readline() for claim in claims} == {"ready\n"}
+    for claim in claims:
+        claim.stdin.write("\n")
+        claim.stdin.flush()
     said = sorted(claim.communicate(timeout=60)[0].strip() for claim in claims)
     winner = str(stored_seed(tmp_path / "run"))
     assert said == ([winner, *["refused"] * 3] if num_identities == 4 else [winner] * 4)
