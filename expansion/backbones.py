@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.error import URLError
@@ -21,6 +20,10 @@ ALIASES = {
     "wideresnet50": "wide_resnet50_2",
     "mobilenetv2": "mobilenet_v2",
 }
+
+
+# No last linear layer, or auxiliary outputs in training.
+UNSUITED = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
 
 
 class TinyResNet(nn.Sequential):
@@ -80,11 +83,18 @@ class Classifier(nn.Module):
         return self.head(self.features(pixels))
 
 
+def torchvision_name(arch: str) -> str:
+    """The papers' name of a backbone as torchvision spells it."""
+    return ALIASES.get(arch, arch)
+
+
 def check_arch(arch: str) -> None:
     """Raise InputError, naming close matches, unless `arch` is a known backbone."""
     known = torchvision.models.list_models(torchvision.models)
-    if ALIASES.get(arch, arch) not in (*known, *OWN_BACKBONES):
+    if torchvision_name(arch) not in (*known, *OWN_BACKBONES):
         raise unknown_name("arch", arch, [*ALIASES, *OWN_BACKBONES, *known])
+    if torchvision_name(arch) in UNSUITED:
+        raise InputError(f"arch {arch} is not supported: it does not end in one linear layer of one output")
 
 
 def classifier_state(classifier: Classifier) -> dict:
@@ -111,15 +121,16 @@ def load_classifier(
         InputError: Unreadable, another architecture or another class count.
     """
     content = _read(path)
-    state = {key.removeprefix("module."): value for key, value in content["state_dict"].items()}
+    state = {str(key).removeprefix("module."): value for key, value in content["state_dict"].items()}
     found = content.get("arch")
     if arch is None and found is None:
         raise InputError(f"{path} does not say which network it holds; name it with --arch")
-    if arch is not None and found is not None and arch != found:
+    if arch is not None and found is not None and torchvision_name(arch) != torchvision_name(found):
         raise InputError(f"{path} holds a {found}, not a {arch}; leave --arch out or give another file")
     arch = arch or found
     check_arch(arch)
-    if "head.weight" not in state or not any(key.startswith("body.") for key in state):
+    ours = all(key.startswith(("body.", "head.")) for key in state)
+    if not ours or "head.bias" not in state:
         state = _from_torchvision_names(state, arch)
     count = len(state["head.bias"])
     if num_classes is not None and count != num_classes:
@@ -132,7 +143,7 @@ def load_classifier(
         classifier.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(
-            f"{path} does not fit a {arch}: {str(error).splitlines()[-1].strip()}"
+            f"{path} does not fit a {arch}: {str(error).splitlines()[-1].strip()[:160]}"
         ) from error
     return classifier.eval().requires_grad_(False)
 
@@ -144,10 +155,12 @@ def _read(path: str | Path) -> Mapping:
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path} is no readable classifier checkpoint ({reason})") from error
-    if not isinstance(content, Mapping) or "state_dict" not in content:
+    except Exception as error:  # a damaged file makes the unpickler fail in any way
+        raise InputError(
+            f"{path} is no readable classifier checkpoint ({type(error).__name__}); "
+            "give a *.pth.tar of train_original.py"
+        ) from error
+    if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise InputError(f"{path} holds no 'state_dict'; give a checkpoint of train_original.py")
     return content
 
@@ -160,7 +173,7 @@ def _build(arch: str, pretrained: bool) -> nn.Module:
         return OWN_BACKBONES[arch]()
     try:
         return torchvision.models.get_model(
-            ALIASES.get(arch, arch), weights="IMAGENET1K_V1" if pretrained else None
+            torchvision_name(arch), weights="IMAGENET1K_V1" if pretrained else None
         )
     except (URLError, OSError) as error:
         raise InputError(

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -174,9 +175,11 @@ def _checked_scalar(value: Any, kind: type, where: str) -> Any:
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         # YAML 1.1 reads "1e-4" (no dot) as a string.
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
-            pass
-    if type(value) is not kind:
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    if type(value) is not kind or value != value:
         raise InputError(f"{where}: expected {kind.__name__}, got {value!r}")
     return value

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from expansion.runs import write_atomic
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 GREY = "#888888"
@@ -101,18 +104,19 @@ def stacked(images: Sequence[Image.Image]) -> Image.Image:
 
 def save_figure(image: Image.Image, path: Path) -> None:
     """Write a PNG under a temporary name, then rename it."""
-    partial = path.with_name(path.name + ".partial")
-    image.save(partial, format="PNG")
-    partial.replace(path)
+    encoded = io.BytesIO()
+    image.save(encoded, format="PNG")
+    write_atomic(path, encoded.getvalue())
 
 
 def _ticks(low: float, high: float) -> list[float]:
     """About five round numbers that enclose [low, high]."""
-    span = (high - low) or max(abs(high), 1.0)
+    size = max(abs(low), abs(high))
+    span = high - low if high - low > 1e-9 * size else size or 1.0
     unit = 10 ** math.floor(math.log10(span / 5))
     step = next(m * unit for m in (1, 2, 5, 10) if m * unit * 5 >= span)
     first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, max(last, first + 1) + 1)]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

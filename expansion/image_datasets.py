@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from expansion.config import (
     CONFIG_DIR,
@@ -34,6 +34,21 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif".split()
+)
+# EXIF orientation -> what makes the image upright; read alone, as other tags may be malformed.
+EXIF_TURNS = dict(
+    zip(
+        range(2, 9),
+        [
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ],
+    )
 )
 DEFAULT_DATASET = "digits"
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid"), "prior": ("prior",)}
@@ -71,7 +86,11 @@ class ImageRecord:
         """The image as upright RGB. Raises InputError, naming the file, when it cannot be read."""
         try:
             with Image.open(self.path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
+                turn = EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+                if image.mode.startswith("I;16"):
+                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+                image = image.convert("RGB")
+                return image if turn is None else image.transpose(turn)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(
                 f"cannot read the image {self.path} ({error}); replace or remove it, "
@@ -253,7 +272,11 @@ def _class_folders(split_dir: Path) -> list[str]:
 
 def _class_records(root: Path, folder: Path, label: int, class_name: str) -> list[ImageRecord]:
     files = sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in IMAGE_SUFFIXES
+        and p.is_file()
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
     )
     require(
         bool(files), f"class folder {folder} holds no images; add images or remove the folder"

@@ -15,6 +15,7 @@ FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
 WINDOWS_DEVICES = frozenset(
     ["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))]
 )
+OWN_FILES = re.compile(r"manifest\..*|metadata\.jsonl|(classes|expansion)\..*|contact_sheet\.png", re.I)
 MAX_BYTES = 120  # of a slug or stem; file systems allow 255 with prefix, suffix and variant
 
 
@@ -65,7 +66,8 @@ def _distinct(names: dict[str, str]) -> dict[str, str]:
 def _safe(text: str) -> str:
     """`text` as one path component: no separator, no leading or trailing dot or space, bounded length."""
     name = FORBIDDEN.sub("-", text).strip(" ").rstrip(". ")
-    if not name or name[0] == "." or name.lower().split(".")[0] in WINDOWS_DEVICES:
+    device = name.lower().split(".")[0] in WINDOWS_DEVICES
+    if not name or name[0] == "." or device or OWN_FILES.fullmatch(name):
         name = f"_{name.lstrip('.')}"
     encoded = name.encode("utf-8", "replace")
     if len(encoded) > MAX_BYTES:

@@ -64,17 +64,17 @@ class Recipe:
 class Schedule:
     """Sizes of all batches, when to evaluate, and the learning rate.
 
-    Budget "epochs": passes over the training set, the last batch of each smaller; the cosine moves once per
-    epoch. Budget "steps": full batches over pass borders; the cosine moves every step.
+    Budget "epochs": passes over the training set, the last batch of each smaller, unless that leaves fewer than
+    `min_batch` images (batch normalisation cannot train on one); the cosine moves once per epoch. Budget "steps": full batches over pass borders; the cosine moves every step.
     """
 
-    def __init__(self, recipe: Recipe, num_images: int):
+    def __init__(self, recipe: Recipe, num_images: int, min_batch: int = 2):
         self.recipe = recipe
         if recipe.budget == "epochs":
             full, rest = divmod(num_images, recipe.batch_size)
             epoch = [recipe.batch_size] * full + ([rest] if rest else [])
-            if len(epoch) > 1 and epoch[-1] == 1:
-                epoch[-2:] = [epoch[-2] + 1]  # batch normalisation cannot train on one image
+            if len(epoch) > 1 and rest and rest < min_batch:
+                epoch[-2:] = [epoch[-2] + rest]
             self.batch_sizes = epoch * recipe.epochs
             self.steps_per_epoch: float = len(epoch)
             self.eval_steps = recipe.eval_steps or len(epoch)

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+import uuid
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,9 +22,14 @@ from expansion.errors import InputError
 LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 
 
+def partial_path(path: Path) -> Path:
+    """A temporary name beside `path` that no other process or thread uses."""
+    return path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex}.partial")
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name in the same folder, then rename it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     try:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
@@ -81,7 +87,7 @@ def claim_folder(folder: Path, file_name: str, identity: Mapping[str, Any], reme
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name
-    partial = folder / f".{file_name}.{os.getpid()}.partial"
+    partial = partial_path(path)
     try:
         partial.write_text(to_yaml({**identity, "made_with": provenance()}))
         os.link(partial, path)  # fails if another process was first
@@ -90,7 +96,9 @@ def claim_folder(folder: Path, file_name: str, identity: Mapping[str, Any], reme
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP):
             raise
-        partial.replace(path)  # a file system without hard links
+        check_claim(folder, file_name, identity, remedy)  # a file system without hard links
+        if not path.exists():
+            partial.replace(path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

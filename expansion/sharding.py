@@ -36,6 +36,10 @@ def resolve_shard(
     Raises:
         InputError: `split` is not in 0 .. total_split-1, or only `split` is given.
     """
+    require(
+        (split is None) == (total_split is None),
+        f"--split {split} and --total_split {total_split}: give both or neither",
+    )
     try:
         if split is None and total_split is None:
             if "WORLD_SIZE" in environ:

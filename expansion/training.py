@@ -144,7 +144,7 @@ class Trainer:
         self.classifier, self.objective, self.recipe = classifier, objective, recipe
         self.run_dir, self.seed, self.accelerator = run_dir, seed, accelerator
         self.extra_state = dict(extra_state)
-        self.schedule = Schedule(recipe, objective.num_images)
+        self.schedule = Schedule(recipe, objective.num_images, 2 * accelerator.num_processes)
         classifier.to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(
             classifier.parameters(),

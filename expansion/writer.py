@@ -11,11 +11,13 @@ An image counts only when its file is whole and its row stands in a manifest, in
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import os
 import threading
-import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -45,12 +47,11 @@ class ExpansionWriter:
 
     def __init__(self, output_dir: Path, split: int, total_split: int):
         self.output_dir = output_dir
-        process = f"{int(time.time())}-{os.getpid()}"
+        process = uuid.uuid4().hex[:8]
         self.manifest = output_dir / f"manifest.{split}-of-{total_split}.{process}.jsonl"
         self.pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="writer")
         self.pending: list[Future] = []
         self.lock = threading.Lock()
-        self.num_written = 0
 
     def __enter__(self) -> ExpansionWriter:
         return self
@@ -78,22 +79,29 @@ class ExpansionWriter:
     def _write(self, pixels: np.ndarray, row: dict[str, Any]) -> None:
         path = self.output_dir / row["file_name"]
         path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            Image.fromarray(pixels).save(partial, format="PNG", pnginfo=_png_text(row))
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        line = json.dumps(row, ensure_ascii=False) + "\n"
-        with self.lock, self.manifest.open("a", encoding="utf-8") as file:
-            file.write(line)
-            self.num_written += 1
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, format="PNG", pnginfo=_png_text(row))
+        write_atomic(path, encoded.getvalue())
+        with self.lock:
+            append_line(self.manifest, json.dumps(row, ensure_ascii=False))
 
     @staticmethod
     def _collect(futures: Iterable[Future]) -> None:
         for future in futures:
             future.result()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append `line` to a file that no other process appends to; a failure leaves the file as it was."""
+    content = f"{line}\n".encode()
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def missing_items(
@@ -122,6 +130,8 @@ def read_manifest(output_dir: Path) -> list[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
+                for key in ("class", "source"):
+                    row[key]
                 rows[row["file_name"]] = row
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 if number == len(lines):

@@ -1,4 +1,4 @@
-"""img2img against diffusers' own pipeline, the cost of each method, and what happens to images that are not finite."""
+"""img2img against diffusers' own pipeline, the cost of each method, and images that are not finite."""
 
 from __future__ import annotations
 

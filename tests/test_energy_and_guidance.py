@@ -42,6 +42,9 @@ def make_batch(rows: slice = slice(None)) -> Batch:
     return Batch(images, ("a", "b"), index, PROMPTS[rows], torch.tensor([1, 2, 3, 1])[rows])
 
 
+PAIR = make_batch(slice(1, 3))  # one variant of each image
+
+
 def generators(count: int = 4, first: int = 0) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(70 + first + i) for i in range(count)]
 
@@ -99,7 +102,7 @@ COLOUR_PROTOTYPES = Prototypes(
 def test_energies_are_weighted_distances_to_the_class_and_the_nearest_group(
     compat, targets, gs, ls, weights
 ):
-    """One image of a single colour per class, as the decoder gives it; values beyond 1 are clamped (paper)."""
+    """One image of one colour per class, as the decoder gives it; values beyond 1 are clamped (paper)."""
     config = distdiff(optimize_targets=targets, gs=gs, ls=ls, energy_compat=compat)
     decoded = torch.tensor([[0.2, -0.6, 1.5], [-3.0, 0.5, 0.1]])
     energy = PrototypeEnergy(MeanColour(), COLOUR_PROTOTYPES, config)
@@ -242,10 +245,10 @@ class ByHand:
     ids=lambda options: " ".join(f"{k}={v}" for k, v in options.items()) or "default",
 )
 def test_guided_images_and_energies_equal_a_loop_by_hand(pipeline, guide, options):
-    samples = make_sampler(pipeline, guide, **options).sample(make_batch(), generators())
-    images, figures = ByHand(pipeline, guide, distdiff(**options))(make_batch(), generators())
+    samples = make_sampler(pipeline, guide, **options).sample(PAIR, generators(2))
+    images, figures = ByHand(pipeline, guide, distdiff(**options))(PAIR, generators(2))
     torch.testing.assert_close(samples.images, images, atol=1e-4, rtol=0)
-    plain = Img2ImgSampler(pipeline, distdiff(**options)).sample(make_batch(), generators()).images
+    plain = Img2ImgSampler(pipeline, distdiff(**options)).sample(PAIR, generators(2)).images
     assert (plain - images).abs().amax(dim=(1, 2, 3)).min() > 1e-3  # guidance moved every image
     for name, values in figures.items():
         logged = torch.tensor([details[name] for details in samples.details])
@@ -265,7 +268,8 @@ def test_the_gradient_agrees_with_finite_differences_in_float64(monkeypatch):
         Prototypes(PROTOTYPES.class_prototypes.double(), PROTOTYPES.group_prototypes.double())
     )
     z = torch.randn(2, 4, 8, 8, generator=generators()[0]).double()
-    embeds, labels, window = sampler.prompt_encoder(PROMPTS[:2], "").double(), torch.tensor([1, 2]), [301, 201]
+    embeds, labels = sampler.prompt_encoder(PROMPTS[:2], "").double(), torch.tensor([1, 2])
+    window = [301, 201]
     w, b = (draw.double() for draw in drawn_transform(generators(2)))
     joint, slopes, eps = torch.cat([w, b], dim=1), [], 1e-5
     for i in range(8):
@@ -317,8 +321,8 @@ def test_the_step_is_the_gradient_its_sign_or_its_direction_per_image(mode, expe
 @pytest.mark.parametrize("options", [{"constraint_value": 0.0}, {"optimize_targets": "none"}])
 def test_no_room_or_no_target_equals_img2img_bit_for_bit(pipeline, guide, options):
     config = SamplerConfig(num_inference_steps=10, guidance_scale=3.0)
-    plain = Img2ImgSampler(pipeline, config).sample(make_batch(), generators()).images
-    guided = make_sampler(pipeline, guide, **options).sample(make_batch(), generators()).images
+    plain = Img2ImgSampler(pipeline, config).sample(PAIR, generators(2)).images
+    guided = make_sampler(pipeline, guide, **options).sample(PAIR, generators(2)).images
     assert torch.equal(plain, guided)
 
 
@@ -358,14 +362,14 @@ def test_a_gradient_that_is_not_finite_skips_that_image_s_update_and_is_counted(
 @pytest.mark.parametrize("found", [False, True])
 def test_gradient_checkpointing_gives_the_same_images_and_is_left_as_found(guide, found):
     pipeline = load_pipeline(str(TINY_MODEL))
-    plain = make_sampler(pipeline, guide).sample(make_batch(), generators()).images
+    plain = make_sampler(pipeline, guide).sample(PAIR, generators(2)).images
     if found:
         pipeline.unet.enable_gradient_checkpointing()
         pipeline.vae.enable_gradient_checkpointing()
     sampler = make_sampler(pipeline, guide, gradient_checkpointing=True)
     calls: list[int] = []
     pipeline.unet.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    images = sampler.sample(make_batch(), generators()).images
+    images = sampler.sample(PAIR, generators(2)).images
     torch.testing.assert_close(images, plain, atol=1e-5, rtol=0)
     assert len(calls) == 5 + 2 + 2 + 2  # steps, energy without guidance, look-ahead, its recomputation
     assert pipeline.unet.is_gradient_checkpointing == pipeline.vae.is_gradient_checkpointing == found
@@ -385,6 +389,6 @@ def test_the_pipeline_s_modes_and_gradients_are_left_as_found(guide, options):
         return modes, gradients, hooks, [b.clone().tolist() for b in guide.buffers()]
 
     before = state()
-    make_sampler(pipeline, guide, **options).sample(make_batch(), generators())
+    make_sampler(pipeline, guide, **options).sample(PAIR, generators(2))
     assert state() == before
     assert torch.is_grad_enabled()

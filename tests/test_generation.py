@@ -1,4 +1,4 @@
-"""expand.py from end to end on the digits: shards, crashes, resumption, and what others make of the result."""
+"""expand.py from end to end on the digits: shards, crashes, resumption, and what can be done with the set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class and group prototypes against values computed by hand (METHODS: mean of unit features, re-normalised)."""
+"""Class and group prototypes (mean of unit features, scaled to unit length) against values by hand."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def test_every_feature_counts_the_same_whatever_its_length():
 def test_linkage_is_average_where_single_and_complete_differ():
     """Angles 0 10 30 57 85 (arcs, which order as the chords do), two groups.
 
-    All join 0 and 10 first. Then, average: 30 to {0, 10} at (30 + 20) / 2 = 25, before 30-57 at 27; then 57-85
-    at 28, before {0, 10, 30} to 57 at 43.7. Single: 30 joins at 20, 57 at 27, which leaves 85 alone. Complete:
+    All join 0 and 10 first. Then, average: 30 to {0, 10} at (30 + 20) / 2 = 25, before 30-57 at 27; then
+    57-85 at 28, before {0, 10, 30} to 57 at 43.7. Single: 30 joins at 20, 57 at 27; 85 stays alone. Complete:
     30-57 at 27 before {0, 10} to 30 at 30; then 85 joins them at 55, before {0, 10} at 57.
     """
     _, groups = one_class(at(0, 10, 30, 57, 85), num_groups=2)

@@ -1,0 +1,400 @@
+"""Training of classifiers and diffusion models: equations by hand, interruption, what runs leave on disk."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from PIL import Image
+from torch import nn
+from transformers import CLIPTokenizer
+
+import train_expand
+import train_original
+from dreamda import finetune
+from dreamda.config import FinetuneConfig, FromScratchConfig
+from dreamda.diffusion_training import DiffusionTrainer, diffusion_loss, loss_weights
+from dreamda.from_scratch import build_pipeline, build_tokenizer, fold_latent_scale
+from expansion.backbones import load_classifier
+from expansion.config import load_yaml
+from expansion.errors import InputError
+from expansion.image_datasets import load_dataset
+from expansion.recipe import Recipe, Schedule
+from expansion.training import Supervised, Trainer, evaluate
+from expansion.writer import ExpansionWriter
+from tests.conftest import TINY_MODEL
+
+STEPS = ("--budget", "steps", "--max_train_steps", 6, "--eval_steps", 2)
+EPOCHS = ("--epochs", 2)
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory) -> Path:
+    """Three classes of coloured noise: 6 training and 5 test images each."""
+    root = tmp_path_factory.mktemp("small") / "noise"
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("ant", "bee", "cat")):
+        for i in range(11):
+            noise = rng.integers(0, 200, (36, 36, 3), dtype=np.uint8)
+            noise[..., label] //= 2
+            folder = root / ("train" if i < 6 else "test") / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise).save(folder / f"{i}.png")
+    return root
+
+
+def train(small_set: Path, checkpoints: Path, *options: object) -> Path:
+    line = f"-d {small_set} --checkpoint_dir {checkpoints} -a resnet10_tiny --lr 0.05 --image_size 32"
+    line += " --resize_size 36 --workers 0 --seeds 1 --batch_size 4"
+    train_original.main([*line.split(), *map(str, options)])
+    return checkpoints / "noise" / "resnet10_tiny_unpretrained_lr0.05" / "seed1"
+
+
+@pytest.fixture(scope="module")
+def finished(small_set, tmp_path_factory) -> Path:
+    return train(small_set, tmp_path_factory.mktemp("finished"), *STEPS)
+
+
+def checkpoint(run_dir: Path, name: str = "checkpoint.pth.tar") -> dict:
+    return torch.load(run_dir / name, weights_only=True)
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    ours, theirs = checkpoint(first), checkpoint(second)
+    assert ours["history"] == theirs["history"]
+    assert all(torch.equal(value, theirs["state_dict"][key]) for key, value in ours["state_dict"].items())
+    momenta = [state["optimizer"]["state"][0]["momentum_buffer"] for state in (ours, theirs)]
+    assert torch.equal(*momenta)
+    results = [load_yaml(folder / "results.yaml").values for folder in (first, second)]
+    for values in results:
+        values.pop("seconds")
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    "num_images, options, sizes",
+    [
+        (10, {"epochs": 2}, [4, 4, 2] * 2),
+        (9, {"epochs": 2}, [4, 5] * 2),  # a batch of one image joins the one before
+        (8, {"epochs": 1}, [4, 4]),
+        (1, {"epochs": 2}, [1, 1]),
+        (3, {"budget": "steps", "max_train_steps": 3}, [4, 4, 4]),
+    ],
+)
+def test_batches_cover_every_pass_and_none_trains_on_one_leftover_image(num_images, options, sizes):
+    assert Schedule(Recipe(batch_size=4, **options), num_images).batch_sizes == sizes
+
+
+@pytest.mark.parametrize(
+    "options, rates, evaluations",
+    [  # 0.4 (1 + cos(pi done / total)) / 2; cos(pi/4) = 0.70711
+        ({"epochs": 2}, [0.4, 0.4, 0.4, 0.2, 0.2, 0.2], [3, 6]),
+        ({"budget": "steps", "max_train_steps": 4}, [0.4, 0.341421, 0.2, 0.058579], [1, 2, 3, 4]),
+        ({"budget": "steps", "max_train_steps": 4, "eval_steps": 3}, [0.4, 0.341421, 0.2, 0.058579], [3, 4]),
+    ],
+)
+def test_the_cosine_moves_per_epoch_or_per_step(options, rates, evaluations):
+    schedule = Schedule(Recipe(batch_size=4, lr=0.4, **options), num_images=10)
+    steps = range(len(schedule.batch_sizes))
+    assert [schedule.learning_rate(step) for step in steps] == pytest.approx(rates, abs=1e-6)
+    assert [step + 1 for step in steps if schedule.evaluates_after(step + 1)] == evaluations
+
+
+def test_evaluation_is_the_mean_cross_entropy_and_the_share_of_right_answers():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    targets = torch.tensor([0, 0, 1, 1])  # the tie goes to class 0: right, right, right, wrong
+    loader = [(logits[:3], targets[:3]), (logits[3:], targets[3:])]
+    model = nn.Dropout(0.9).train()  # in eval mode it changes nothing
+    loss, accuracy = evaluate(model, loader, Accelerator())
+    losses = [math.log(1 + math.exp(-2)), math.log(2), math.log(1 + math.exp(-1)), math.log(1 + math.exp(3))]
+    assert loss == pytest.approx(sum(losses) / 4, abs=1e-6)
+    assert accuracy == 75.0 and model.training
+
+
+def interrupt(monkeypatch, trainer_class: type, after: int) -> None:
+    """Ctrl-C in `trainer_class` after this many steps."""
+    step, done = trainer_class._step, []
+
+    def interrupted(self, *arguments):
+        done.append(1)
+        if len(done) > after:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(trainer_class, "_step", interrupted)
+
+
+@pytest.mark.parametrize("options, after", [(STEPS, 1), (STEPS, 5), (EPOCHS, 7)])
+def test_an_interrupted_run_goes_on_to_exactly_the_same_result(
+    small_set, finished, tmp_path, monkeypatch, options, after
+):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, Trainer, after)
+        train(small_set, tmp_path / "a", *options)
+    resumed = train(small_set, tmp_path / "a", *options)
+    assert_same_run(resumed, finished if options == STEPS else train(small_set, tmp_path / "b", *options))
+
+
+def test_workers_change_no_result(small_set, finished, tmp_path):
+    assert_same_run(train(small_set, tmp_path, *STEPS, "--workers", 2), finished)
+
+
+def test_results_say_what_was_reached_and_with_what(small_set, finished):
+    values = load_yaml(finished / "results.yaml").values
+    expected = {"arm": "Original", "dataset": "noise", "seed": 1, "steps": 6, "lr": 0.05, "num_test": 15}
+    expected |= {"num_real": 18, "num_generated": 0, "arch": "resnet10_tiny", "batch_size": 4}
+    assert {key: values[key] for key in expected} == expected
+    history = [row["test_accuracy"] for row in checkpoint(finished)["history"]]
+    assert (values["best_accuracy"], values["last_accuracy"]) == (max(history), history[-1])
+    for name, key in (("model_best.pth.tar", "best_accuracy"), ("checkpoint.pth.tar", "last_accuracy")):
+        model, correct = load_classifier(finished / name), 0
+        for record in load_dataset(str(small_set)).records("test"):  # 36 pixels, of which the inner 32
+            pixels = torch.from_numpy(np.asarray(Image.open(record.path))[2:34, 2:34] / 255).float()
+            pixels = (pixels - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+            correct += int(model(pixels.permute(2, 0, 1)[None]).argmax()) == record.label
+        assert values[key] == pytest.approx(100 * correct / 15)
+
+
+def test_the_log_has_the_papers_format_and_the_rate_in_use(finished):
+    first, header, *lines = (finished / "log.txt").read_text().splitlines()
+    assert first.startswith("Namespace(") and "lr=0.05" in first
+    assert header.split("\t")[:3] == ["Epoch", "Learning Rate", "Train Loss"] and header.endswith("Acc.\t")
+    rows = [line.split("\t") for line in lines if not line.startswith("The best performance:")]
+    assert all(len(row) == 7 and row[6] == "" for row in rows)
+    assert all(re.fullmatch(r"\d+\.\d{6}", cell) for row in rows for cell in row[:6])
+    # steps 2, 4 and 6 of 6 ran at 0.05 (1 + cos(pi i / 6)) / 2 for i = 1, 3, 5; 18 images, batch 4
+    assert [row[1] for row in rows] == ["0.046651", "0.025000", "0.003349"]
+    assert [float(row[0]) for row in rows] == pytest.approx([2 / 4.5, 4 / 4.5, 6 / 4.5], abs=1e-6)
+    accuracies = [float(row[5]) for row in rows]
+    records = [a for i, a in enumerate(accuracies) if a > max(accuracies[:i], default=0)]
+    best = [float(line.split(":")[1]) for line in lines if line.startswith("The best performance:")]
+    assert best == pytest.approx(records, abs=1e-6)
+    with Image.open(finished / "curves.png") as curves:
+        assert curves.convert("L").getextrema() == (0, 255)
+
+
+def test_a_done_run_is_not_repeated_and_other_settings_are_refused(small_set, finished, monkeypatch):
+    monkeypatch.setattr(Trainer, "__init__", None)
+    before = {path.name: path.stat().st_mtime_ns for path in finished.iterdir()}
+    checkpoints = finished.parents[2]
+    assert train(small_set, checkpoints, *STEPS) == finished
+    with pytest.raises(InputError, match="momentum: 0.9 there, 0.5 now"):
+        train(small_set, checkpoints, *STEPS, "--momentum", 0.5)
+    with pytest.raises(InputError, match="max_train_steps: 6 there, 9 now"):
+        train(small_set, checkpoints, *STEPS, "--max_train_steps", 9)
+    assert {path.name: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+def write_expansion(small_set: Path, output: Path, config: str = "0") -> None:
+    """Two flat images in place of variants of every training image."""
+    output.mkdir()
+    with ExpansionWriter(output, 0, 1) as writer:
+        for record in load_dataset(str(small_set)).records("train"):
+            for k in range(2):
+                row = {"label": record.label, "class": record.class_name, "source": record.file_name}
+                row |= {"file_name": f"{record.class_name}/{record.path.stem}_expand_{k}.png", "seed": k}
+                row |= {"prompt": "p", "method": "m", "model": "m", "config": config}
+                writer.write(np.full((32, 32, 3), 80 * record.label, np.uint8), row)
+
+
+def expanded_run(small_set: Path, output: Path, checkpoints: Path, *options: object) -> dict:
+    line = f"-d {small_set} --expanded_dir {output} --checkpoint_dir {checkpoints} --workers 0 --seeds 1"
+    line += " -a resnet10_tiny --image_size 32 --resize_size 36 --budget steps --max_train_steps 2"
+    train_expand.main([*line.split(), *map(str, options)])
+    (results,) = checkpoints.rglob("results.yaml")
+    return load_yaml(results).values
+
+
+def test_neither_held_out_images_nor_their_variants_are_trained_on(small_set, tmp_path, monkeypatch):
+    seen, build = {}, Trainer.__init__
+
+    def note(self, classifier, objective, recipe, **named):
+        seen.update(train=objective.images.records, val=named["val_records"])
+        build(self, classifier, objective, recipe, **named)
+
+    monkeypatch.setattr(Trainer, "__init__", note)
+    write_expansion(small_set, tmp_path / "set")
+    values = expanded_run(small_set, tmp_path / "set", tmp_path / "runs", "--val_fraction", 0.34)
+    held_out = {record.file_name for record in seen["val"]}
+    real = {record.file_name for record in seen["train"] if record.source is None}
+    sources = [record.source for record in seen["train"] if record.source is not None]
+    assert len(held_out) == 6 and len(real) == 12 and len(sources) == 24
+    assert not held_out & real and set(sources) == real
+    assert all(["ant", "bee", "cat"][r.label] == r.class_name for r in seen["train"])
+    assert (values["num_real"], values["num_generated"]) == (12, 24)
+    assert {"val_accuracy", "selected_accuracy"} <= set(values)
+
+
+def test_a_set_that_was_made_anew_with_other_settings_is_not_taken_for_the_old_one(small_set, tmp_path):
+    write_expansion(small_set, tmp_path / "first", config="0")
+    write_expansion(small_set, tmp_path / "second", config="1")
+    expanded_run(small_set, tmp_path / "first", tmp_path / "runs", "--exp", "same")
+    with pytest.raises(InputError, match="other settings"):
+        expanded_run(small_set, tmp_path / "second", tmp_path / "runs", "--exp", "same")
+
+
+@pytest.mark.parametrize(
+    "script, short, long",
+    [
+        (train_original, "digits resnet18 0.05 False 0", "-d digits -a resnet18 --lr 0.05 --no-pretrained"),
+        (
+            train_expand,
+            "digits resnet18 0.01 distdiff_5x True 3",
+            "--dataset digits --arch resnet18 --lr 1e-2 --exp distdiff_5x --pretrained",
+        ),
+    ],
+)
+def test_short_and_long_commands_mean_the_same(monkeypatch, script, short, long):
+    found = []
+
+    def stop(*configs):
+        found.append(configs)
+        raise InputError("parsed")
+
+    monkeypatch.setattr(script, "load_data", stop)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for line in (short, long):
+        with pytest.raises(InputError, match="parsed"):
+            script.main(line.split())
+    assert found[0] == found[1]
+    config, recipe = found[0]
+    words = short.split()
+    assert (config.dataset, recipe.arch, str(recipe.lr), str(recipe.pretrained)) == (*words[:3], words[-2])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == words[-1]
+
+
+def test_randaugment_changes_what_the_network_sees_of_real_and_generated_images(small_set):
+    records = load_dataset(str(small_set)).records("train")
+    recipe = {"image_size": 32, "resize_size": 36, "workers": 0, "batch_size": 6}
+    first, again, other = (
+        next(iter(Supervised(records, Recipe(**recipe, augment=augment), 1).batches([6], 0, Accelerator())))
+        for augment in ("default", "default", "randaugment")
+    )
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], other[1])
+    changed = (first[0] - other[0]).abs().amax(dim=(1, 2, 3)) > 0.1
+    assert changed.sum() >= 4
+
+
+def tuning(**options) -> FinetuneConfig:
+    return FinetuneConfig(**{"pretrained_model_name_or_path": "m", "output_dir": "o", **options})
+
+
+@pytest.mark.parametrize(
+    "options, weights",
+    [  # a = 0.9, 0.5, 0.1: SNR = 9, 1, 1/9
+        ({"p2_gamma": 1.0}, [0.1, 0.5, 0.9]),
+        ({"p2_gamma": 0.5}, [0.316228, 0.707107, 0.948683]),
+        ({"p2_gamma": 1.0, "p2_k": 2.0}, [1 / 11, 1 / 3, 9 / 19]),
+        ({"p2_gamma": 0.0}, [1, 1, 1]),
+        ({"p2_gamma": 0.0, "snr_gamma": 5.0}, [5 / 9, 1, 1]),
+    ],
+)
+def test_loss_weights_are_those_of_p2_and_min_snr_for_noise_and_velocity(options, weights):
+    a = torch.tensor([0.9, 0.5, 0.1])
+    torch.testing.assert_close(loss_weights(a, tuning(**options), "epsilon"), torch.tensor(weights).float())
+    velocity = torch.tensor([w * x for w, x in zip(weights, (0.9, 0.5, 0.1))])  # ||e||^2 = a ||v||^2
+    torch.testing.assert_close(loss_weights(a, tuning(**options), "v_prediction"), velocity)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loss_is_the_weighted_error_of_noise_or_velocity(prediction_type):
+    scheduler = DDPMScheduler(prediction_type=prediction_type)
+    a = scheduler.alphas_cumprod.double()
+    seen = {}
+
+    def unet(noisy, timesteps, encoder_hidden_states):
+        seen.update(x=noisy.double(), t=timesteps)
+        return SimpleNamespace(sample=torch.full_like(noisy, 0.5))
+
+    z = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    weights = torch.linspace(0, 1, 1000)
+    loss = diffusion_loss(unet, scheduler, weights, z, None, torch.Generator().manual_seed(1))
+    a_t = a[seen["t"]].view(3, 1, 1, 1)
+    noise = (seen["x"] - a_t.sqrt() * z) / (1 - a_t).sqrt()
+    assert noise.std() == pytest.approx(1, abs=0.1) and len(set(seen["t"].tolist())) == 3
+    target = noise if prediction_type == "epsilon" else a_t.sqrt() * noise - (1 - a_t).sqrt() * z
+    expected = (weights[seen["t"]] * (target - 0.5).square().mean(dim=(1, 2, 3))).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_folding_standardises_latents_and_keeps_reconstructions():
+    config = FromScratchConfig(unet_block_out_channels=(16, 16), vae_block_out_channels=(16, 16))
+    vae = build_pipeline(config, 16, ["a cat"], seed=0).vae.eval()
+    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        old = vae.encode(images).latent_dist
+        decoded = vae.decode(old.mean).sample
+        std = old.mean.std(dim=(0, 2, 3))
+        fold_latent_scale(vae, old.mean.mean(dim=(0, 2, 3)), std)
+        new = vae.encode(images).latent_dist
+        torch.testing.assert_close(vae.decode(new.mean).sample, decoded, atol=1e-4, rtol=1e-4)
+    scaled = new.mean * 0.18215
+    torch.testing.assert_close(scaled.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(new.std * 0.18215, old.std / std.view(4, 1, 1), atol=1e-4, rtol=1e-4)
+
+
+def tune(small_set: Path, output: Path, *options: object) -> None:
+    line = f"-d {small_set} --pretrained_model_name_or_path {TINY_MODEL} --output_dir {output}"
+    line += " --max_train_steps 6 --train_batch_size 2 --checkpointing_steps 3 --learning_rate 1e-3"
+    finetune.main([*line.split(), "--train_text_encoder", "--use_ema", *map(str, options)])
+
+
+def weights(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("*/*.safetensors"))]
+
+
+@pytest.fixture
+def half_tuned(small_set, tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(finetune, "_samples", lambda *_: [Image.new("RGB", (32, 32))])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, DiffusionTrainer, after=4)
+        tune(small_set, tmp_path / "half")
+    return tmp_path / "half"
+
+
+def test_an_interrupted_fine_tune_equals_an_undisturbed_one_and_anyone_can_load_it(
+    small_set, half_tuned, tmp_path
+):
+    tune(small_set, tmp_path / "once")
+    tune(small_set, half_tuned)
+    assert weights(tmp_path / "once") == weights(half_tuned)
+    changed = [a != b for a, b in zip(weights(half_tuned), weights(TINY_MODEL))]
+    assert changed == [True, True, False]  # text encoder, U-Net; not the autoencoder
+    pipeline = StableDiffusionPipeline.from_pretrained(half_tuned, safety_checker=None)
+    images = pipeline("a photo of an ant", num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 32, 32, 3) and images.std() > 0.01
+
+
+def test_only_the_unet_is_tuned_unless_told_otherwise(small_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "_samples", lambda *_: [Image.new("RGB", (32, 32))])
+    tune(small_set, tmp_path / "out", "--no-train_text_encoder", "--max_train_steps", 2)
+    changed = [a != b for a, b in zip(weights(tmp_path / "out"), weights(TINY_MODEL))]
+    assert changed == [False, True, False]
+
+
+def test_a_half_finished_fine_tune_does_not_go_on_with_other_settings(small_set, half_tuned):
+    with pytest.raises(InputError, match="learning_rate"):
+        tune(small_set, half_tuned, "--learning_rate", 0.01)
+
+
+def test_a_built_tokenizer_gives_texts_back_also_after_saving(tmp_path):
+    tokenizer = build_tokenizer(["a photo of the digit zero", "a picture of the digit one"] * 20, 560)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = CLIPTokenizer.from_pretrained(tmp_path)
+    for text in ("a photo of the digit one", "digit zero, one", "an unseen word: été", ""):
+        ids = tokenizer(text).input_ids
+        assert loaded(text).input_ids == ids and max(ids) < len(tokenizer)
+        assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        assert loaded.decode(ids[1:-1]).replace(" ", "") == text.replace(" ", "")
+    padded = loaded("a photo", padding="max_length", truncation=True).input_ids
+    assert len(padded) == loaded.model_max_length == 77
+    assert len(tokenizer("photo of the digit").input_ids) == 2 + 4  # one token per learnt word
