@@ -108,18 +108,17 @@ def test_batches_of_one_and_of_four_give_the_same_images(tmp_path, arguments, un
     assert_nearly_equal(tmp_path, undisturbed)
 
 
+# Dies when the seventh image is half written under its temporary name.
 KILLED = """
 import itertools, os, signal, sys
-from PIL import Image
 import expand
-save, numbers = Image.Image.save, itertools.count(1)
-def save_or_die(image, path, **options):
-    number = next(numbers)
-    save(image, path, **options)
-    if number == 7:
-        os.truncate(path, 100)
+replace, numbers = os.replace, itertools.count(1)
+def replace_or_die(partial, path):
+    if str(path).endswith(".png") and next(numbers) == 7:
+        os.truncate(partial, 100)
         os.kill(os.getpid(), signal.SIGKILL)
-Image.Image.save = save_or_die
+    replace(partial, path)
+os.replace = replace_or_die
 expand.main(sys.argv[1:])
 """
 
