@@ -20,7 +20,7 @@ from expansion.config import config_hash, option, require
 from expansion.errors import run_command
 from expansion.experiment import TrainConfig, load_data, parse_training, run_dir, train_seeds
 from expansion.image_datasets import readable_records
-from expansion.writer import read_expansion
+from expansion.writer import read_expansion, read_manifest
 
 logger = logging.getLogger("train_expand")
 
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = Path(config.data_dir) / f"{data.dataset.name}_expansion" / (config.exp or "")
     expanded_dir = Path(config.expanded_dir or folder)
     generated = read_expansion(expanded_dir, data.dataset.class_names)
+    made_with = sorted({str(row.get("config")) for row in read_manifest(expanded_dir)})
     # Variants of an image that is not trained on would carry it in (--shots, --val_fraction).
     trained_on = {record.file_name for record in data.train}
     kept = [record for record in generated if record.source in trained_on]
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "num_real": len(data.train),
             "num_generated": len(kept),
             "labels": config.labels,
-            "generated_images": config_hash([r.file_name for r in kept]),
+            "generated_images": config_hash([made_with, [r.file_name for r in kept]]),
         },
         make_objective=make_objective,
     )

@@ -83,8 +83,10 @@ class DistDiffConfig(SamplerConfig):
             self.constraint_value >= 0,
             f"constraint_value {self.constraint_value}: give 0 or more",
         )
+
+    def check_run(self) -> None:
         require(
-            self.encoder_weight_path is not None,
+            not self.targets or self.encoder_weight_path is not None,
             "DistDiff needs a guide classifier: train one with train_original.py on this dataset and give its "
             "checkpoint as --encoder_weight_path checkpoint/.../seed1/model_best.pth.tar",
         )

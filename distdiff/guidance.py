@@ -40,6 +40,13 @@ def gradient_step(gradient: Tensor, rho: float, mode: str) -> Tensor:
     return rho * gradient
 
 
+def finite_or_zero(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient (B, ...) with zeros for samples that are not finite throughout, and 1 for each such (B,)."""
+    unusable = ~gradient.isfinite().flatten(1).all(dim=1)
+    kept = torch.where(unusable.view(-1, *[1] * (gradient.dim() - 1)), 0.0, gradient)
+    return kept, unusable.float()
+
+
 @dataclass(frozen=True)
 class Guided:
     """Latents (B, 4, h, w) and figures (B,) about the update."""
@@ -87,9 +94,7 @@ class Guidance:
             start = transform_latents(latents, scale, shift)
             energy = self.look_ahead_energy(start, window, prompt_embeds, targets)
             gradients = torch.autograd.grad((energy * config.loss_scale).sum(), (scale, shift))
-        joint = torch.cat([g / config.loss_scale for g in gradients], dim=1)  # (B, 8, 1, 1)
-        usable = joint.isfinite().flatten(1).all(dim=1)
-        joint = torch.where(usable.view(-1, 1, 1, 1), joint, 0.0)
+        joint, skipped = finite_or_zero(torch.cat(gradients, dim=1) / config.loss_scale)  # (B, 8, 1, 1)
         step = gradient_step(joint, config.rho, config.rho_mode)
         scale_step, shift_step = step.chunk(2, dim=1)
         scale, shift = scale.detach(), shift.detach()
@@ -102,7 +107,7 @@ class Guidance:
             "gradient_norm": torch.linalg.vector_norm(joint.flatten(1), dim=1),
             "saturated": _share((moved - latents).abs() >= radius),
             "changed_by_update": _share(guided != unmoved),
-            "update_skipped": (~usable).float(),
+            "update_skipped": skipped,
         }
         return Guided(guided, figures)
 
@@ -111,17 +116,20 @@ class Guidance:
     ) -> Guided:
         """Ablation: z_{t-1} = DDIM(z_t) - rho dE/dz_t at every step of the window. Runs the window."""
         energies = []
+        skipped = torch.zeros(len(latents), device=latents.device)
         for timestep in window:
             with torch.enable_grad():
                 current = latents.detach().requires_grad_()
                 following, predictions = self.denoiser.run(current, [timestep], prompt_embeds)
                 energy = self.energy(predictions, targets)
                 (gradient,) = torch.autograd.grad((energy * self.config.loss_scale).sum(), current)
-            gradient = torch.nan_to_num(gradient / self.config.loss_scale, 0.0, 0.0, 0.0)
+            gradient, unusable = finite_or_zero(gradient / self.config.loss_scale)
+            skipped = skipped.maximum(unusable)
             step = gradient_step(gradient, self.config.rho, self.config.rho_mode)
             latents = following.detach() - step
             energies.append(energy.detach())
-        return Guided(latents, {"energy_start": energies[0], "energy_end": energies[-1]})
+        figures = {"energy_start": energies[0], "energy_end": energies[-1], "update_skipped": skipped}
+        return Guided(latents, figures)
 
 
 def draw_transform(latents: Tensor, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -33,9 +34,6 @@ class DistDiffSampler(Img2ImgSampler):
         super().__init__(pipeline, config)
         self.guide = guide.to(pipeline.device) if guide is not None else None
         self.guidance: Guidance | None = None
-        if config.gradient_checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
-            pipeline.vae.enable_gradient_checkpointing()
 
     @classmethod
     def build(
@@ -46,6 +44,7 @@ class DistDiffSampler(Img2ImgSampler):
     ) -> DistDiffSampler:
         guide = None
         if config.targets:
+            config.check_run()
             guide = load_classifier(
                 config.encoder_weight_path, arch=config.arch, num_classes=num_classes
             )
@@ -109,16 +108,33 @@ class DistDiffSampler(Img2ImgSampler):
         """Latents after the window, and figures (B,) about the guidance."""
         guidance = self.guidance
         if self.config.guidance_type == "direct_guidance":
-            guided = guidance.direct(latents, window, prompt_embeds, targets)
+            with self._gradient_checkpointing():
+                guided = guidance.direct(latents, window, prompt_embeds, targets)
             return guided.latents, guided.figures
         figures: dict[str, Tensor] = {}
         if self.config.log_energy:
             figures["energy_unguided"] = guidance.look_ahead_energy(
                 latents, window, prompt_embeds, targets
             )
-        guided = guidance.transform(latents, window, prompt_embeds, targets, generators)
+        with self._gradient_checkpointing():
+            guided = guidance.transform(latents, window, prompt_embeds, targets, generators)
         figures |= guided.figures
         latents, predictions = self.denoiser.run(guided.latents, window, prompt_embeds)
         if self.config.log_energy:
             figures["energy_end"] = guidance.energy(predictions, targets)
         return latents, figures
+
+    @contextmanager
+    def _gradient_checkpointing(self) -> Iterator[None]:
+        """Recompute activations of U-Net and decoder inside, if the config asks for it."""
+        switched = []
+        if self.config.gradient_checkpointing:
+            networks = (self.pipeline.unet, self.pipeline.vae)
+            switched = [network for network in networks if not network.is_gradient_checkpointing]
+        for network in switched:
+            network.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            for network in switched:
+                network.disable_gradient_checkpointing()

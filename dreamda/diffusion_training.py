@@ -172,6 +172,7 @@ class DiffusionTrainer:
             records, training_transform(config, resolution), keep_decoded=resolution <= 64
         )
         pipeline.vae.requires_grad_(False).to(accelerator.device)
+        pipeline.unet.requires_grad_(True)
         pipeline.text_encoder.requires_grad_(config.train_text_encoder).to(accelerator.device)
         self.networks = nn.ModuleDict({"unet": pipeline.unet})
         if config.train_text_encoder:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import shlex
 import shutil
@@ -27,8 +26,11 @@ from expansion.config import add_options, command_line_source, compose, load_yam
 from expansion.errors import run_command
 from expansion.image_datasets import ImageDataset, load_dataset
 from expansion.prompts import class_prompt
+from expansion.runs import claim_folder
 
 logger = logging.getLogger(__name__)
+
+NOT_DECISIVE = ("output_dir", "data_dir", "checkpointing_steps", "dataloader_num_workers")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         not (output_dir / "model_index.json").exists(),
         f"{output_dir} already holds a checkpoint; remove it or choose another --output_dir",
     )
+    settings = dataclasses.asdict(config) | (dataclasses.asdict(scratch) if config.from_scratch else {})
+    identity = {key: value for key, value in settings.items() if key not in NOT_DECISIVE}
+    claim_folder(output_dir, "training.yaml", identity, "give another --output_dir, or remove the folder")
     train(config, scratch, dataset, output_dir)
 
 
@@ -133,11 +138,9 @@ def _write_report(
     losses: list[tuple[float, float]],
     minutes: float,
 ) -> None:
-    """README.md, training.json, samples.png and loss.png beside the weights."""
+    """README.md, samples.png and loss.png beside the weights."""
     from expansion.figures import contact_sheet, line_chart, save_figure
 
-    values = {"minutes": round(minutes, 1), **dataclasses.asdict(config)}
-    (output_dir / "training.json").write_text(json.dumps(values, indent=2) + "\n")
     num_images = len(dataset.records(config.dataset_split))
     start = "from scratch" if config.from_scratch else f"from {config.pretrained_model_name_or_path}"
     command = shlex.join(["python", "-m", "dreamda.finetune", *sys.argv[1:]])
@@ -146,7 +149,7 @@ def _write_report(
         f"A Stable Diffusion checkpoint in diffusers layout, trained {start} on the {num_images} images of "
         f"the {config.dataset_split} split of {dataset.name}: {config.max_train_steps} steps, batch "
         f"{config.train_batch_size}, seed {config.seed}, {minutes:.0f} minutes. All settings are in "
-        f"`training.json`.\n\n    {command}\n\n"
+        f"`training.yaml`.\n\n    {command}\n\n"
         f"![samples](samples.png)\n\nSix samples per class, guidance scale {config.sample_guidance_scale:g}.\n"
     )
     smooth = [

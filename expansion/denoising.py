@@ -26,7 +26,10 @@ class Denoiser:
     def __init__(self, pipeline: StableDiffusionPipeline, config: SamplerConfig):
         self.unet = pipeline.unet
         self.guidance_scale = config.guidance_scale
-        self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        # As diffusers' pipelines correct them: latents are not clipped, timesteps start at 1.
+        self.scheduler = DDIMScheduler.from_config(
+            pipeline.scheduler.config, clip_sample=False, steps_offset=1
+        )
         self.scheduler.set_timesteps(config.num_inference_steps)
         all_timesteps = self.scheduler.timesteps.tolist()
         self.timesteps: list[int] = all_timesteps[-config.executed_steps :]

@@ -102,6 +102,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     split, total_split = resolve_shard(config.split, config.total_split)
     model = locate_model(config.pretrained_model_name_or_path)
     check_model_folder(model)
+    method_config.check_run()
     for name, path in method_config.input_files().items():
         require(
             Path(path).is_file(),

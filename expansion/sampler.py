@@ -62,6 +62,9 @@ class SamplerConfig:
         """U-Net row-evaluations per generated image."""
         return self.executed_steps * self.rows_per_prediction
 
+    def check_run(self) -> None:
+        """Raise InputError if a run lacks something that a library user would pass as an object."""
+
     def input_files(self) -> Mapping[str, str]:
         """Files, by option, whose content decides the images."""
         return {}

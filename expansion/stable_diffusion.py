@@ -115,16 +115,17 @@ class PromptEncoder:
         self.pipeline = pipeline
         self.embed = functools.lru_cache(max_texts)(self._embed)
 
-    def _embed(self, text: str) -> Tensor:
+    def _embed(self, text: str, dtype: torch.dtype) -> Tensor:
         embeds, _ = self.pipeline.encode_prompt(
             text, self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
-        return embeds[0]
+        return embeds[0].to(dtype)
 
     def __call__(self, prompts: Sequence[str], negative_prompt: str | None) -> Tensor:
         """Embeddings (B, L, D); with a negative prompt (2B, L, D), its B rows first."""
         negative = [] if negative_prompt is None else [negative_prompt] * len(prompts)
-        return torch.stack([self.embed(text) for text in (*negative, *prompts)])
+        dtype = self.pipeline.text_encoder.dtype
+        return torch.stack([self.embed(text, dtype) for text in (*negative, *prompts)])
 
 
 class LatentCodec:
@@ -141,7 +142,7 @@ class LatentCodec:
     def __init__(self, pipeline: StableDiffusionPipeline, max_sources: int = 256):
         self.vae = pipeline.vae
         self.max_sources = max_sources
-        self.posteriors: OrderedDict[str, DiagonalGaussianDistribution] = OrderedDict()
+        self.posteriors: OrderedDict[tuple, DiagonalGaussianDistribution] = OrderedDict()
 
     def encode(self, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
         """A posterior sample per variant, times `scaling_factor`: (B, 4, h, w), float32."""
@@ -162,11 +163,12 @@ class LatentCodec:
         return self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
 
     def _posterior(self, source: str, image: Tensor) -> DiagonalGaussianDistribution:
-        if source in self.posteriors:
-            self.posteriors.move_to_end(source)
-            return self.posteriors[source]
+        key = (source, self.vae.dtype)
+        if key in self.posteriors:
+            self.posteriors.move_to_end(key)
+            return self.posteriors[key]
         pixel_values = (image[None] * 2 - 1).to(self.vae.device, self.vae.dtype)
-        self.posteriors[source] = self.vae.encode(pixel_values).latent_dist
+        self.posteriors[key] = self.vae.encode(pixel_values).latent_dist
         if len(self.posteriors) > self.max_sources:
             self.posteriors.popitem(last=False)
-        return self.posteriors[source]
+        return self.posteriors[key]

@@ -25,6 +25,7 @@ from expansion.config import load_yaml
 from expansion.errors import InputError
 from expansion.generation import Job, load_batch
 from expansion.image_datasets import few_shot, load_dataset
+from expansion.img2img import Img2ImgSampler
 from expansion.sampler import Batch
 from expansion.writer import ExpansionWriter
 from tests.conftest import ROOT, TINY_MODEL
@@ -164,22 +165,29 @@ def test_a_full_disk_loses_only_the_images_in_flight(
 
 def test_more_variants_extend_a_set_without_touching_it(tmp_path, arguments):
     more, at_once = tmp_path / "more", tmp_path / "at_once"
-    expand.main(arguments(more, "--shots", 1, "--num_images_per_prompt", 1))
+    expand.main(arguments(more, "--num_images_per_prompt", 1))
     first, first_times = content(more), times(more)
-    expand.main(arguments(more, "--num_images_per_prompt", 3))
+    expand.main(arguments(more, "--num_images_per_prompt", 2))
     assert {name: times(more)[name] for name in first_times} == first_times
     assert all(content(more)[name] == data for name, data in first.items() if "_expand_" in name)
-    expand.main(arguments(at_once, "--num_images_per_prompt", 3))
-    assert len(pixels(more)) == 30
+    expand.main(arguments(at_once, "--num_images_per_prompt", 2))
+    assert len(pixels(more)) == 20
     assert_nearly_equal(more, at_once)  # a unit's other images decide rounding only
 
 
-def test_a_truncated_image_is_made_again_and_nothing_else(tmp_path, arguments, undisturbed):
+def test_a_truncated_image_is_made_again_within_its_whole_unit(
+    tmp_path, arguments, undisturbed, monkeypatch
+):
     expand.main(arguments(tmp_path))
     before = times(tmp_path)
     broken = sorted(tmp_path.glob("*/*.png"))[5]
     broken.write_bytes(broken.read_bytes()[:-20])
+    sample, computed = Img2ImgSampler.sample, []
+    monkeypatch.setattr(
+        Img2ImgSampler, "sample", lambda *a: computed.append(len(a[1].prompts)) or sample(*a)
+    )
     expand.main(arguments(tmp_path))
+    assert computed == [4]  # so that it is rounded as before
     assert content(tmp_path) == content(undisturbed)
     assert {name for name, time in times(tmp_path).items() if time != before[name]} == {broken.name}
 

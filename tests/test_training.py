@@ -154,6 +154,7 @@ def test_results_say_what_was_reached_and_with_what(small_set, finished):
     assert {key: values[key] for key in expected} == expected
     history = [row["test_accuracy"] for row in checkpoint(finished)["history"]]
     assert (values["best_accuracy"], values["last_accuracy"]) == (max(history), history[-1])
+    assert checkpoint(finished, "model_best.pth.tar")["step"] == 2 + 2 * history.index(max(history))
     for name, key in (("model_best.pth.tar", "best_accuracy"), ("checkpoint.pth.tar", "last_accuracy")):
         model, correct = load_classifier(finished / name), 0
         for record in load_dataset(str(small_set)).records("test"):  # 36 pixels, of which the inner 32
