@@ -78,7 +78,10 @@ def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, bool]:
         raise unknown_name("method", method, list(SAMPLERS))
     config_class = _import(SAMPLERS[method][0])
     parser = argparse.ArgumentParser(
-        prog="expand.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="expand.py",
+        description=__doc__,
+        epilog=f"methods: {', '.join(SAMPLERS)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", nargs="*", default=[], help="YAML files; later ones win")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
@@ -191,7 +194,9 @@ def _device_and_dtype(config: ExpandConfig) -> tuple[str, str]:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--device {device} cannot be used ({reason}); try --device cpu") from error
+        raise InputError(
+            f"--device {device} cannot be used ({reason}); try --device cpu"
+        ) from error
     automatic = "float16" if device.startswith("cuda") else "float32"
     return device, automatic if config.dtype == "auto" else config.dtype
 

@@ -36,7 +36,9 @@ class TrainExpandConfig(TrainConfig):
         None, "folder of the generated images; default: <data_dir>/<dataset>_expansion/<exp>"
     )
     labels: str = option(
-        "seed", "label of a generated image: seed = that of its real image", choices=tuple(OBJECTIVES)
+        "seed",
+        "label of a generated image: seed = that of its real image",
+        choices=tuple(OBJECTIVES),
     )
 
 

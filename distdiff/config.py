@@ -19,9 +19,7 @@ class DistDiffConfig(SamplerConfig):
     encoder_weight_path: str | None = option(
         None, "checkpoint of the guide classifier, from train_original.py"
     )
-    arch: str | None = option(
-        None, "guide backbone, if the checkpoint does not say", flags=("-a",)
-    )
+    arch: str | None = option(None, "guide backbone, if the checkpoint does not say", flags=("-a",))
     optimize_targets: str = option(
         "global_prototype-local_prototype",
         "energies to lower, joined by '-': global_prototype (class), local_prototype (group); "
@@ -38,7 +36,9 @@ class DistDiffConfig(SamplerConfig):
     guidance_period: int = option(2, "m: steps of the window; the energy is their mean")
     rho: float = option(10.0, "step size of the gradient update")
     rho_mode: str = option(
-        "raw", "gradient as it is, its sign, or scaled to unit length", choices=("raw", "sign", "unit")
+        "raw",
+        "gradient as it is, its sign, or scaled to unit length",
+        choices=("raw", "sign", "unit"),
     )
     constraint_value: float = option(0.2, "epsilon: largest change of a latent element")
     gs: float = option(1.0, "weight of the class-prototype energy")
@@ -61,14 +61,17 @@ class DistDiffConfig(SamplerConfig):
         super().__post_init__()
         unknown = [t for t in self.optimize_targets.split("-") if t not in (*TARGETS, "none")]
         require(
-            not unknown and (self.optimize_targets == "none" or "none" not in self.optimize_targets),
+            not unknown
+            and (self.optimize_targets == "none" or "none" not in self.optimize_targets),
             f"optimize_targets '{self.optimize_targets}': join some of {', '.join(TARGETS)} by '-', or none",
         )
         if not self.targets:
             return
         executed = self.executed_steps
         require(self.K > 0, f"K {self.K}: give at least 1 group per class")
-        require(self.guidance_period > 0, f"guidance_period {self.guidance_period}: give at least 1")
+        require(
+            self.guidance_period > 0, f"guidance_period {self.guidance_period}: give at least 1"
+        )
         require(
             self.guidance_step <= executed,
             f"guidance_step {self.guidance_step} lies before the first of the {executed} executed steps, so "

@@ -94,7 +94,9 @@ class Guidance:
             start = transform_latents(latents, scale, shift)
             energy = self.look_ahead_energy(start, window, prompt_embeds, targets)
             gradients = torch.autograd.grad((energy * config.loss_scale).sum(), (scale, shift))
-        joint, skipped = finite_or_zero(torch.cat(gradients, dim=1) / config.loss_scale)  # (B, 8, 1, 1)
+        joint, skipped = finite_or_zero(
+            torch.cat(gradients, dim=1) / config.loss_scale
+        )  # (B, 8, 1, 1)
         step = gradient_step(joint, config.rho, config.rho_mode)
         scale_step, shift_step = step.chunk(2, dim=1)
         scale, shift = scale.detach(), shift.detach()
@@ -128,7 +130,11 @@ class Guidance:
             step = gradient_step(gradient, self.config.rho, self.config.rho_mode)
             latents = following.detach() - step
             energies.append(energy.detach())
-        figures = {"energy_start": energies[0], "energy_end": energies[-1], "update_skipped": skipped}
+        figures = {
+            "energy_start": energies[0],
+            "energy_end": energies[-1],
+            "update_skipped": skipped,
+        }
         return Guided(latents, figures)
 
 

@@ -28,7 +28,9 @@ class Prototypes:
     group_prototypes: Tensor
 
 
-def build_prototypes(features: Tensor, labels: Tensor, num_classes: int, num_groups: int) -> Prototypes:
+def build_prototypes(
+    features: Tensor, labels: Tensor, num_classes: int, num_groups: int
+) -> Prototypes:
     """Prototypes of every class.
 
     Args:
@@ -46,7 +48,9 @@ def build_prototypes(features: Tensor, labels: Tensor, num_classes: int, num_gro
     for label in range(num_classes):
         members = features[labels == label]
         if len(members) == 0:
-            raise InputError(f"class {label} has no image, so it has no prototype; add images of it")
+            raise InputError(
+                f"class {label} has no image, so it has no prototype; add images of it"
+            )
         class_prototypes.append(F.normalize(members.mean(0), dim=-1))
         group_prototypes.append(_group_prototypes(members, num_groups))
     return Prototypes(torch.stack(class_prototypes), torch.stack(group_prototypes))
@@ -65,10 +69,14 @@ def _group_prototypes(members: Tensor, num_groups: int) -> Tensor:
 
 
 @torch.inference_mode()
-def extract_features(guide: Classifier, records: Sequence[ImageRecord], batch_size: int = 64) -> Tensor:
+def extract_features(
+    guide: Classifier, records: Sequence[ImageRecord], batch_size: int = 64
+) -> Tensor:
     """Features (I, D) of `records` in their order, on the CPU."""
     transform = prototype_transform(guide.image_size)
     device = next(guide.parameters()).device
     loader = DataLoader(list(records), batch_size, collate_fn=lambda part: [r.load() for r in part])
-    features = [guide.features(torch.stack([transform(i) for i in images]).to(device)) for images in loader]
+    features = [
+        guide.features(torch.stack([transform(i) for i in images]).to(device)) for images in loader
+    ]
     return torch.cat(features).cpu()

@@ -18,7 +18,8 @@ class FinetuneConfig:
         None, "checkpoint to start from: hub id or diffusers folder"
     )
     from_scratch: bool = option(
-        False, "build and train a new checkpoint, autoencoder included, instead of starting from one"
+        False,
+        "build and train a new checkpoint, autoencoder included, instead of starting from one",
     )
     output_dir: str | None = option(None, "folder for the trained checkpoint (diffusers layout)")
     resolution: int | None = option(
@@ -27,7 +28,9 @@ class FinetuneConfig:
     captions: tuple[str, ...] = option(
         (), "caption templates, {} is the class name; default: the dataset's prompt template"
     )
-    caption_dropout: float = option(0.1, "share of captions replaced by the empty one, for guidance")
+    caption_dropout: float = option(
+        0.1, "share of captions replaced by the empty one, for guidance"
+    )
     train_text_encoder: bool = option(False, "train the text encoder too")
     max_train_steps: int = option(1000, "optimiser steps")
     train_batch_size: int = option(8, "images per optimiser step, all processes together")
@@ -38,7 +41,9 @@ class FinetuneConfig:
     adam_beta2: float = option(0.999, "AdamW's second beta")
     adam_weight_decay: float = option(1e-2, "AdamW's weight decay")
     max_grad_norm: float = option(1.0, "gradient clipping")
-    p2_gamma: float = option(1.0, "P2: loss weight (p2_k + SNR)^-p2_gamma; 0 weighs all steps alike")
+    p2_gamma: float = option(
+        1.0, "P2: loss weight (p2_k + SNR)^-p2_gamma; 0 weighs all steps alike"
+    )
     p2_k: float = option(1.0, "P2: k of the loss weight")
     snr_gamma: float | None = option(None, "min-SNR weight min(SNR, snr_gamma)/SNR instead of P2")
     use_ema: bool = option(False, "save the moving average of the weights")
@@ -68,10 +73,13 @@ class FinetuneConfig:
         )
         require(self.output_dir is not None, "give --output_dir for the trained checkpoint")
         require(
-            0 <= self.caption_dropout < 1, f"caption_dropout {self.caption_dropout}: give 0 to below 1"
+            0 <= self.caption_dropout < 1,
+            f"caption_dropout {self.caption_dropout}: give 0 to below 1",
         )
         for name in ("max_train_steps", "train_batch_size"):
-            require(getattr(self, name) > 0, f"{name} {getattr(self, name)}: give a positive number")
+            require(
+                getattr(self, name) > 0, f"{name} {getattr(self, name)}: give a positive number"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +93,9 @@ class FromScratchConfig:
     vae_batch_size: int = option(32, "autoencoder: images per step")
     vae_learning_rate: float = option(1e-3, "autoencoder: peak learning rate, cosine to 0")
     vae_warmup_steps: int = option(100, "autoencoder: linear warm-up, steps")
-    vae_gradient_weight: float = option(0.5, "autoencoder: weight of the L1 loss of image gradients")
+    vae_gradient_weight: float = option(
+        0.5, "autoencoder: weight of the L1 loss of image gradients"
+    )
     vae_mse_weight: float = option(0.5, "autoencoder: weight of the squared error")
     vae_kl_weight: float = option(5e-4, "autoencoder: weight of the mean KL divergence")
     unet_block_out_channels: tuple[int, ...] = option((48, 96), "U-Net channels per level")

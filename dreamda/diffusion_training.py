@@ -54,7 +54,9 @@ def learning_rate_factor(step: int, config: FinetuneConfig) -> float:
         return (step + 1) / config.lr_warmup_steps
     if config.lr_scheduler == "constant":
         return 1.0
-    progress = (step - config.lr_warmup_steps) / max(1, config.max_train_steps - config.lr_warmup_steps)
+    progress = (step - config.lr_warmup_steps) / max(
+        1, config.max_train_steps - config.lr_warmup_steps
+    )
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.lr_end_factor + (1 - config.lr_end_factor) * cosine
 
@@ -75,7 +77,11 @@ def training_transform(config: FinetuneConfig, resolution: int) -> v2.Compose:
                 config.affine_degrees, shift, zoom, interpolation=v2.InterpolationMode.BILINEAR
             )
         )
-    to_pixel_values = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])]
+    to_pixel_values = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5], [0.5]),
+    ]
     return v2.Compose(steps + to_pixel_values)
 
 
@@ -92,9 +98,7 @@ class CaptionSource:
                 return_tensors="pt",
             ).input_ids[0]
 
-        self.by_class = [
-            [tokens(class_prompt(t, name)) for t in templates] for name in names
-        ]
+        self.by_class = [[tokens(class_prompt(t, name)) for t in templates] for name in names]
         self.empty = tokens("")
         self.dropout = dropout
 
@@ -167,7 +171,9 @@ class DiffusionTrainer:
         self.captions = CaptionSource(
             pipeline.tokenizer, config.captions, prompt_names, config.caption_dropout
         )
-        resolution = config.resolution or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        resolution = (
+            config.resolution or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        )
         self.images = SeededImages(
             records, training_transform(config, resolution), keep_decoded=resolution <= 64
         )

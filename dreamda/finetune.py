@@ -44,9 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         not (output_dir / "model_index.json").exists(),
         f"{output_dir} already holds a checkpoint; remove it or choose another --output_dir",
     )
-    settings = dataclasses.asdict(config) | (dataclasses.asdict(scratch) if config.from_scratch else {})
+    settings = dataclasses.asdict(config) | (
+        dataclasses.asdict(scratch) if config.from_scratch else {}
+    )
     identity = {key: value for key, value in settings.items() if key not in NOT_DECISIVE}
-    claim_folder(output_dir, "training.yaml", identity, "give another --output_dir, or remove the folder")
+    claim_folder(
+        output_dir, "training.yaml", identity, "give another --output_dir, or remove the folder"
+    )
     train(config, scratch, dataset, output_dir)
 
 
@@ -142,7 +146,9 @@ def _write_report(
     from expansion.figures import contact_sheet, line_chart, save_figure
 
     num_images = len(dataset.records(config.dataset_split))
-    start = "from scratch" if config.from_scratch else f"from {config.pretrained_model_name_or_path}"
+    start = (
+        "from scratch" if config.from_scratch else f"from {config.pretrained_model_name_or_path}"
+    )
     command = shlex.join(["python", "-m", "dreamda.finetune", *sys.argv[1:]])
     (output_dir / "README.md").write_text(
         f"# {output_dir.name}\n\n"

@@ -94,7 +94,9 @@ def check_arch(arch: str) -> None:
     if torchvision_name(arch) not in (*known, *OWN_BACKBONES):
         raise unknown_name("arch", arch, [*ALIASES, *OWN_BACKBONES, *known])
     if torchvision_name(arch) in UNSUITED:
-        raise InputError(f"arch {arch} is not supported: it does not end in one linear layer of one output")
+        raise InputError(
+            f"arch {arch} is not supported: it does not end in one linear layer of one output"
+        )
 
 
 def classifier_state(classifier: Classifier) -> dict:
@@ -121,12 +123,16 @@ def load_classifier(
         InputError: Unreadable, another architecture or another class count.
     """
     content = _read(path)
-    state = {str(key).removeprefix("module."): value for key, value in content["state_dict"].items()}
+    state = {
+        str(key).removeprefix("module."): value for key, value in content["state_dict"].items()
+    }
     found = content.get("arch")
     if arch is None and found is None:
         raise InputError(f"{path} does not say which network it holds; name it with --arch")
     if arch is not None and found is not None and torchvision_name(arch) != torchvision_name(found):
-        raise InputError(f"{path} holds a {found}, not a {arch}; leave --arch out or give another file")
+        raise InputError(
+            f"{path} holds a {found}, not a {arch}; leave --arch out or give another file"
+        )
     arch = arch or found
     check_arch(arch)
     ours = all(key.startswith(("body.", "head.")) for key in state)

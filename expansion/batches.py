@@ -71,7 +71,8 @@ class StreamBatches(Sampler[list[tuple[int, int]]]):
         for size in self.batch_sizes[self.first :]:
             indices = stream_indices(self.num_items, start, size, self.seed)
             samples = [
-                (index, stable_seed("sample", self.seed, start + i)) for i, index in enumerate(indices)
+                (index, stable_seed("sample", self.seed, start + i))
+                for i, index in enumerate(indices)
             ]
             start += size
             yield samples[self.rank :: self.world_size]

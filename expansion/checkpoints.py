@@ -37,7 +37,11 @@ def check_model_folder(name_or_path: str) -> None:
         )
     missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
     weights = [part for part in ("text_encoder", "unet", "vae") if part not in missing]
-    missing += [f"{part}/*.safetensors" for part in weights if not any((folder / part).glob("*.safetensors"))]
+    missing += [
+        f"{part}/*.safetensors"
+        for part in weights
+        if not any((folder / part).glob("*.safetensors"))
+    ]
     if missing:
         raise InputError(
             f"the checkpoint {folder} lacks {', '.join(missing)}; copy the whole folder again"
@@ -73,7 +77,9 @@ def model_resolution(name_or_path: str) -> int:
     folder = Path(name_or_path)
     if not folder.is_dir():
         return 512
-    unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+    unet, vae = (
+        json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae")
+    )
     return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
 

@@ -25,7 +25,6 @@ from expansion.config import (
     option,
     require,
 )
-from expansion.errors import InputError
 from expansion.image_datasets import (
     DEFAULT_DATASET,
     ImageDataset,
@@ -139,7 +138,9 @@ def run_dir(config: TrainConfig, recipe: Recipe, dataset: ImageDataset, exp: str
     """`<checkpoint_dir>/<dataset>/<arch>_{pretrained|unpretrained}[_<exp>]_lr<lr>`."""
     start = "pretrained" if recipe.pretrained else "unpretrained"
     middle = f"_{exp}" if exp else ""
-    return Path(config.checkpoint_dir, dataset.name, f"{recipe.arch}_{start}{middle}_lr{recipe.lr:g}")
+    return Path(
+        config.checkpoint_dir, dataset.name, f"{recipe.arch}_{start}{middle}_lr{recipe.lr:g}"
+    )
 
 
 def train_seeds(
@@ -202,7 +203,9 @@ def train_seeds(
             )
 
         with _progress_bar(f"{arm} seed {seed}") as progress:
-            trained = run_once(folder / f"seed{seed}", identity, make_trainer, progress, accelerator)
+            trained = run_once(
+                folder / f"seed{seed}", identity, make_trainer, progress, accelerator
+            )
         note = "" if trained else " (done before)"
         logger.info("%s: %s%s", folder / f"seed{seed}", _accuracies(folder / f"seed{seed}"), note)
 

@@ -67,7 +67,9 @@ def line_chart(
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return left + across * (width - left - right), height - bottom - up * (height - top - bottom)
+        return left + across * (width - left - right), height - bottom - up * (
+            height - top - bottom
+        )
 
     for tick in x_ticks:
         x, y = place(tick, y_ticks[0])
@@ -88,7 +90,9 @@ def line_chart(
         draw.line([(width - right + 10, 44 + 18 * i), (width - right + 26, 44 + 18 * i)], colour, 3)
         draw.text((width - right + 32, 44 + 18 * i), name, fill="black", font=font, anchor="lm")
     draw.text((left, 12), title, fill="black", font=ImageFont.load_default(14))
-    draw.text(((left + width - right) / 2, height - 18), x_label, fill="black", font=font, anchor="mt")
+    draw.text(
+        ((left + width - right) / 2, height - 18), x_label, fill="black", font=font, anchor="mt"
+    )
     return chart
 
 

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from PIL import ExifTags, Image
 from expansion.config import (
     CONFIG_DIR,
     PROJECT_ROOT,
-    Source,
     compose,
     load_yaml,
     option,
@@ -32,9 +31,7 @@ from expansion.seeding import stable_seed
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif".split()
-)
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif".split())
 # EXIF orientation -> what makes the image upright; read alone, as other tags may be malformed.
 EXIF_TURNS = dict(
     zip(
@@ -243,7 +240,9 @@ def _resolve(name: str, data_dir: Path) -> tuple[DatasetConfig, Path]:
         if root.is_dir():
             return DatasetConfig(), root.resolve()
     if os.sep in name:
-        raise InputError(f"dataset folder {name} does not exist; expected train/<class>/*.jpg in it")
+        raise InputError(
+            f"dataset folder {name} does not exist; expected train/<class>/*.jpg in it"
+        )
     known = [p.stem for p in (CONFIG_DIR / "datasets").glob("*.yaml")]
     error = unknown_name("dataset", name, known)
     raise InputError(f"{error}; or give a folder that holds train/<class>/*.jpg")
@@ -264,9 +263,7 @@ def _split_dir(root: Path, split: str) -> Path:
 
 def _class_folders(split_dir: Path) -> list[str]:
     folders = sorted(p.name for p in split_dir.iterdir() if p.is_dir() and p.name[0] != ".")
-    require(
-        bool(folders), f"{split_dir} has no class folders; expected {split_dir}/<class>/*.jpg"
-    )
+    require(bool(folders), f"{split_dir} has no class folders; expected {split_dir}/<class>/*.jpg")
     return folders
 
 
@@ -278,9 +275,7 @@ def _class_records(root: Path, folder: Path, label: int, class_name: str) -> lis
         and p.is_file()
         and not any(part.startswith(".") for part in p.relative_to(folder).parts)
     )
-    require(
-        bool(files), f"class folder {folder} holds no images; add images or remove the folder"
-    )
+    require(bool(files), f"class folder {folder} holds no images; add images or remove the folder")
     return [ImageRecord(p, p.relative_to(root).as_posix(), label, class_name) for p in files]
 
 

@@ -15,7 +15,9 @@ FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
 WINDOWS_DEVICES = frozenset(
     ["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))]
 )
-OWN_FILES = re.compile(r"manifest\..*|metadata\.jsonl|(classes|expansion)\..*|contact_sheet\.png", re.I)
+OWN_FILES = re.compile(
+    r"manifest\..*|metadata\.jsonl|(classes|expansion)\..*|contact_sheet\.png", re.I
+)
 MAX_BYTES = 120  # of a slug or stem; file systems allow 255 with prefix, suffix and variant
 
 
@@ -55,7 +57,8 @@ def _distinct(names: dict[str, str]) -> dict[str, str]:
     safe = {key: _safe(text) for key, text in names.items()}
     taken = Counter(_folded(name) for name in safe.values())
     result = {
-        key: name if taken[_folded(name)] == 1 else f"{name}-{_hash(key)}" for key, name in safe.items()
+        key: name if taken[_folded(name)] == 1 else f"{name}-{_hash(key)}"
+        for key, name in safe.items()
     }
     folded = [_folded(name) for name in result.values()]
     if len(set(folded)) < len(folded):  # a name that itself ends like another's hash

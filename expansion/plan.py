@@ -35,7 +35,7 @@ class ExpandConfig:
     """Settings of a run that every method shares."""
 
     dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
-    method: str | None = option(None, "how images are generated")
+    method: str | None = option(None, "how images are generated; the methods are listed below")
     data_dir: str = option("data", "where named datasets lie")
     exp: str | None = option(None, "name of the expanded set; default: <method>_<n>x")
     output_dir: str | None = option(
@@ -46,8 +46,12 @@ class ExpandConfig:
         "CompVis/stable-diffusion-v1-4", "Stable Diffusion checkpoint: hub id or diffusers folder"
     )
     revision: str | None = option(None, "branch, tag or commit of a hub id")
-    resolution: int | None = option(None, "side of the images, pixels; default: the checkpoint's own")
-    prompt_template: str | None = option(None, "prompt, {} is the class name; default: the dataset's")
+    resolution: int | None = option(
+        None, "side of the images, pixels; default: the checkpoint's own"
+    )
+    prompt_template: str | None = option(
+        None, "prompt, {} is the class name; default: the dataset's"
+    )
     batch_size: int = option(8, "images that are denoised together")
     seed: int = option(42, "run seed; with the real image's path and n it decides the noise")
     shots: int | None = option(None, "use only this many real images per class")
@@ -65,7 +69,9 @@ class ExpandConfig:
 
     def __post_init__(self):
         for name in ("num_images_per_prompt", "batch_size"):
-            require(getattr(self, name) > 0, f"{name} {getattr(self, name)}: give a positive number")
+            require(
+                getattr(self, name) > 0, f"{name} {getattr(self, name)}: give a positive number"
+            )
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,9 @@ class Plan:
     @property
     def shard_units(self) -> list[list[tuple[ImageRecord, int]]]:
         """The units of this shard."""
-        return take_shard(make_units(self.items, self.config.batch_size), self.split, self.total_split)
+        return take_shard(
+            make_units(self.items, self.config.batch_size), self.split, self.total_split
+        )
 
 
 def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:

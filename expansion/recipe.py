@@ -14,7 +14,11 @@ AUGMENTATIONS = ("default", "randaugment")
 class Recipe:
     """Optimiser, schedule, preprocessing and precision of a classifier run; the papers' values by default."""
 
-    arch: str = option("resnet50", "backbone: any torchvision classifier, resnet18_cifar or resnet10_tiny (both for 32 pixels)", flags=("-a",))
+    arch: str = option(
+        "resnet50",
+        "backbone: any torchvision classifier, resnet18_cifar or resnet10_tiny (both for 32 pixels)",
+        flags=("-a",),
+    )
     pretrained: bool = option(False, "start from ImageNet weights")
     lr: float = option(0.1, "peak learning rate of SGD")
     momentum: float = option(0.9, "SGD momentum")
@@ -35,7 +39,9 @@ class Recipe:
     resize_size: int = option(256, "side that images are resized to before the crop, pixels")
     rotation: float = option(15.0, "random rotation of at most this many degrees")
     horizontal_flip: bool = option(True, "mirror images at random; wrong for digits and text")
-    augment: str = option("default", "augmentation beside rotation, crop and flip", choices=AUGMENTATIONS)
+    augment: str = option(
+        "default", "augmentation beside rotation, crop and flip", choices=AUGMENTATIONS
+    )
     val_fraction: float = option(
         0.0, "share of the real training images held out to select the epoch that is reported"
     )

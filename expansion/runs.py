@@ -74,7 +74,9 @@ def check_claim(folder: Path, file_name: str, identity: Mapping[str, Any], remed
     found = dict(load_yaml(path).values)
     found.pop("made_with", None)
     if found != wanted:
-        raise InputError(f"{folder} was begun with other settings ({_difference(found, wanted)}); {remedy}")
+        raise InputError(
+            f"{folder} was begun with other settings ({_difference(found, wanted)}); {remedy}"
+        )
 
 
 def claim_folder(folder: Path, file_name: str, identity: Mapping[str, Any], remedy: str) -> None:

@@ -29,7 +29,7 @@ def image_seed(run_seed: int, file_name: str, variant: int) -> int:
     return stable_seed("image", run_seed, file_name, variant)
 
 
-def image_generator(run_seed: int, file_name: str, variant: int) -> "torch.Generator":
+def image_generator(run_seed: int, file_name: str, variant: int) -> torch.Generator:
     """CPU generator of one generated image, see `image_seed`."""
     import torch
 

@@ -27,6 +27,7 @@ from expansion.sampler import Batch
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+
 def load_pipeline(
     name_or_path: str,
     dtype: str = "float32",

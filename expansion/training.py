@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,7 +44,9 @@ class Objective(Protocol):
 
     num_images: int
 
-    def batches(self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator) -> Iterable[Any]:
+    def batches(
+        self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
+    ) -> Iterable[Any]:
         """Batches first, first+1, ... of the run."""
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -66,7 +68,9 @@ class Supervised:
         self.images = SeededImages(records, train_transform(recipe), keep_decoded=keep)
         self.recipe, self.seed = recipe, seed
 
-    def batches(self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator) -> DataLoader:
+    def batches(
+        self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
+    ) -> DataLoader:
         batches = StreamBatches(
             self.num_images,
             batch_sizes,
@@ -101,12 +105,15 @@ def evaluate(model: nn.Module, loader: Iterable, accelerator: Accelerator) -> tu
     return totals[0] / totals[2], 100 * totals[1] / totals[2]
 
 
-def eval_loader(records: Sequence[ImageRecord], recipe: Recipe, accelerator: Accelerator) -> DataLoader:
+def eval_loader(
+    records: Sequence[ImageRecord], recipe: Recipe, accelerator: Accelerator
+) -> DataLoader:
     """This process's share of `records` in order; a small set is held in memory after the first pass."""
     mine = list(records)[accelerator.process_index :: accelerator.num_processes]
     images = SeededImages(mine, eval_transform(recipe))
     batches = [
-        [(i, 0) for i in range(start, min(start + 256, len(mine)))] for start in range(0, len(mine), 256)
+        [(i, 0) for i in range(start, min(start + 256, len(mine)))]
+        for start in range(0, len(mine), 256)
     ]
     loader = DataLoader(images, batch_sampler=batches, num_workers=recipe.workers)
     if len(records) * recipe.image_size**2 <= KEEP_DECODED_PIXELS // 8:

@@ -170,7 +170,9 @@ def read_expansion(output_dir: Path, class_names: Sequence[str]) -> list[ImageRe
             )
         path = output_dir / row["file_name"]
         if ".." in Path(row["file_name"]).parts or Path(row["file_name"]).is_absolute():
-            raise InputError(f"{output_dir}: the manifest names {row['file_name']!r}, outside the folder")
+            raise InputError(
+                f"{output_dir}: the manifest names {row['file_name']!r}, outside the folder"
+            )
         if not path.is_file():
             absent.append(row["file_name"])
         label = labels[row["class"]]

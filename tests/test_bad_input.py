@@ -19,7 +19,10 @@ from expansion.errors import InputError, run_command
 from expansion.writer import ExpansionWriter
 
 ROOT = Path(__file__).resolve().parents[1]
-GOOD = {"train": {"ant": ["1.png", "2.png"], "bee": ["1.png"]}, "test": {"ant": ["1.png"], "bee": ["1.png"]}}
+GOOD = {
+    "train": {"ant": ["1.png", "2.png"], "bee": ["1.png"]},
+    "test": {"ant": ["1.png"], "bee": ["1.png"]},
+}
 
 
 @pytest.fixture
@@ -38,7 +41,15 @@ def run(tmp_path, monkeypatch, capsys):
 
 def expand_arguments(folder: Path, *more: str) -> list[str]:
     model = str(ROOT / "assets" / "tiny-sd-digits")
-    return ["-d", str(folder), "--pretrained_model_name_or_path", model, "--output_dir", "out", *more]
+    return [
+        "-d",
+        str(folder),
+        "--pretrained_model_name_or_path",
+        model,
+        "--output_dir",
+        "out",
+        *more,
+    ]
 
 
 def without(tree: dict, *path: str) -> dict:
@@ -93,8 +104,12 @@ def test_a_wrong_option_of_distdiff_is_named(arguments, words, run, make_folder)
     folder = make_folder("photos", GOOD)
     guide = Path("guide.tar")
     guide.write_bytes(b"")
-    given = ["--encoder_weight_path", str(guide)] if arguments and "encoder" not in arguments[0] else []
-    code, error = run(expand.main, *expand_arguments(folder, "--method", "distdiff", *given, *arguments))
+    given = (
+        ["--encoder_weight_path", str(guide)] if arguments and "encoder" not in arguments[0] else []
+    )
+    code, error = run(
+        expand.main, *expand_arguments(folder, "--method", "distdiff", *given, *arguments)
+    )
     assert code == 2
     assert "\n" not in error and all(word in error for word in words), error
     assert not Path("out").exists()
@@ -108,7 +123,9 @@ def test_a_wrong_option_of_distdiff_is_named(arguments, words, run, make_folder)
         (["--arch", "resnet999"], ["resnet999"]),
     ],
 )
-def test_a_guide_that_does_not_fit_is_refused_before_anything_is_written(more, words, run, make_folder, guide_path):
+def test_a_guide_that_does_not_fit_is_refused_before_anything_is_written(
+    more, words, run, make_folder, guide_path
+):
     folder = make_folder("photos", GOOD)
     guide = ["--encoder_weight_path", str(guide_path)]
     code, error = run(expand.main, *expand_arguments(folder, "--method", "distdiff", *guide, *more))
@@ -177,7 +194,9 @@ def test_an_incomplete_model_folder_is_listed(run, make_folder):
     shutil.copytree(ROOT / "assets" / "tiny-sd-digits", "model")
     shutil.rmtree("model/tokenizer")
     next(Path("model/vae").glob("*.safetensors")).unlink()
-    arguments = expand_arguments(folder, "--method", "img2img", "--pretrained_model_name_or_path", "model")
+    arguments = expand_arguments(
+        folder, "--method", "img2img", "--pretrained_model_name_or_path", "model"
+    )
     code, error = run(expand.main, *arguments)
     assert code == 2 and "tokenizer" in error and "vae/*.safetensors" in error and "\n" not in error
 
@@ -187,7 +206,9 @@ def test_a_damaged_weight_file_is_named(run, make_folder):
     shutil.copytree(ROOT / "assets" / "tiny-sd-digits", "model")
     weights = next(Path("model/unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
-    arguments = expand_arguments(folder, "--method", "img2img", "--pretrained_model_name_or_path", "model")
+    arguments = expand_arguments(
+        folder, "--method", "img2img", "--pretrained_model_name_or_path", "model"
+    )
     code, error = run(expand.main, *arguments)
     assert code == 2 and "model" in error and "\n" not in error
     assert not Path("out").exists()
@@ -255,9 +276,14 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_partial_file(run, make_folde
 
 def test_the_command_line_shows_no_traceback(tmp_path):
     done = subprocess.run(
-        [sys.executable, ROOT / "expand.py", "-d", "nowhere"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, ROOT / "expand.py", "-d", "nowhere"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    )
 
 
 def test_a_defect_keeps_its_traceback():

@@ -53,7 +53,9 @@ COMMANDS = sorted(
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, make_folder, digits_dir) -> Path:
     """A working folder with small stand-ins for all that the documents' commands refer to."""
-    tree = {split: {"ant": ["1.jpg", "2.jpg"], "yin_yang": ["1.jpg"]} for split in ("train", "test")}
+    tree = {
+        split: {"ant": ["1.jpg", "2.jpg"], "yin_yang": ["1.jpg"]} for split in ("train", "test")
+    }
     make_folder("data/caltech-101", tree)
     make_folder("path/to/folder", tree)
     (tmp_path / "data" / "digits").symlink_to(digits_dir / "digits")
@@ -61,10 +63,16 @@ def workplace(tmp_path, monkeypatch, make_folder, digits_dir) -> Path:
         runs = tmp_path / "checkpoint" / dataset
         for run in ("resnet50_unpretrained_lr0.1", "resnet50_unpretrained_distdiff_5x_lr0.1"):
             (runs / run / "seed1").mkdir(parents=True)
-            (runs / run / "seed1" / "results.yaml").write_text("best_accuracy: 50.0\nlast_accuracy: 40.0\n")
+            (runs / run / "seed1" / "results.yaml").write_text(
+                "best_accuracy: 50.0\nlast_accuracy: 40.0\n"
+            )
             (runs / run / "seed1" / "model_best.pth.tar").write_bytes(b"")
     (tmp_path / "GUIDE").write_bytes(b"")
-    for name, shots in (("caltech-101", "distdiff_5x"), ("folder", "distdiff_10x"), ("digits", "distdiff_10x")):
+    for name, shots in (
+        ("caltech-101", "distdiff_5x"),
+        ("folder", "distdiff_10x"),
+        ("digits", "distdiff_10x"),
+    ):
         _expansion(tmp_path / "data" / f"{name}_expansion" / shots, name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -113,7 +121,9 @@ def _from_project(words: list[str]) -> list[str]:
     return [str(ROOT / w) if w.startswith(("configs/", "assets/")) else w for w in words]
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("configs/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}"
+)
 def test_every_yaml_file_resolves(path, workplace):
     kind = path.parent.name
     if kind == "datasets":
@@ -140,12 +150,18 @@ def test_every_yaml_file_resolves(path, workplace):
     ids=lambda words: words[0],
 )
 def test_the_papers_scripts_run_under_sh_and_bash(script, workplace):
-    guide = workplace / "checkpoint/caltech-101/resnet50_unpretrained_lr0.1/seed1/model_best.pth.tar"
+    guide = (
+        workplace / "checkpoint/caltech-101/resnet50_unpretrained_lr0.1/seed1/model_best.pth.tar"
+    )
     environ = {**os.environ, "PYTHON": sys.executable, "GUIDE": str(guide)}
     arguments = [*script[1:], "--data_dir", str(workplace / "data"), "--dry_run"]
     for shell in ("sh", "bash"):
         done = subprocess.run(
-            [shell, f"scripts/{script[0]}", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True
+            [shell, f"scripts/{script[0]}", *arguments],
+            cwd=ROOT,
+            env=environ,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         assert "caltech-101" in done.stdout
@@ -156,10 +172,14 @@ def test_a_failed_shard_fails_the_whole_experiment(workplace):
     fake.write_text('#!/bin/sh\necho "$@" >> calls\ncase "$*" in *"--split 1"*) exit 3;; esac\n')
     fake.chmod(0o755)
     (workplace / "scripts").symlink_to(ROOT / "scripts")
-    script = (ROOT / "scripts" / "single_exp.sh").read_text().replace('cd "$(dirname "$0")/.."', ":")
+    script = (
+        (ROOT / "scripts" / "single_exp.sh").read_text().replace('cd "$(dirname "$0")/.."', ":")
+    )
     (workplace / "single_exp.sh").write_text(script)
     environ = {**os.environ, "PYTHON": str(fake), "GPUS": "0 1"}
-    done = subprocess.run(["bash", "single_exp.sh"], cwd=workplace, env=environ, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "single_exp.sh"], cwd=workplace, env=environ, capture_output=True, text=True
+    )
     calls = (workplace / "calls").read_text()
     assert done.returncode == 1 and "a shard failed" in done.stderr
     assert "--split 0" in calls and "train_expand.py" not in calls
@@ -169,7 +189,9 @@ def test_a_failed_shard_fails_the_whole_experiment(workplace):
 def test_every_file_that_a_document_names_exists(document):
     text = (ROOT / document).read_text()
     named = re.findall(r"(?:assets|configs|scripts|expansion|distdiff|dreamda)/[\w./-]*\w", text)
-    missing = [name for name in set(named) if not (ROOT / name).exists() and "name.yaml" not in name]
+    missing = [
+        name for name in set(named) if not (ROOT / name).exists() and "name.yaml" not in name
+    ]
     assert named and not missing
 
 

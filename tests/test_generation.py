@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,7 +179,7 @@ def test_more_variants_extend_a_set_without_touching_it(tmp_path, arguments):
 def test_a_truncated_image_is_made_again_within_its_whole_unit(
     tmp_path, arguments, undisturbed, monkeypatch
 ):
-    expand.main(arguments(tmp_path))
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     before = times(tmp_path)
     broken = sorted(tmp_path.glob("*/*.png"))[5]
     broken.write_bytes(broken.read_bytes()[:-20])
@@ -192,13 +193,12 @@ def test_a_truncated_image_is_made_again_within_its_whole_unit(
     assert {name for name, time in times(tmp_path).items() if time != before[name]} == {broken.name}
 
 
-def test_a_complete_set_is_left_alone_and_no_weights_load(tmp_path, arguments, monkeypatch, caplog):
-    expand.main(arguments(tmp_path))
-    before, first = times(tmp_path), content(tmp_path)
+def test_a_complete_set_is_left_alone_and_no_weights_load(undisturbed, arguments, monkeypatch, caplog):
+    before, first = times(undisturbed), content(undisturbed)
     monkeypatch.setattr(stable_diffusion, "load_pipeline", None)
     with caplog.at_level(logging.INFO):
-        assert expand.main(arguments(tmp_path)) == 0
-    assert times(tmp_path) == before and content(tmp_path) == first
+        assert expand.main(arguments(undisturbed)) == 0
+    assert times(undisturbed) == before and content(undisturbed) == first
     assert "0 images written, 20 already there" in caplog.text
 
 

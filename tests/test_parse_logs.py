@@ -287,7 +287,9 @@ def test_each_dataset_arch_and_start_has_its_own_table_and_original(two_arms, wr
         "digits, resnet10_tiny, unpretrained",
         "digits, resnet50, unpretrained",
     ]
-    gains = [cell for line in lines for cell in line.split() if cell.startswith("+") and len(cell) > 2]
+    gains = [
+        cell for line in lines for cell in line.split() if cell.startswith("+") and len(cell) > 2
+    ]
     assert sorted(gains) == ["+1.00", "+13.00"]
 
 
@@ -358,7 +360,9 @@ def released_runs(write_run) -> str:
         write_run(f"{start}_unpretrained_lr0.1/seed{seed}", content)
         content = {"best_accuracy": accuracy + 21, "last_accuracy": accuracy + 20}
         write_run(f"{start}_unpretrained_save/distdiff_batch_5x_lr0.1/seed{seed}", content)
-    write_run(f"{start}_pretrained_sd_lr_5x_lr1e-05/seed1", {"best_accuracy": 9.0, "last_accuracy": 8})
+    write_run(
+        f"{start}_pretrained_sd_lr_5x_lr1e-05/seed1", {"best_accuracy": 9.0, "last_accuracy": 8}
+    )
     return "my_pretrained_models/checkpoint"
 
 
