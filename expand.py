@@ -1,10 +1,11 @@
 """Generate the expanded set of a dataset: one shard, or all of them under `accelerate launch`.
 
     python expand.py -d digits --method img2img --num_images_per_prompt 10
-    python expand.py -d caltech-101 --method distdiff --total_split 4 --split 0 \\
+    python expand.py -d caltech-101 --method distdiff --total_split 4 --split 0 --arch resnet50 \\
         --encoder_weight_path checkpoint/caltech-101/resnet50_unpretrained_lr0.1/seed1/model_best.pth.tar
 
-The same command goes on where an earlier one stopped. `--method NAME --help` shows a method's options.
+The same command goes on where an earlier one stopped. `--method NAME --help` shows
+a method's options.
 """
 
 from __future__ import annotations
@@ -120,17 +121,18 @@ def execute(plan: Plan) -> int:
     seconds = max(time.monotonic() - begun, 1e-3)
     rows = merge_manifests(plan.output_dir)
     unfinished = missing_items(plan.output_dir, plan.items, plan.stems)
-    if not unfinished:
-        _write_contact_sheet(plan)
     logger.info(
         f"shard {plan.split} of {plan.total_split}: {written} images written, "
         f"{len(mine) - len(missing)} already there, {failed} failed, "
-        f"{plan.num_skipped} unreadable real images skipped; {seconds:.1f} s, {written / seconds:.2f} images/s"
+        f"{plan.num_skipped} unreadable real images skipped; {seconds:.1f} s, "
+        f"{written / seconds:.2f} images/s"
     )
-    for name, mean in _mean_details(rows).items():
-        logger.info(f"mean {name}: {mean:.4f}")
     done = len(plan.items) - len(unfinished)
     logger.info(f"{plan.output_dir}: {done} of {len(plan.items)} images of all shards")
+    if not unfinished:
+        _write_contact_sheet(plan)
+        for name, mean in _mean_details(rows).items():
+            logger.info(f"mean {name}: {mean:.4f}")
     return 1 if failed else 0
 
 

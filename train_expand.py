@@ -1,7 +1,7 @@
 """Train and evaluate a classifier on real + generated images.
 
     python train_expand.py caltech-101 resnet50 0.1 distdiff_5x False 0
-    python train_expand.py -d digits --shots 2 --exp distdiff_10x --budget steps --max_train_steps 300
+    python train_expand.py -d digits --exp distdiff_10x --budget steps --max_train_steps 300
 
 The generated images are data/<dataset>_expansion/<exp>; the runs are
 checkpoint/<dataset>/<arch>_unpretrained_<exp>_lr<lr>/seed<k>. Finished runs are left alone.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from expansion.config import config_hash, option, require
 from expansion.errors import run_command
-from expansion.experiment import TrainConfig, load_data, parse_training, run_dir, train_seeds
+from expansion.experiment import Arm, TrainConfig, load_data, parse_training, run_dir, train_seeds
 from expansion.image_datasets import readable_records
 from expansion.writer import read_expansion, read_manifest
 
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     require(
         config.exp is not None or config.expanded_dir is not None,
-        "which expanded set? give --exp NAME (as in data/<dataset>_expansion/NAME) or --expanded_dir",
+        "which expanded set? give --exp NAME (as in data/<dataset>_expansion/NAME) or "
+        "--expanded_dir",
     )
     data = load_data(config, recipe)
     folder = Path(config.data_dir) / f"{data.dataset.name}_expansion" / (config.exp or "")
@@ -73,11 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     exp = config.exp or expanded_dir.name
     if recipe.augment != "default":
         exp = f"{exp}_{recipe.augment}"
-    train_seeds(
-        config,
-        recipe,
-        data,
-        arm=exp,
+    arm = Arm(
+        name=exp,
         folder=run_dir(config, recipe, data.dataset, exp),
         facts={
             "num_real": len(data.train),
@@ -87,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
         make_objective=make_objective,
     )
+    train_seeds(config, recipe, data, arm)
 
 
 if __name__ == "__main__":

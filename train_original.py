@@ -3,7 +3,8 @@
     python train_original.py caltech-101 resnet50 0.1 False 0
     python train_original.py -d digits --shots 2 --budget steps --max_train_steps 300
 
-One run per seed, in checkpoint/<dataset>/<arch>_unpretrained_lr<lr>/seed<k>. Finished runs are left alone.
+One run per seed, in checkpoint/<dataset>/<arch>_unpretrained_lr<lr>/seed<k>. Finished runs are left
+alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from expansion.errors import run_command
-from expansion.experiment import TrainConfig, load_data, parse_training, run_dir, train_seeds
+from expansion.experiment import Arm, TrainConfig, load_data, parse_training, run_dir, train_seeds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,15 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     augment = None if recipe.augment == "default" else recipe.augment
     exp = "_".join(part for part in (config.exp, augment) if part) or None
-    train_seeds(
-        config,
-        recipe,
-        data,
-        arm=exp or "Original",
+    arm = Arm(
+        name=exp or "Original",
         folder=run_dir(config, recipe, data.dataset, exp),
         facts={"num_real": len(data.train), "num_generated": 0},
         make_objective=make_objective,
     )
+    train_seeds(config, recipe, data, arm)
 
 
 if __name__ == "__main__":

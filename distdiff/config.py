@@ -45,7 +45,8 @@ class DistDiffConfig(SamplerConfig):
     ls: float = option(1.0, "weight of the group-prototype energy")
     energy_compat: str = option(
         "paper",
-        "paper: unit-length features of normalised images; released: as the authors' code computes, "
+        "paper: unit-length features of normalised images; released: as the authors' code "
+        "computes, "
         "raw features of images in [-1, 1] without the guide's normalisation",
         choices=("paper", "released"),
     )
@@ -63,7 +64,8 @@ class DistDiffConfig(SamplerConfig):
         require(
             not unknown
             and (self.optimize_targets == "none" or "none" not in self.optimize_targets),
-            f"optimize_targets '{self.optimize_targets}': join some of {', '.join(TARGETS)} by '-', or none",
+            f"optimize_targets '{self.optimize_targets}': join some of {', '.join(TARGETS)} by "
+            "'-', or none",
         )
         if not self.targets:
             return
@@ -74,8 +76,10 @@ class DistDiffConfig(SamplerConfig):
         )
         require(
             self.guidance_step <= executed,
-            f"guidance_step {self.guidance_step} lies before the first of the {executed} executed steps, so "
-            f"guidance would never act; give at most {executed}, or raise strength or num_inference_steps",
+            f"guidance_step {self.guidance_step} lies before the first of the {executed} "
+            "executed steps, so "
+            f"guidance would never act; give at most {executed}, or raise strength or "
+            "num_inference_steps",
         )
         require(
             self.guidance_period <= self.guidance_step,
@@ -90,7 +94,8 @@ class DistDiffConfig(SamplerConfig):
     def check_run(self) -> None:
         require(
             not self.targets or self.encoder_weight_path is not None,
-            "DistDiff needs a guide classifier: train one with train_original.py on this dataset and give its "
+            "DistDiff needs a guide classifier: train one with train_original.py on this "
+            "dataset and give its "
             "checkpoint as --encoder_weight_path checkpoint/.../seed1/model_best.pth.tar",
         )
 

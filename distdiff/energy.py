@@ -37,7 +37,8 @@ class PrototypeEnergy:
         """Energy (B,).
 
         Args:
-            decoded: (B, 3, H, W) as the decoder gives it: about [-1, 1], not clamped; differentiable.
+            decoded: (B, 3, H, W) as the decoder gives it: about [-1, 1], not clamped;
+                differentiable.
             targets: (B,) labels.
         """
         features = self.features(decoded)
@@ -51,7 +52,7 @@ class PrototypeEnergy:
         return energy
 
     def features(self, decoded: Tensor) -> Tensor:
-        """Guide features (B, D) of decoded images; unit length unless `energy_compat` is "released"."""
+        """Guide features (B, D) of decoded images; of unit length unless "released"."""
         size = (self.guide.image_size, self.guide.image_size)
         if self.released:
             resized = F.interpolate(decoded, size, mode="bicubic")
@@ -64,7 +65,7 @@ class PrototypeEnergy:
 
 @torch.no_grad()
 def nearest_groups(features: Tensor, group_prototypes: Tensor) -> Tensor:
-    """The group prototype (B, D) of largest cosine with each feature; no gradient through the choice.
+    """The group prototype (B, D) of largest cosine with each feature, without gradient.
 
     Args:
         features: (B, D).

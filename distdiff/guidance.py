@@ -1,8 +1,8 @@
 """Guidance of a latent by an energy of the images it leads to (paper sec. 3.3, Algorithm 1).
 
 z is the latent when the window opens; w and b, (B, 4, 1, 1), scale and shift its channels:
-tau(z) = (1 + w) z + b. One gradient step on (w, b) lowers the mean energy of the next m predicted images;
-the result is projected to within epsilon of z. Indices follow `Denoiser`.
+tau(z) = (1 + w) z + b. One gradient step on (w, b) lowers the mean energy of the next m predicted
+images; the result is projected to within epsilon of z. Indices follow `Denoiser`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def project(latents: Tensor, center: Tensor, radius: float) -> Tensor:
 
 
 def gradient_step(gradient: Tensor, rho: float, mode: str) -> Tensor:
-    """What is subtracted: rho times the gradient (B, ...), its sign, or its direction per sample."""
+    """What is subtracted: rho times the gradient (B, ...), its sign, or its direction."""
     if mode == "sign":
         return rho * gradient.sign()
     if mode == "unit":
@@ -41,7 +41,7 @@ def gradient_step(gradient: Tensor, rho: float, mode: str) -> Tensor:
 
 
 def finite_or_zero(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient (B, ...) with zeros for samples that are not finite throughout, and 1 for each such (B,)."""
+    """Gradient (B, ...), zero for samples that are not finite; and 1 for each of these (B,)."""
     unusable = ~gradient.isfinite().flatten(1).all(dim=1)
     kept = torch.where(unusable.view(-1, *[1] * (gradient.dim() - 1)), 0.0, gradient)
     return kept, unusable.float()
@@ -72,7 +72,7 @@ class Guidance:
     def look_ahead_energy(
         self, latents: Tensor, window: Sequence[int], prompt_embeds: Tensor, targets: Tensor
     ) -> Tensor:
-        """Mean energy (B,) of the images predicted at each step of `window`, started from `latents`."""
+        """Mean energy (B,) of the images predicted at each step of `window` from `latents`."""
         _, predictions = self.denoiser.run(latents, window, prompt_embeds)
         return self.energy(predictions, targets)
 
@@ -84,8 +84,10 @@ class Guidance:
         targets: Tensor,
         generators: Sequence[Generator],
     ) -> Guided:
-        """Scale and shift the latents once (Eq. 5): draw w ~ U(0, 1), b ~ N(0, 1) per channel, descend,
-        project. The look-ahead steps are discarded; the caller runs them again from the result."""
+        """Scale and shift the latents once (Eq. 5): draw w ~ U(0, 1), b ~ N(0, 1) per channel,
+        descend, project. The look-ahead steps are discarded; the caller runs them again from the
+        result.
+        """
         config = self.config
         scale, shift = draw_transform(latents, generators)
         with torch.enable_grad():
@@ -116,7 +118,7 @@ class Guidance:
     def direct(
         self, latents: Tensor, window: Sequence[int], prompt_embeds: Tensor, targets: Tensor
     ) -> Guided:
-        """Ablation: z_{t-1} = DDIM(z_t) - rho dE/dz_t at every step of the window. Runs the window."""
+        """Ablation: z_{t-1} = DDIM(z_t) - rho dE/dz_t at every step of the window, which is run."""
         energies = []
         skipped = torch.zeros(len(latents), device=latents.device)
         for timestep in window:

@@ -37,8 +37,8 @@ def build_prototypes(
         features: (I, D) features of the real images; they are scaled to unit length first.
         labels: (I,), each in 0 .. num_classes - 1.
         num_classes: N.
-        num_groups: K. A class of n < K images has n groups; they are repeated to fill K, which changes no
-            nearest group.
+        num_groups: K. A class of n < K images has n groups; they are repeated to fill K, which
+            changes no nearest group.
 
     Raises:
         InputError: A class has no image.

@@ -1,1 +1,1 @@
-"""DreamDA (arXiv 2403.12803): diverse and faithful dataset expansion with a perturbed diffusion process."""
+"""DreamDA (arXiv 2403.12803): dataset expansion with a perturbed diffusion process."""

@@ -9,7 +9,7 @@ from expansion.config import option, require
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Training of the U-Net (and text encoder) of a Stable Diffusion checkpoint on labelled images."""
+    """Training of a checkpoint's U-Net (and text encoder) on labelled images."""
 
     dataset: str = option("digits", "dataset name or folder", flags=("-d",))
     dataset_split: str = option("train", "images to train on", choices=("train", "prior"))

@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 def loss_weights(alphas_cumprod: Tensor, config: FinetuneConfig, prediction_type: str) -> Tensor:
     """Weight of the noise-prediction loss at every training timestep, shape (T,).
 
-    P2: w_t = (k + SNR_t)^-gamma. Min-SNR: w_t = min(SNR_t, snr_gamma) / SNR_t. Both weigh the squared
-    error of the noise, which is a_t = SNR_t / (SNR_t + 1) times the squared error of v.
+    P2: w_t = (k + SNR_t)^-gamma. Min-SNR: w_t = min(SNR_t, snr_gamma) / SNR_t. Both weigh the
+    squared error of the noise, which is a_t = SNR_t / (SNR_t + 1) times the squared error of v.
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
     if config.snr_gamma is not None:
@@ -254,7 +254,7 @@ class DiffusionTrainer:
         return loss.item()
 
     def _save_state(self, state_dir: Path, step: int) -> None:
-        """Replace the state in `state_dir`; a crash in between leaves the old or the new one whole."""
+        """Replace the state in `state_dir` by a whole one."""
         partial = state_dir.with_name(state_dir.name + ".partial")
         self.accelerator.save_state(str(partial))
         if self.accelerator.is_main_process:

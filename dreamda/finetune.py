@@ -152,11 +152,15 @@ def _write_report(
     command = shlex.join(["python", "-m", "dreamda.finetune", *sys.argv[1:]])
     (output_dir / "README.md").write_text(
         f"# {output_dir.name}\n\n"
-        f"A Stable Diffusion checkpoint in diffusers layout, trained {start} on the {num_images} images of "
-        f"the {config.dataset_split} split of {dataset.name}: {config.max_train_steps} steps, batch "
-        f"{config.train_batch_size}, seed {config.seed}, {minutes:.0f} minutes. All settings are in "
+        f"A Stable Diffusion checkpoint in diffusers layout, trained {start} on the "
+        f"{num_images} images of "
+        f"the {config.dataset_split} split of {dataset.name}: {config.max_train_steps} steps, "
+        "batch "
+        f"{config.train_batch_size}, seed {config.seed}, {minutes:.0f} minutes. All settings "
+        "are in "
         f"`training.yaml`.\n\n    {command}\n\n"
-        f"![samples](samples.png)\n\nSix samples per class, guidance scale {config.sample_guidance_scale:g}.\n"
+        f"![samples](samples.png)\n\nSix samples per class, guidance scale "
+        f"{config.sample_guidance_scale:g}.\n"
     )
     smooth = [
         (losses[i][0], sum(loss for _, loss in losses[i : i + 25]) / len(losses[i : i + 25]))

@@ -1,7 +1,7 @@
-"""Builds a small Stable Diffusion checkpoint: tokenizer, text encoder, U-Net, and a trained autoencoder.
+"""Builds a small Stable Diffusion checkpoint and trains its autoencoder.
 
-The parts have Stable Diffusion's classes and interfaces, only fewer channels, so that everything which
-runs on the large checkpoints runs on the small one.
+The parts have Stable Diffusion's classes and interfaces, only fewer channels, so that everything
+which runs on the large checkpoints runs on the small one.
 """
 
 from __future__ import annotations
@@ -194,8 +194,9 @@ def _plain(images: SeededImages, index: int) -> Tensor:
 def fold_latent_scale(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     """Make latents times `scaling_factor` zero-mean and unit-variance per channel, in place.
 
-    With z the old latent, the new one is (z - mean) / (std * scaling_factor). Encoder and decoder change
-    by the inverse maps, so reconstructions stay the same and the factor keeps Stable Diffusion's value.
+    With z the old latent, the new one is (z - mean) / (std * scaling_factor). Encoder and decoder
+    change by the inverse maps, so reconstructions stay the same and the factor keeps Stable
+    Diffusion's value.
 
     Args:
         mean: (4,), mean of the old latents per channel; `std` their standard deviation.

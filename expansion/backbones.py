@@ -29,7 +29,8 @@ UNSUITED = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
 class TinyResNet(nn.Sequential):
     """ResNet-10 at a quarter of the usual width, for images of about 32 pixels on a CPU.
 
-    3x3 stem of stride 2, then one basic block each of 16, 32, 64 and 128 channels (0.3 M parameters).
+    3x3 stem of stride 2, then one basic block each of 16, 32, 64 and 128 channels (0.3 M
+    parameters).
     """
 
     def __init__(self):

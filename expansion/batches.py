@@ -1,7 +1,7 @@
 """Endless shuffled batches in which every sample's randomness is a function of (seed, position).
 
-Two runs agree however many workers load the images and wherever a run was interrupted: position p of the
-stream always holds the same image with the same augmentation.
+Two runs agree however many workers load the images and wherever a run was interrupted: position p
+of the stream always holds the same image with the same augmentation.
 """
 
 from __future__ import annotations

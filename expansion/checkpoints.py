@@ -1,4 +1,4 @@
-"""Stable Diffusion checkpoints as files: are they whole, and what identifies them. Imports no torch."""
+"""Stable Diffusion checkpoints as files: completeness and identity. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
 
 def locate_model(name_or_path: str) -> str:
-    """`name_or_path`, or the same path below this project when the working folder is another one."""
+    """`name_or_path`, or the same path below this project if the working folder lacks it."""
     in_project = PROJECT_ROOT / name_or_path
     if not Path(name_or_path).exists() and in_project.is_dir():
         return str(in_project)
@@ -49,10 +49,10 @@ def check_model_folder(name_or_path: str) -> None:
 
 
 def model_fingerprint(name_or_path: str, revision: str | None = None) -> str:
-    """What identifies a checkpoint: the hub id with revision, or a hash over a local folder's files.
+    """Identity of a checkpoint: the hub id with revision, or a hash over a local folder's files.
 
-    Of every file, name and size are hashed, with its content or, above 1 MiB, 16 evenly spaced blocks of
-    64 KiB; a training step changes all weights, so these suffice.
+    Of every file, name and size are hashed, with its content or, above 1 MiB, 16 evenly spaced
+    blocks of 64 KiB; a training step changes all weights, so these suffice.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
@@ -73,7 +73,7 @@ def model_fingerprint(name_or_path: str, revision: str | None = None) -> str:
 
 
 def model_resolution(name_or_path: str) -> int:
-    """Side in pixels that a local checkpoint was trained for; 512 for hub ids, which are not looked up."""
+    """Side in pixels that a local checkpoint was trained for; 512 for hub ids, unseen."""
     folder = Path(name_or_path)
     if not folder.is_dir():
         return 512

@@ -1,8 +1,8 @@
 """One schema for YAML files and command lines: frozen dataclasses.
 
-A field is declared once with `option(default, help)`. From it come the YAML key, the long option of the
-same name, its help text and the type check. `compose` merges several sources into several dataclasses;
-later sources win (defaults < method YAML < dataset YAML < command line).
+A field is declared once with `option(default, help)`. From it come the YAML key, the long option of
+the same name, its help text and the type check. `compose` merges several sources into several
+dataclasses; later sources win (defaults < method YAML < dataset YAML < command line).
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _suggest(name: str, known: typing.Iterable[str]) -> str:
 
 
 def _scalar_type(hint: Any) -> tuple[type, bool]:
-    """The element type of a hint such as `int | None` or `tuple[int, ...]`, and whether it is a list."""
+    """The element type of a hint such as `tuple[int, ...]`, and whether it is a list."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
     if typing.get_origin(hint) is tuple:

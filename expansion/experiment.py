@@ -1,9 +1,10 @@
-"""What `train_original.py` and `train_expand.py` share: options, run folders, and the loop over seeds."""
+"""What `train_original.py` and `train_expand.py` share: options, run folders, loop over seeds."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +40,9 @@ from expansion.recipe import Recipe, Schedule
 from expansion.runs import is_done, to_yaml
 
 if TYPE_CHECKING:
-    from expansion.training import Objective
+    from accelerate import Accelerator
+
+    from expansion.training import Objective, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +77,7 @@ class TrainData:
 def parse_training(
     arguments: Sequence[str], doc: str, positionals: Sequence[str], config_class: type[TrainConfig]
 ) -> tuple[Any, Recipe]:
-    """Command line (the papers' positional form or long options) > `--config` > dataset > recipe file.
+    """Command line (positional or long options) > `--config` > dataset file > recipe file.
 
     Args:
         positionals: Names of the optional positional arguments, in order; "gpu" is a device number.
@@ -143,90 +146,94 @@ def run_dir(config: TrainConfig, recipe: Recipe, dataset: ImageDataset, exp: str
     )
 
 
-def train_seeds(
-    config: TrainConfig,
-    recipe: Recipe,
-    data: TrainData,
-    *,
-    arm: str,
-    folder: Path,
-    facts: Mapping[str, Any],
-    make_objective: Callable[[int], Objective],
-) -> None:
-    """One run per seed; finished runs are left alone, stopped ones go on. A dry run only says what it would do.
+@dataclass(frozen=True)
+class Arm:
+    """One row of a table: a way to train, run once per seed.
 
-    Args:
-        arm: Row name in the tables of parse_logs.py.
+    Attributes:
+        name: In the tables of parse_logs.py.
         folder: Holds `seed<k>` for every seed.
         facts: What else decides the result, and counts for the tables.
         make_objective: From a seed.
     """
+
+    name: str
+    folder: Path
+    facts: Mapping[str, Any]
+    make_objective: Callable[[int], Objective]
+
+
+def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) -> None:
+    """One run per seed; finished runs are left alone, stopped ones go on."""
     if config.dry_run:
-        print(_describe(config, recipe, data, arm, folder, facts))
+        print(_describe(config, recipe, data, arm))
         return
-    import torch
     from accelerate import Accelerator
 
-    from expansion.backbones import Classifier, check_arch
-    from expansion.training import Trainer, run_once
+    from expansion.backbones import check_arch
+    from expansion.training import run_once
 
     check_arch(recipe.arch)
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
-    decisive = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in NOT_DECISIVE}
-    class_names = list(data.dataset.class_names)
     for seed in config.seeds:
-        identity = {
-            "arm": arm,
-            "dataset": data.dataset.name,
-            "seed": seed,
-            **facts,
-            "num_test": len(data.test),
-            "real_images": config_hash([r.file_name for r in data.train + data.val + data.test]),
-            **decisive,
-        }
-
-        def make_trainer() -> Trainer:
-            torch.manual_seed(seed)
-            classifier = Classifier(
-                recipe.arch, len(class_names), recipe.image_size, recipe.pretrained
-            )
-            return Trainer(
-                classifier,
-                make_objective(seed),
-                recipe,
-                test_records=data.test,
-                val_records=data.val,
-                run_dir=folder / f"seed{seed}",
-                seed=seed,
-                accelerator=accelerator,
-                extra_state={"class_names": class_names},
-            )
-
-        with _progress_bar(f"{arm} seed {seed}") as progress:
-            trained = run_once(
-                folder / f"seed{seed}", identity, make_trainer, progress, accelerator
-            )
+        run_folder = arm.folder / f"seed{seed}"
+        make_trainer = functools.partial(_make_trainer, recipe, data, arm, seed, accelerator)
+        with _progress_bar(f"{arm.name} seed {seed}") as progress:
+            identity = _identity(recipe, data, arm, seed)
+            trained = run_once(run_folder, identity, make_trainer, progress, accelerator)
         note = "" if trained else " (done before)"
-        logger.info("%s: %s%s", folder / f"seed{seed}", _accuracies(folder / f"seed{seed}"), note)
+        logger.info("%s: %s%s", run_folder, _accuracies(run_folder), note)
 
 
-def _describe(
-    config: TrainConfig,
-    recipe: Recipe,
-    data: TrainData,
-    arm: str,
-    folder: Path,
-    facts: Mapping[str, Any],
-) -> str:
+def _identity(recipe: Recipe, data: TrainData, arm: Arm, seed: int) -> dict[str, Any]:
+    """All that decides the result of a run."""
+    decisive = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in NOT_DECISIVE}
+    return {
+        "arm": arm.name,
+        "dataset": data.dataset.name,
+        "seed": seed,
+        **arm.facts,
+        "num_test": len(data.test),
+        "real_images": config_hash([r.file_name for r in data.train + data.val + data.test]),
+        **decisive,
+    }
+
+
+def _make_trainer(
+    recipe: Recipe, data: TrainData, arm: Arm, seed: int, accelerator: Accelerator
+) -> Trainer:
+    import torch
+
+    from expansion.backbones import Classifier
+    from expansion.training import Trainer
+
+    torch.manual_seed(seed)
+    num_classes = len(data.dataset.class_names)
+    return Trainer(
+        Classifier(recipe.arch, num_classes, recipe.image_size, recipe.pretrained),
+        arm.make_objective(seed),
+        recipe,
+        test_records=data.test,
+        val_records=data.val,
+        run_dir=arm.folder / f"seed{seed}",
+        seed=seed,
+        accelerator=accelerator,
+        extra_state={"class_names": list(data.dataset.class_names)},
+    )
+
+
+def _describe(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) -> str:
+    facts, folder = arm.facts, arm.folder
     settings = {**dataclasses.asdict(config), **dataclasses.asdict(recipe)}
     num_images = facts["num_real"] + facts["num_generated"]
     steps = Schedule(recipe, num_images).batch_sizes
     states = {seed: "done" if is_done(folder / f"seed{seed}") else "to do" for seed in config.seeds}
     return (
         f"{to_yaml(settings)}\n"
-        f"arm: {arm}\n"
+        f"arm: {arm.name}\n"
         f"training images: {facts['num_real']} real + {facts['num_generated']} generated; "
-        f"{len(data.val)} held out, {len(data.test)} for testing; {len(data.dataset.class_names)} classes\n"
+        f"{len(data.val)} held out, {len(data.test)} for testing; "
+        f"{len(data.dataset.class_names)} classes\n"
         f"optimiser steps: {len(steps)} of up to {max(steps)} images\n"
         f"output: {folder}; " + ", ".join(f"seed {seed} {state}" for seed, state in states.items())
     )

@@ -1,6 +1,7 @@
-"""Labelled image sets: `<root>/train/<class>/*`, `<root>/test/<class>/*`, and the embedded digit scans.
+"""Labelled image sets: folders `<root>/{train,test}/<class>/*`, and the embedded digit scans.
 
-A dataset is a sorted list of `ImageRecord` per split. Labels are positions in the sorted class list.
+A dataset is a sorted list of `ImageRecord` per split. Labels are positions in the sorted class
+list.
 """
 
 from __future__ import annotations
@@ -69,8 +70,10 @@ class ImageRecord:
     """One image file with its label.
 
     Attributes:
-        file_name: Path relative to the dataset folder, with "/"; identifies the image in seeds and manifests.
-        source: `file_name` of the real image that a generated one was made from; None for a real image.
+        file_name: Path relative to the dataset folder, with "/"; identifies the image in seeds and
+            manifests.
+        source: `file_name` of the real image that a generated one was made from; None for a real
+            image.
     """
 
     path: Path
@@ -97,7 +100,7 @@ class ImageRecord:
 
 @dataclasses.dataclass(frozen=True)
 class ImageDataset:
-    """A dataset on disk. `class_names[label]` is the folder, `prompt_names[label]` the name in prompts."""
+    """A dataset on disk: `class_names` are its folders, `prompt_names` what prompts call them."""
 
     name: str
     root: Path
@@ -191,7 +194,8 @@ def hold_out(
         count = max(1, round(fraction * len(members)))
         require(
             count < len(members),
-            f"val_fraction {fraction}: class {members[0].class_name!r} has only {len(members)} images",
+            f"val_fraction {fraction}: class {members[0].class_name!r} has only {len(members)} "
+            "images",
         )
         validation.update(r.file_name for r in members[:count])
     return (
@@ -280,7 +284,7 @@ def _class_records(root: Path, folder: Path, label: int, class_name: str) -> lis
 
 
 def _unpack_digits(root: Path) -> None:
-    """Write the embedded scans as 32x32 PNG files, once; safe when several processes start together."""
+    """Write the embedded scans as 32x32 PNG files, once; several processes may try together."""
     if root.is_dir():
         return
     with np.load(PROJECT_ROOT / "assets" / "digits" / "digits.npz", allow_pickle=False) as scans:

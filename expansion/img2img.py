@@ -1,4 +1,4 @@
-"""img2img (SDEdit, arXiv 2108.01073): noise a real image part of the way, then denoise it with a prompt.
+"""img2img (SDEdit, arXiv 2108.01073): noise a real image part of the way, then denoise it.
 
 Both papers' baseline, and the frame in which other methods intervene.
 """
@@ -21,8 +21,8 @@ from expansion.stable_diffusion import LatentCodec, PromptEncoder
 class Img2ImgSampler(Sampler):
     """Variants of real images by `strength` of the DDIM schedule.
 
-    Given equal noise it equals diffusers' `StableDiffusionImg2ImgPipeline`: a generator first draws the
-    autoencoder's posterior, then the noise.
+    Given equal noise it equals diffusers' `StableDiffusionImg2ImgPipeline`: a generator first draws
+    the autoencoder's posterior, then the noise.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: SamplerConfig):

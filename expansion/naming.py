@@ -1,4 +1,4 @@
-"""File names of generated images: `<class folder>/<stem>_expand_<k>.png`, without collisions or escapes."""
+"""File names of generated images, `<class folder>/<stem>_expand_<k>.png`: distinct and safe."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ MAX_BYTES = 120  # of a slug or stem; file systems allow 255 with prefix, suffix
 def folder_names(class_names: Sequence[str]) -> dict[str, str]:
     """A distinct folder for every class; names that are safe and distinct stay as they are.
 
-    Distinct also on file systems that ignore case or Unicode form. A name that clashes gets 8 hex digits
-    of its hash.
+    Distinct also on file systems that ignore case or Unicode form. A name that clashes gets 8 hex
+    digits of its hash.
     """
     return _distinct({name: name for name in class_names})
 
@@ -67,7 +67,7 @@ def _distinct(names: dict[str, str]) -> dict[str, str]:
 
 
 def _safe(text: str) -> str:
-    """`text` as one path component: no separator, no leading or trailing dot or space, bounded length."""
+    """`text` as one path component: no separator, no dot or space at its ends, bounded length."""
     name = FORBIDDEN.sub("-", text).strip(" ").rstrip(". ")
     device = name.lower().split(".")[0] in WINDOWS_DEVICES
     if not name or name[0] == "." or device or OWN_FILES.fullmatch(name):

@@ -1,4 +1,4 @@
-"""The plan of an expansion: which images, which shard, where to, and what identifies it. Loads no weights."""
+"""The plan of an expansion: images, shard, output folder, identity. Loads no weights."""
 
 from __future__ import annotations
 
@@ -153,7 +153,8 @@ def describe(plan: Plan) -> str:
         f"real images: {len(plan.records)} in {len(plan.dataset.class_names)} classes"
         f" ({plan.num_skipped} unreadable ones left out)\n"
         f"images to generate: {len(plan.items)}, {resolution}x{resolution} pixels\n"
-        f"shard {plan.split} of {plan.total_split}: {mine} images in {len(plan.shard_units)} units\n"
+        f"shard {plan.split} of {plan.total_split}: {mine} images in {len(plan.shard_units)} "
+        "units\n"
         f"U-Net rows: {rows:g} per image, {rows * mine:.3g} for this shard\n"
         f"disk space: about {gigabytes:.2g} GB for this shard\n"
         f"output: {plan.output_dir}"

@@ -12,11 +12,12 @@ AUGMENTATIONS = ("default", "randaugment")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Optimiser, schedule, preprocessing and precision of a classifier run; the papers' values by default."""
+    """Optimiser, schedule and preprocessing of a classifier run; the papers' values by default."""
 
     arch: str = option(
         "resnet50",
-        "backbone: any torchvision classifier, resnet18_cifar or resnet10_tiny (both for 32 pixels)",
+        "backbone: any torchvision classifier, resnet18_cifar or resnet10_tiny (both for 32 "
+        "pixels)",
         flags=("-a",),
     )
     pretrained: bool = option(False, "start from ImageNet weights")
@@ -70,8 +71,9 @@ class Recipe:
 class Schedule:
     """Sizes of all batches, when to evaluate, and the learning rate.
 
-    Budget "epochs": passes over the training set, the last batch of each smaller, unless that leaves fewer than
-    `min_batch` images (batch normalisation cannot train on one); the cosine moves once per epoch. Budget "steps": full batches over pass borders; the cosine moves every step.
+    Budget "epochs": passes over the training set, the last batch of each smaller, unless that
+    leaves fewer than `min_batch` images (batch normalisation cannot train on one); the cosine moves
+    once per epoch. Budget "steps": full batches over pass borders; the cosine moves every step.
     """
 
     def __init__(self, recipe: Recipe, num_images: int, min_batch: int = 2):

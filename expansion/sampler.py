@@ -1,4 +1,4 @@
-"""What every method of expansion offers: a config, and a sampler that turns real images into variants.
+"""What every method offers: a config, and a sampler that turns real images into variants.
 
 This module imports no torch, so that options and plans are known before anything heavy is loaded.
 """
@@ -30,7 +30,8 @@ class SamplerConfig:
     negative_prompt: str = option("", "prompt of the unconditional prediction")
     resize_mode: str = option(
         "center_crop",
-        "real image to square: crop after resizing the shorter side, a random crop per variant, or squash",
+        "real image to square: crop after resizing the shorter side, a random crop per "
+        "variant, or squash",
         choices=("center_crop", "random_crop", "squash"),
     )
 
@@ -45,7 +46,8 @@ class SamplerConfig:
         require(0 < self.strength <= 1, f"strength {self.strength}: give more than 0 and at most 1")
         require(
             self.executed_steps > 0,
-            f"strength {self.strength} of {self.num_inference_steps} steps leaves none to run; raise one",
+            f"strength {self.strength} of {self.num_inference_steps} steps leaves none to run; "
+            "raise one",
         )
 
     @property
@@ -109,7 +111,7 @@ class Sampler(Protocol):
         num_classes: int,
         load_pipeline: Callable[[], StableDiffusionPipeline],
     ) -> Sampler:
-        """Construct from files named in `config`; these are checked before the pipeline is loaded."""
+        """Construct from files named in `config`, which are checked before the pipeline loads."""
 
     def prepare(self, records: Sequence[ImageRecord]) -> None:
         """Look at all real images, once, before sampling."""

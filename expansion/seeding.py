@@ -18,8 +18,8 @@ def stable_seed(*parts: object) -> int:
 def image_seed(run_seed: int, file_name: str, variant: int) -> int:
     """Seed of one generated image.
 
-    The method and its settings are left out on purpose: two methods, or two settings of one, see the
-    same noise for the same image and variant, so that their results are paired.
+    The method and its settings are left out on purpose: two methods, or two settings of one, see
+    the same noise for the same image and variant, so that their results are paired.
 
     Args:
         run_seed: `--seed` of the run.

@@ -51,11 +51,13 @@ def resolve_shard(
                 total_split = int(environ["SLURM_ARRAY_TASK_COUNT"])
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"the environment's process number cannot be read ({error}); give --split and --total_split"
+            f"the environment's process number cannot be read ({error}); give --split and "
+            "--total_split"
         ) from error
     split, total_split = split or 0, 1 if total_split is None else total_split
     require(
         total_split > 0 and 0 <= split < total_split,
-        f"--split {split} with --total_split {total_split}: split counts from 0 and must be below it",
+        f"--split {split} with --total_split {total_split}: split counts from 0 and must be "
+        "below it",
     )
     return split, total_split

@@ -69,7 +69,8 @@ def load_pipeline(
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
     """Write a diffusers folder with weights in `dtype`; the pipeline itself is left in float32.
 
-    The text encoder's config says float32, so that a plain `from_pretrained` gives parts of one dtype.
+    The text encoder's config says float32, so that a plain `from_pretrained` gives parts of one
+    dtype.
     """
     with _quiet_libraries():
         pipeline.to(dtype=DTYPES[dtype]).save_pretrained(folder, safe_serialization=True)
@@ -132,8 +133,8 @@ class PromptEncoder:
 class LatentCodec:
     """Images [0, 1] to scaled latents and back.
 
-    A real image's posterior is computed once, alone, and kept while its variants follow each other, so that
-    it does not depend on what else is in a batch.
+    A real image's posterior is computed once, alone, and kept while its variants follow each other,
+    so that it does not depend on what else is in a batch.
 
     Args:
         pipeline: Its autoencoder is used.

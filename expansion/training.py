@@ -50,11 +50,11 @@ class Objective(Protocol):
         """Batches first, first+1, ... of the run."""
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Loss to minimise, and for each training image whether its label was predicted, (B,) bool."""
+        """Loss to minimise, and whether each image's label was predicted, (B,) bool."""
 
 
 class Supervised:
-    """Cross-entropy with the labels of the records; real and generated images are shuffled uniformly.
+    """Cross-entropy with the records' labels; real and generated images are shuffled uniformly.
 
     Args:
         records: Training images.
@@ -108,7 +108,7 @@ def evaluate(model: nn.Module, loader: Iterable, accelerator: Accelerator) -> tu
 def eval_loader(
     records: Sequence[ImageRecord], recipe: Recipe, accelerator: Accelerator
 ) -> DataLoader:
-    """This process's share of `records` in order; a small set is held in memory after the first pass."""
+    """This process's share of `records` in order; a small set is held in memory."""
     mine = list(records)[accelerator.process_index :: accelerator.num_processes]
     images = SeededImages(mine, eval_transform(recipe))
     batches = [

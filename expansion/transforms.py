@@ -54,6 +54,6 @@ def eval_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
 
 
 def prototype_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
-    """Squash to the guide's input size (bilinear), normalisation (arXiv 2403.06741, released code)."""
+    """Squash to the guide's input size (bilinear) and normalise, as DistDiff's code does."""
     resize = v2.Resize((image_size, image_size), interpolation=InterpolationMode.BILINEAR)
     return v2.Compose([resize, to_unit_tensor, normalize])

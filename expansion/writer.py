@@ -1,10 +1,11 @@
 """The expanded set on disk: image files, manifests, and what is still missing.
 
     <output>/<class folder>/<stem>_expand_<k>.png
-    <output>/manifest.<split>-of-<total>.<process>.jsonl   one row per image, appended by one process
-    <output>/metadata.jsonl                                 all rows, merged; read by imagefolder loaders
-    <output>/expansion.yaml                                 what decides the images
-    <output>/classes.json                                   label, name and folder of every class
+    <output>/manifest.<split>-of-<total>.<process>.jsonl   one row per image, appended by one
+    process <output>/metadata.jsonl                                 all rows, merged; read by
+    imagefolder loaders <output>/expansion.yaml                                 what decides the
+    images <output>/classes.json                                   label, name and folder of every
+    class
 
 An image counts only when its file is whole and its row stands in a manifest, in this order.
 """
@@ -92,7 +93,9 @@ class ExpansionWriter:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append `line` to a file that no other process appends to; a failure leaves the file as it was."""
+    """Append `line` to a file that no other process appends to; a failure leaves the file as it
+    was.
+    """
     content = f"{line}\n".encode()
     with path.open("ab", buffering=0) as file:
         size = file.tell()
@@ -155,7 +158,8 @@ def read_expansion(output_dir: Path, class_names: Sequence[str]) -> list[ImageRe
     """Generated images as records, labelled by the manifest.
 
     Raises:
-        InputError: No manifest, a class that the dataset lacks, a file outside the folder or missing.
+        InputError: No manifest, a class that the dataset lacks, a file outside the folder or
+        missing.
     """
     rows = read_manifest(output_dir)
     if not rows:
@@ -165,7 +169,8 @@ def read_expansion(output_dir: Path, class_names: Sequence[str]) -> list[ImageRe
     for row in rows:
         if row["class"] not in labels:
             raise InputError(
-                f"{output_dir}: the manifest names class {row['class']!r}, which the dataset lacks; "
+                f"{output_dir}: the manifest names class {row['class']!r}, which the dataset "
+                "lacks; "
                 "give the expansion that was made from this dataset"
             )
         path = output_dir / row["file_name"]
