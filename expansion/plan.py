@@ -120,7 +120,9 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     everything = dataset.records("train")
     records = few_shot(everything, config.shots, config.subset_seed)
     records, problems = readable_records(records, config.on_error)
-    require(bool(records), f"no readable training image in {dataset.root}")
+    present = {record.label for record in records}
+    absent = [name for label, name in enumerate(dataset.class_names) if label not in present]
+    require(not absent, f"{dataset.root}: no readable training image of {', '.join(absent)}")
     template = config.prompt_template or dataset.config.prompt_template
     folders = folder_names(dataset.class_names)
     exp = config.exp or f"{config.method}_{config.num_images_per_prompt}x"

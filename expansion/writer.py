@@ -121,7 +121,7 @@ def missing_items(
 
 
 def read_manifest(output_dir: Path) -> list[dict[str, Any]]:
-    """Rows of all manifests, one per image, sorted by file name; the last row of a name wins.
+    """Rows of all manifests, one per image, sorted by file name; rows of one image agree.
 
     A last line cut off by a crash is ignored, as its image is then made again.
     """
