@@ -96,9 +96,8 @@ class Guidance:
             start = transform_latents(latents, scale, shift)
             energy = self.look_ahead_energy(start, window, prompt_embeds, targets)
             gradients = torch.autograd.grad((energy * config.loss_scale).sum(), (scale, shift))
-        joint, skipped = finite_or_zero(
-            torch.cat(gradients, dim=1) / config.loss_scale
-        )  # (B, 8, 1, 1)
+        joint = torch.cat(gradients, dim=1) / config.loss_scale  # (B, 8, 1, 1)
+        joint, skipped = finite_or_zero(joint)
         step = gradient_step(joint, config.rho, config.rho_mode)
         scale_step, shift_step = step.chunk(2, dim=1)
         scale, shift = scale.detach(), shift.detach()

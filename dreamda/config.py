@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from expansion.config import option, require
+from expansion.image_datasets import DEFAULT_DATASET
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Training of a checkpoint's U-Net (and text encoder) on labelled images."""
 
-    dataset: str = option("digits", "dataset name or folder", flags=("-d",))
+    dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
     dataset_split: str = option("train", "images to train on", choices=("train", "prior"))
     data_dir: str = option("data", "where named datasets lie")
     pretrained_model_name_or_path: str | None = option(
@@ -70,6 +71,10 @@ class FinetuneConfig:
         require(
             self.from_scratch or self.pretrained_model_name_or_path is not None,
             "nothing to start from: give --pretrained_model_name_or_path, or --from_scratch",
+        )
+        require(
+            not self.from_scratch or self.resolution is not None,
+            "--from_scratch needs --resolution",
         )
         require(self.output_dir is not None, "give --output_dir for the trained checkpoint")
         require(

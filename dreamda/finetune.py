@@ -22,6 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dreamda.config import FinetuneConfig, FromScratchConfig
+from expansion.checkpoints import check_model_folder, locate_model
 from expansion.config import add_options, command_line_source, compose, load_yaml, require
 from expansion.errors import run_command
 from expansion.image_datasets import ImageDataset, load_dataset
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         not (output_dir / "model_index.json").exists(),
         f"{output_dir} already holds a checkpoint; remove it or choose another --output_dir",
     )
+    if not config.from_scratch:
+        check_model_folder(locate_model(config.pretrained_model_name_or_path))
     settings = dataclasses.asdict(config) | (
         dataclasses.asdict(scratch) if config.from_scratch else {}
     )
@@ -86,7 +89,7 @@ def train(
     if config.from_scratch:
         pipeline = _start_from_scratch(config, scratch, dataset, output_dir)
     else:
-        pipeline = load_pipeline(config.pretrained_model_name_or_path)
+        pipeline = load_pipeline(locate_model(config.pretrained_model_name_or_path))
     trainer = DiffusionTrainer(pipeline, records, dataset.prompt_names, config, accelerator)
     losses: list[tuple[float, float]] = []
     with tqdm(total=config.max_train_steps, desc="U-Net", unit="step") as bar:
@@ -118,7 +121,6 @@ def _start_from_scratch(
     start_dir = output_dir / "start"
     if (start_dir / "model_index.json").is_file():
         return load_pipeline(str(start_dir))
-    require(config.resolution is not None, "--from_scratch needs --resolution")
     captions = [class_prompt(c, name) for c in config.captions for name in dataset.prompt_names]
     pipeline = build_pipeline(scratch, config.resolution, captions, config.seed)
     records = dataset.records(config.dataset_split)
@@ -153,12 +155,9 @@ def _write_report(
     (output_dir / "README.md").write_text(
         f"# {output_dir.name}\n\n"
         f"A Stable Diffusion checkpoint in diffusers layout, trained {start} on the "
-        f"{num_images} images of "
-        f"the {config.dataset_split} split of {dataset.name}: {config.max_train_steps} steps, "
-        "batch "
-        f"{config.train_batch_size}, seed {config.seed}, {minutes:.0f} minutes. All settings "
-        "are in "
-        f"`training.yaml`.\n\n    {command}\n\n"
+        f"{num_images} images of the {config.dataset_split} split of {dataset.name}: "
+        f"{config.max_train_steps} steps, batch {config.train_batch_size}, seed {config.seed}, "
+        f"{minutes:.0f} minutes. All settings are in `training.yaml`.\n\n    {command}\n\n"
         f"![samples](samples.png)\n\nSix samples per class, guidance scale "
         f"{config.sample_guidance_scale:g}.\n"
     )
@@ -176,9 +175,10 @@ def _write_report(
 
 def _samples(pipeline, prompt: str, config: FinetuneConfig, number: int = 6):
     import torch
-    from diffusers import DDIMScheduler
 
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    from expansion.stable_diffusion import ddim_scheduler
+
+    pipeline.scheduler = ddim_scheduler(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator("cpu").manual_seed(config.seed)
     return pipeline(

@@ -180,6 +180,6 @@ def _checked_scalar(value: Any, kind: type, where: str) -> Any:
             number = math.nan
         if math.isfinite(number):
             return number
-    if type(value) is not kind or value != value:
+    if type(value) is not kind or value != value:  # the latter: a NaN
         raise InputError(f"{where}: expected {kind.__name__}, got {value!r}")
     return value

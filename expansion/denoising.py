@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from expansion.sampler import SamplerConfig
+from expansion.stable_diffusion import ddim_scheduler
 
 
 class Denoiser:
@@ -26,10 +27,7 @@ class Denoiser:
     def __init__(self, pipeline: StableDiffusionPipeline, config: SamplerConfig):
         self.unet = pipeline.unet
         self.guidance_scale = config.guidance_scale
-        # As diffusers' pipelines correct them: latents are not clipped, timesteps start at 1.
-        self.scheduler = DDIMScheduler.from_config(
-            pipeline.scheduler.config, clip_sample=False, steps_offset=1
-        )
+        self.scheduler = ddim_scheduler(pipeline)
         self.scheduler.set_timesteps(config.num_inference_steps)
         all_timesteps = self.scheduler.timesteps.tolist()
         self.timesteps: list[int] = all_timesteps[-config.executed_steps :]

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
@@ -98,6 +98,15 @@ def _quiet_libraries() -> Iterator[None]:
         for library, verbosity in zip(libraries, verbosities):
             library.enable_progress_bar()
             library.set_verbosity(verbosity)
+
+
+def ddim_scheduler(pipeline: StableDiffusionPipeline) -> DDIMScheduler:
+    """DDIM with the checkpoint's noise schedule, whatever sampler its folder names.
+
+    As diffusers' pipelines correct them: latents are not clipped, timesteps start at 1.
+    """
+    config = pipeline.scheduler.config
+    return DDIMScheduler.from_config(config, clip_sample=False, steps_offset=1)
 
 
 def default_resolution(pipeline: StableDiffusionPipeline) -> int:

@@ -1,11 +1,10 @@
 """The expanded set on disk: image files, manifests, and what is still missing.
 
     <output>/<class folder>/<stem>_expand_<k>.png
-    <output>/manifest.<split>-of-<total>.<process>.jsonl   one row per image, appended by one
-    process <output>/metadata.jsonl                                 all rows, merged; read by
-    imagefolder loaders <output>/expansion.yaml                                 what decides the
-    images <output>/classes.json                                   label, name and folder of every
-    class
+    <output>/manifest.<split>-of-<total>.<process>.jsonl  one row per image, by one process
+    <output>/metadata.jsonl   all rows, merged; read by imagefolder loaders
+    <output>/expansion.yaml   what decides the images
+    <output>/classes.json     label, name and folder of every class
 
 An image counts only when its file is whole and its row stands in a manifest, in this order.
 """
@@ -93,9 +92,7 @@ class ExpansionWriter:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append `line` to a file that no other process appends to; a failure leaves the file as it
-    was.
-    """
+    """Append `line` to a file of this process alone; a failure leaves the file as it was."""
     content = f"{line}\n".encode()
     with path.open("ab", buffering=0) as file:
         size = file.tell()
@@ -133,9 +130,8 @@ def read_manifest(output_dir: Path) -> list[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-                for key in ("class", "source"):
-                    row[key]
-                rows[row["file_name"]] = row
+                name, _, _ = row["file_name"], row["class"], row["source"]
+                rows[name] = row
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 if number == len(lines):
                     continue
@@ -170,8 +166,7 @@ def read_expansion(output_dir: Path, class_names: Sequence[str]) -> list[ImageRe
         if row["class"] not in labels:
             raise InputError(
                 f"{output_dir}: the manifest names class {row['class']!r}, which the dataset "
-                "lacks; "
-                "give the expansion that was made from this dataset"
+                "lacks; give the expansion that was made from this dataset"
             )
         path = output_dir / row["file_name"]
         if ".." in Path(row["file_name"]).parts or Path(row["file_name"]).is_absolute():

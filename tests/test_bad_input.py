@@ -15,6 +15,7 @@ import pytest
 import expand
 import train_expand
 import train_original
+from dreamda import finetune
 from expansion.errors import InputError, run_command
 from expansion.writer import ExpansionWriter
 
@@ -293,3 +294,19 @@ def test_a_defect_keeps_its_traceback():
     with pytest.raises(ValueError, match="not the user"):
         run_command(defect)
     assert issubclass(InputError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--from_scratch"], ["--resolution"]),
+        (["--pretrained_model_name_or_path", "./nowhere"], ["./nowhere", "does not exist"]),
+        ([], ["nothing to start from"]),
+    ],
+)
+def test_a_fine_tune_that_cannot_start_writes_nothing(arguments, words, run, make_folder):
+    folder = make_folder("photos", GOOD)
+    code, error = run(finetune.main, "-d", str(folder), "--output_dir", "tuned", *arguments)
+    assert code == 2
+    assert "\n" not in error and all(word in error for word in words), error
+    assert not Path("tuned").exists()
