@@ -11,10 +11,8 @@ a method's options.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -28,12 +26,15 @@ from expansion.config import (
     command_line_source,
     compose,
     config_hash,
+    import_object,
     load_yaml,
     unknown_name,
 )
-from expansion.errors import InputError, run_command
+from expansion.devices import usable_device
+from expansion.errors import run_command
 from expansion.image_datasets import DEFAULT_DATASET, dataset_config
 from expansion.plan import ExpandConfig, Plan, describe, identity_of, make_plan
+from expansion.prompts import overlong_warning
 from expansion.runs import check_claim, claim_folder, write_atomic
 from expansion.sampler import SamplerConfig
 from expansion.writer import ExpansionWriter, merge_manifests, missing_items
@@ -48,6 +49,7 @@ logger = logging.getLogger("expand")
 SAMPLERS = {
     "img2img": ("expansion.sampler:SamplerConfig", "expansion.img2img:Img2ImgSampler"),
     "distdiff": ("distdiff.config:DistDiffConfig", "distdiff.sampler:DistDiffSampler"),
+    "dreamda": ("dreamda.config:DreamDAConfig", "dreamda.sampler:DreamDASampler"),
 }
 DEFAULT_METHOD = "distdiff"
 
@@ -77,7 +79,7 @@ def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, bool]:
     )
     if method not in SAMPLERS:
         raise unknown_name("method", method, list(SAMPLERS))
-    config_class = _import(SAMPLERS[method][0])
+    config_class = import_object(SAMPLERS[method][0])
     parser = argparse.ArgumentParser(
         prog="expand.py",
         description=__doc__,
@@ -114,6 +116,7 @@ def execute(plan: Plan) -> int:
     written = failed = 0
     if missing:
         sampler = _build_sampler(plan, device, dtype)
+        _warn_of_long_prompts(plan, sampler)
         claim_folder(plan.output_dir, "expansion.yaml", identity, remedy)
         _write_classes(plan)
         outcome = _generate(plan, sampler, identity, missing)
@@ -137,17 +140,15 @@ def execute(plan: Plan) -> int:
 
 
 def _build_sampler(plan: Plan, device: str, dtype: str) -> Sampler:
-    import torch
-
     from expansion.stable_diffusion import load_pipeline
 
     def load():
         pipeline = load_pipeline(plan.model, dtype, device, plan.config.revision)
         if plan.config.compile:
-            pipeline.unet = torch.compile(pipeline.unet)
+            pipeline.unet.compile_repeated_blocks()
         return pipeline
 
-    sampler_class = _import(SAMPLERS[plan.config.method][1])
+    sampler_class = import_object(SAMPLERS[plan.config.method][1])
     sampler = sampler_class.build(plan.method_config, len(plan.dataset.class_names), load)
     sampler.prepare(plan.records)
     return sampler
@@ -186,28 +187,27 @@ def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _device_and_dtype(config: ExpandConfig) -> tuple[str, str]:
-    import torch
-
-    device = config.device
-    if device == "auto":
-        local_rank = os.environ.get("LOCAL_RANK", "0")
-        device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"--device {device} cannot be used ({reason}); try --device cpu"
-        ) from error
+    device = usable_device(config.device)
     automatic = "float16" if device.startswith("cuda") else "float32"
     return device, automatic if config.dtype == "auto" else config.dtype
 
 
+def _warn_of_long_prompts(plan: Plan, sampler: Sampler) -> None:
+    prompt_of = plan.prompts.prompt_of
+    used = {prompt_of(record.file_name, record.label, variant) for record, variant in plan.items}
+    warning = overlong_warning(used, sampler.pipeline.tokenizer)
+    if warning:
+        logger.warning(warning)
+
+
 def _write_classes(plan: Plan) -> None:
     classes = [
-        {"id": label, "name": name, "folder": plan.folders[name], "prompt": plan.prompts[label]}
+        {"id": label, "name": name, "folder": plan.folders[name]}
         for label, name in enumerate(plan.dataset.class_names)
     ]
+    if plan.config.prompts_file is None:
+        for row, (prompt,) in zip(classes, plan.prompts.by_label):
+            row["prompt"] = prompt
     text = json.dumps(classes, ensure_ascii=False, indent=1)
     write_atomic(plan.output_dir / "classes.json", text + "\n")
 
@@ -234,11 +234,6 @@ def _method_files(method: str) -> list[Path]:
     """The method's YAML file, if it has one."""
     files = [CONFIG_DIR / method / "default.yaml", CONFIG_DIR / "baselines" / f"{method}.yaml"]
     return [path for path in files if path.is_file()]
-
-
-def _import(name: str) -> Any:
-    module, attribute = name.split(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 if __name__ == "__main__":

@@ -107,8 +107,8 @@ class DistDiffConfig(SamplerConfig):
     def input_files(self) -> Mapping[str, str]:
         return {"encoder_weight_path": self.encoder_weight_path} if self.targets else {}
 
-    def unet_rows_per_image(self) -> float:
-        rows = super().unet_rows_per_image()
+    def unet_rows_per_image(self, num_variants: int) -> float:
+        rows = super().unet_rows_per_image(num_variants)
         if self.targets and self.guidance_type == "transform_guidance":
             look_aheads = 2 if self.log_energy else 1
             rows += look_aheads * self.guidance_period * self.rows_per_prediction

@@ -1,112 +1,116 @@
-"""Settings of DreamDA's parts; imports no torch, so that `--help` is quick."""
+"""Settings of DreamDA's sampler; imports no torch, so that options and plans are quick."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from expansion.config import option, require
-from expansion.image_datasets import DEFAULT_DATASET
+from expansion.sampler import SamplerConfig
+
+FEATURE_LOCATIONS = ("bottleneck", "encoder", "decoder")
+LATENT_LOCATIONS = ("xt", "xT", "x0")
+
+# Share of Stable Diffusion 1.x's arithmetic that comes after the bottleneck (64x64 latents).
+UP_SHARE = 0.674
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Training of a checkpoint's U-Net (and text encoder) on labelled images."""
+class DreamDAConfig(SamplerConfig):
+    """Inversion and latent perturbation (paper sec. 4.2; defaults of the released code)."""
 
-    dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
-    dataset_split: str = option("train", "images to train on", choices=("train", "prior"))
-    data_dir: str = option("data", "where named datasets lie")
-    pretrained_model_name_or_path: str | None = option(
-        None, "checkpoint to start from: hub id or diffusers folder"
+    num_inference_steps: int = option(100, "DDIM steps of the whole schedule")
+    strength: float = option(
+        0.8, "share of the schedule that is inverted and run, 0 to 1; more departs further"
     )
-    from_scratch: bool = option(
-        False,
-        "build and train a new checkpoint, autoencoder included, instead of starting from one",
+    resize_mode: str = option(
+        "squash",
+        "real image to square: crop after resizing the shorter side, a random crop per "
+        "variant, or squash",
+        choices=("center_crop", "random_crop", "squash"),
     )
-    output_dir: str | None = option(None, "folder for the trained checkpoint (diffusers layout)")
-    resolution: int | None = option(
-        None, "training resolution, pixels; default: the checkpoint's own"
+    inversion: str = option(
+        "cycle",
+        "cycle: CycleDiffusion's encoder of latents and noises (needs eta above 0); "
+        "ddim: deterministic inversion (eta 0)",
+        choices=("cycle", "ddim"),
     )
-    captions: tuple[str, ...] = option(
-        (), "caption templates, {} is the class name; default: the dataset's prompt template"
+    inversion_per: str = option(
+        "image",
+        "invert once per real image for all its variants (paper), or anew per variant "
+        "(released code)",
+        choices=("image", "variant"),
     )
-    caption_dropout: float = option(
-        0.1, "share of captions replaced by the empty one, for guidance"
+    eta: float | None = option(
+        None, "share of DDPM's noise in a step, 0 to 1; default: 1 with cycle, 0 with ddim"
     )
-    train_text_encoder: bool = option(False, "train the text encoder too")
-    max_train_steps: int = option(1000, "optimiser steps")
-    train_batch_size: int = option(8, "images per optimiser step, all processes together")
-    learning_rate: float = option(1e-5, "peak learning rate of AdamW")
-    lr_scheduler: str = option("constant", "after warm-up", choices=("constant", "cosine"))
-    lr_warmup_steps: int = option(0, "linear warm-up, steps")
-    lr_end_factor: float = option(0.02, "cosine: last learning rate relative to the peak")
-    adam_beta2: float = option(0.999, "AdamW's second beta")
-    adam_weight_decay: float = option(1e-2, "AdamW's weight decay")
-    max_grad_norm: float = option(1.0, "gradient clipping")
-    p2_gamma: float = option(
-        1.0, "P2: loss weight (p2_k + SNR)^-p2_gamma; 0 weighs all steps alike"
+    source_prompt: str = option("", "prompt under which the real image is inverted")
+    source_guidance_scale: float = option(
+        1.5, "guidance of the inversion; idle if source_prompt equals negative_prompt"
     )
-    p2_k: float = option(1.0, "P2: k of the loss weight")
-    snr_gamma: float | None = option(None, "min-SNR weight min(SNR, snr_gamma)/SNR instead of P2")
-    use_ema: bool = option(False, "save the moving average of the weights")
-    ema_decay: float = option(0.999, "largest decay of the moving average")
-    random_flip: bool = option(True, "mirror images at random; wrong for digits and text")
-    affine_degrees: float = option(0.0, "random rotation of at most this many degrees")
-    affine_translate: float = option(0.0, "random shift of at most this share of the side")
-    affine_scale: float = option(0.0, "random zoom between 1-x and 1+x")
-    mixed_precision: str = option("no", "autocast", choices=("no", "fp16", "bf16"))
-    dataloader_num_workers: int = option(0, "processes that load images")
-    checkpointing_steps: int = option(500, "steps between resumable states; 0: none")
-    save_dtype: str = option(
-        "float16", "number format of the saved weights", choices=("float32", "float16")
+    source_batch_size: int = option(16, "steps of one inversion that are predicted together")
+    perturb: str = option(
+        "released",
+        "released: the perturbed prediction makes the whole step, noise differs between the "
+        "guidance rows; eq6: it makes the predicted x_0 alone, with one noise for both rows",
+        choices=("released", "eq6"),
     )
-    sample_guidance_scale: float = option(7.5, "guidance scale of samples.png")
-    seed: int = option(0, "random seed")
+    location: str = option(
+        "bottleneck",
+        "what is perturbed: U-Net features (bottleneck; output of every encoder or decoder "
+        "block), or latents (xt: after every step, xT: the first, x0: the last)",
+        choices=(*FEATURE_LOCATIONS, *LATENT_LOCATIONS),
+    )
+    noise_scale: float = option(3.0, "standard deviation of the perturbation")
+    noise_scale_mode: str = option(
+        "absolute",
+        "absolute: noise_scale as it is (paper); relative: times the standard deviation of "
+        "what is perturbed, which carries over to other checkpoints",
+        choices=("absolute", "relative"),
+    )
 
     def __post_init__(self):
+        super().__post_init__()
+        eta = self.resolved_eta
         require(
-            self.snr_gamma is None or self.p2_gamma == 0,
-            f"snr_gamma {self.snr_gamma} and p2_gamma {self.p2_gamma} are two weights of one loss: "
-            "set p2_gamma to 0 or leave snr_gamma out",
+            self.inversion == "ddim" or 0 < eta <= 1,
+            f"eta {eta:g}: inversion cycle stores the noise of each step, so give more than 0 and "
+            "at most 1, or --inversion ddim",
         )
         require(
-            self.from_scratch or self.pretrained_model_name_or_path is not None,
-            "nothing to start from: give --pretrained_model_name_or_path, or --from_scratch",
+            self.inversion == "cycle" or eta == 0,
+            f"eta {eta:g}: inversion ddim is deterministic; leave eta out, or --inversion cycle",
+        )
+        require(self.noise_scale >= 0, f"noise_scale {self.noise_scale}: give 0 or more")
+        require(
+            self.source_batch_size > 0,
+            f"source_batch_size {self.source_batch_size}: give a positive number",
         )
         require(
-            not self.from_scratch or self.resolution is not None,
-            "--from_scratch needs --resolution",
+            self.perturb != "eq6" or self.perturbs_features,
+            f"perturb eq6 compares a clean with a perturbed prediction, but location "
+            f"{self.location} perturbs latents; give {', '.join(FEATURE_LOCATIONS)}, or "
+            "--perturb released",
         )
-        require(self.output_dir is not None, "give --output_dir for the trained checkpoint")
-        require(
-            0 <= self.caption_dropout < 1,
-            f"caption_dropout {self.caption_dropout}: give 0 to below 1",
-        )
-        for name in ("max_train_steps", "train_batch_size"):
-            require(
-                getattr(self, name) > 0, f"{name} {getattr(self, name)}: give a positive number"
-            )
 
+    @property
+    def resolved_eta(self) -> float:
+        if self.eta is None:
+            return 1.0 if self.inversion == "cycle" else 0.0
+        return self.eta
 
-@dataclass(frozen=True, kw_only=True)
-class FromScratchConfig:
-    """Architecture and autoencoder training of a new small checkpoint (`--from_scratch`)."""
+    @property
+    def perturbs_features(self) -> bool:
+        return self.location in FEATURE_LOCATIONS
 
-    vae_block_out_channels: tuple[int, ...] = option(
-        (16, 32, 64), "autoencoder channels per level; each level but the first halves the side"
-    )
-    vae_train_steps: int = option(1200, "autoencoder: optimiser steps")
-    vae_batch_size: int = option(32, "autoencoder: images per step")
-    vae_learning_rate: float = option(1e-3, "autoencoder: peak learning rate, cosine to 0")
-    vae_warmup_steps: int = option(100, "autoencoder: linear warm-up, steps")
-    vae_gradient_weight: float = option(
-        0.5, "autoencoder: weight of the L1 loss of image gradients"
-    )
-    vae_mse_weight: float = option(0.5, "autoencoder: weight of the squared error")
-    vae_kl_weight: float = option(5e-4, "autoencoder: weight of the mean KL divergence")
-    unet_block_out_channels: tuple[int, ...] = option((48, 96), "U-Net channels per level")
-    layers_per_block: int = option(1, "residual layers per level, U-Net and autoencoder")
-    norm_num_groups: int = option(16, "groups of group normalisation; divides every channel count")
-    text_hidden_size: int = option(64, "width of the text encoder and of cross-attention")
-    text_num_hidden_layers: int = option(2, "layers of the text encoder")
-    num_attention_heads: int = option(4, "heads of the text encoder and of the U-Net's attention")
-    vocab_size: int = option(700, "largest BPE vocabulary")
+    @property
+    def source_rows_per_prediction(self) -> int:
+        """U-Net rows per step of an inversion: guidance between equal prompts does nothing."""
+        guided = self.source_guidance_scale > 1 and self.source_prompt != self.negative_prompt
+        return 2 if guided else 1
+
+    def unet_rows_per_image(self, num_variants: int) -> float:
+        rows = super().unet_rows_per_image(num_variants)
+        if self.perturb == "eq6":
+            rows *= 2 if self.location == "encoder" else 1 + UP_SHARE
+        shared_by = num_variants if self.inversion_per == "image" else 1
+        return rows + self.executed_steps * self.source_rows_per_prediction / shared_by

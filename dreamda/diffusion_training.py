@@ -12,7 +12,8 @@ import logging
 import math
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,12 +23,15 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from dreamda.config import FinetuneConfig
+from dreamda.finetune_config import FinetuneConfig
+from dreamda.lora import add_lora
 from expansion.batches import SeededImages, StreamBatches, stream_loader
 from expansion.config import require
 from expansion.image_datasets import ImageRecord
 from expansion.prompts import class_prompt
+from expansion.runs import write_atomic
 from expansion.seeding import stable_seed
+from expansion.stable_diffusion import default_resolution
 
 logger = logging.getLogger(__name__)
 
@@ -102,35 +106,42 @@ class CaptionSource:
         self.empty = tokens("")
         self.dropout = dropout
 
-    def draw(self, labels: Tensor, seed: int) -> Tensor:
-        """Token ids (B, L) for `labels` (B,), random by `seed`."""
+    def draw(self, count: int, seed: int) -> Tensor:
+        """Template numbers (count,), random by `seed`; -1 is the empty caption."""
         rng = random.Random(seed)
+        templates = range(len(self.by_class[0]))
+        return torch.tensor(
+            [-1 if rng.random() < self.dropout else rng.choice(templates) for _ in range(count)]
+        )
+
+    def input_ids(self, labels: Tensor, templates: Tensor) -> Tensor:
+        """Token ids (B, L) for `labels` (B,) and the `templates` (B,) of `draw`."""
         return torch.stack(
             [
-                self.empty if rng.random() < self.dropout else rng.choice(self.by_class[label])
-                for label in labels.tolist()
+                self.by_class[label][template] if template >= 0 else self.empty
+                for label, template in zip(labels.tolist(), templates.tolist(), strict=True)
             ]
         )
 
 
-def diffusion_loss(
+def diffusion_losses(
     unet: nn.Module,
     scheduler: DDPMScheduler,
     weights: Tensor,
     latents: Tensor,
     prompt_embeds: Tensor,
-    generator: torch.Generator,
+    noise: Tensor,
+    timesteps: Tensor,
 ) -> Tensor:
-    """mean_i[ w_t ||target - prediction||^2 ] at one random timestep per image.
+    """w_t mean ||target - prediction||^2 of each image, shape (B,).
 
     Args:
+        weights: (T,), see `loss_weights`.
         latents: (B, 4, h, w), VAE-scaled.
         prompt_embeds: (B, L, D).
-        weights: (T,), see `loss_weights`.
-        generator: CPU generator of noise and timesteps.
+        noise: Standard normal, like `latents`.
+        timesteps: (B,), one per image.
     """
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-    timesteps = torch.randint(len(weights), (len(latents),), generator=generator).to(latents.device)
     noisy = scheduler.add_noise(latents, noise, timesteps)
     if scheduler.config.prediction_type == "v_prediction":
         target = scheduler.get_velocity(latents, noise, timesteps)
@@ -138,11 +149,13 @@ def diffusion_loss(
         target = noise
     prediction = unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample
     errors = (prediction.float() - target).square().mean(dim=(1, 2, 3))
-    return (weights.to(latents.device)[timesteps] * errors).mean()
+    return weights.to(latents.device)[timesteps] * errors
 
 
 class DiffusionTrainer:
     """Trains the U-Net (and text encoder) of `pipeline` in place; the autoencoder stays as it is.
+
+    With `lora_rank` the U-Net gets adapters, and they alone are trained; see `dreamda.lora`.
 
     Args:
         pipeline: The checkpoint, float32.
@@ -171,21 +184,37 @@ class DiffusionTrainer:
         self.captions = CaptionSource(
             pipeline.tokenizer, config.captions, prompt_names, config.caption_dropout
         )
-        resolution = (
-            config.resolution or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        )
+        self.resolution = training_resolution(pipeline, config)
+        side = self.resolution // pipeline.vae_scale_factor
+        self.latent_shape = (pipeline.vae.config.latent_channels, side, side)
         self.images = SeededImages(
-            records, training_transform(config, resolution), keep_decoded=resolution <= 64
+            records,
+            training_transform(config, self.resolution),
+            keep_decoded=self.resolution <= 64,
         )
+        self._prepare_networks()
+        self.ema = None
+        if config.use_ema:
+            self.ema = EMAModel(
+                self.trained, decay=config.ema_decay, use_ema_warmup=True, power=0.75
+            )
+            accelerator.register_for_checkpointing(self.ema)
+
+    def _prepare_networks(self) -> None:
+        """Choose the weights to train and hand them, with their optimiser, to the accelerator."""
+        pipeline, config, accelerator = self.pipeline, self.config, self.accelerator
         pipeline.vae.requires_grad_(False).to(accelerator.device)
-        pipeline.unet.requires_grad_(True)
+        pipeline.unet.requires_grad_(not config.lora_rank)
+        if config.lora_rank:
+            add_lora(pipeline.unet, config.lora_rank, config.lora_alpha, config.seed)
         pipeline.text_encoder.requires_grad_(config.train_text_encoder).to(accelerator.device)
         self.networks = nn.ModuleDict({"unet": pipeline.unet})
         if config.train_text_encoder:
             self.networks["text_encoder"] = pipeline.text_encoder
         self.networks.train()
+        self.trained = [p for p in self.networks.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.networks.parameters(),
+            self.trained,
             lr=config.learning_rate,
             betas=(0.9, config.adam_beta2),
             weight_decay=config.adam_weight_decay,
@@ -194,22 +223,19 @@ class DiffusionTrainer:
         self.text_encoder = pipeline.text_encoder
         if config.train_text_encoder:
             self.text_encoder = accelerator.prepare(pipeline.text_encoder)
-        self.ema = None
-        if config.use_ema:
-            self.ema = EMAModel(
-                self.networks.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75
-            )
-            accelerator.register_for_checkpointing(self.ema)
 
-    def train(self, state_dir: Path, progress: Callable[[int, float], None]) -> None:
-        """Run to `max_train_steps`, going on from the state in `state_dir` if there is one.
+    def train(
+        self, state_dir: Path, first: int, after_step: Callable[[int, float, float], None]
+    ) -> None:
+        """Train from step `first` (see `resume`) to `max_train_steps`.
 
         Args:
-            state_dir: Folder of the resumable state; removed at the end by the caller.
-            progress: Called after every step with its number (from 1) and its loss.
+            state_dir: Where the resumable state goes; removed at the end by the caller.
+            first: Steps that are done already.
+            after_step: Called after every step with its number (from 1), the loss and the
+                learning rate it had.
         """
         config, accelerator = self.config, self.accelerator
-        first = self._resume(state_dir)
         batches = StreamBatches(
             len(self.images),
             [config.train_batch_size] * config.max_train_steps,
@@ -220,53 +246,141 @@ class DiffusionTrainer:
         )
         loader = stream_loader(self.images, batches, config.dataloader_num_workers)
         for step, (pixel_values, labels) in enumerate(loader, start=first):
-            loss = self._step(step, pixel_values.to(accelerator.device), labels)
-            progress(step + 1, loss)
+            loss = self._step(step, pixel_values, labels)
+            after_step(step + 1, loss, self.optimizer.param_groups[0]["lr"])
             if config.checkpointing_steps and (step + 1) % config.checkpointing_steps == 0:
                 self._save_state(state_dir, step + 1)
         if self.ema is not None:
-            self.ema.copy_to(self.networks.parameters())
+            self.ema.copy_to(self.trained)
         self.networks.eval()
 
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Inside, the networks are as they would be saved now; training does not notice.
+
+        Averaged weights if there are any, eval mode; weights, mode and random state come back.
+        """
+        training, device = self.networks.training, self.accelerator.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            if self.ema is not None:
+                self.ema.store(self.trained)
+                self.ema.copy_to(self.trained)
+            self.networks.eval()
+            try:
+                yield
+            finally:
+                self.networks.train(training)
+                if self.ema is not None:
+                    self.ema.restore(self.trained)
+
     def _step(self, step: int, pixel_values: Tensor, labels: Tensor) -> float:
+        """One optimiser step; returns the mean loss of its images, all processes together."""
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(step, config)
-        seed = stable_seed("diffusion", config.seed, step, accelerator.process_index)
-        generator = torch.Generator("cpu").manual_seed(seed)
-        input_ids = self.captions.draw(labels, seed).to(accelerator.device)
-        vae = self.pipeline.vae
-        with torch.no_grad():
-            posterior = vae.encode(pixel_values).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean.device)
-            latents = (posterior.mean + posterior.std * noise) * vae.config.scaling_factor
-        with accelerator.autocast():
-            prompt_embeds = self.text_encoder(input_ids)[0]
-            loss = diffusion_loss(
-                self.unet, self.scheduler, self.weights, latents, prompt_embeds, generator
-            )
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(self.networks.parameters(), config.max_grad_norm)
+        num_parts = config.gradient_accumulation_steps
+        tensors = (pixel_values, *self._draws(step, labels))
+        parts = list(zip(*(t.to(accelerator.device).tensor_split(num_parts) for t in tensors)))
+        loss = torch.zeros((), device=accelerator.device)
+        for part in parts[:-1]:
+            with accelerator.no_sync(self.unet), accelerator.no_sync(self.text_encoder):
+                loss += self._backward(*part)
+        loss += self._backward(*parts[-1])
+        accelerator.clip_grad_norm_(self.trained, config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
-            self.ema.step(self.networks.parameters())
-        return loss.item()
+            self.ema.step(self.trained)
+        return accelerator.reduce(loss, "mean").item()
+
+    def _draws(self, step: int, labels: Tensor) -> tuple[Tensor, ...]:
+        """Posterior noise, noise, timesteps and token ids of this process's images.
+
+        Drawn for the images of all processes, so that their number does not matter.
+        """
+        config, accelerator = self.config, self.accelerator
+        seed = stable_seed("diffusion", config.seed, step)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        count = config.train_batch_size
+        posterior_noise = torch.randn((count, *self.latent_shape), generator=generator)
+        noise = torch.randn((count, *self.latent_shape), generator=generator)
+        timesteps = torch.randint(len(self.weights), (count,), generator=generator)
+        templates = self.captions.draw(count, seed)
+        own = slice(accelerator.process_index, None, accelerator.num_processes)
+        input_ids = self.captions.input_ids(labels, templates[own])
+        return posterior_noise[own], noise[own], timesteps[own], input_ids
+
+    def _backward(
+        self,
+        pixel_values: Tensor,
+        posterior_noise: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        input_ids: Tensor,
+    ) -> Tensor:
+        """Add the gradient of one part of a step; returns the part's share of the mean loss."""
+        vae, accelerator = self.pipeline.vae, self.accelerator
+        with torch.no_grad():
+            posterior = vae.encode(pixel_values).latent_dist
+            latents = posterior.mean + posterior.std * posterior_noise
+            latents = latents * vae.config.scaling_factor
+        with accelerator.autocast():
+            prompt_embeds = self.text_encoder(input_ids)[0]
+            losses = diffusion_losses(
+                self.unet, self.scheduler, self.weights, latents, prompt_embeds, noise, timesteps
+            )
+        # Gradients are summed over parts and averaged over processes.
+        loss = losses.sum() * accelerator.num_processes / self.config.train_batch_size
+        accelerator.backward(loss)
+        return loss.detach()
 
     def _save_state(self, state_dir: Path, step: int) -> None:
-        """Replace the state in `state_dir` by a whole one."""
-        partial = state_dir.with_name(state_dir.name + ".partial")
-        self.accelerator.save_state(str(partial))
-        if self.accelerator.is_main_process:
-            (partial / "step.json").write_text(json.dumps({"step": step}))
-            shutil.rmtree(state_dir, ignore_errors=True)
-            partial.rename(state_dir)
-        self.accelerator.wait_for_everyone()
+        """Replace the state in `state_dir` by a whole one; `step.json` is what makes it whole."""
+        accelerator, partial = self.accelerator, _partial_dir(state_dir)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_atomic(partial / "step.json", json.dumps({"step": step}))
+            _install_state(state_dir)
+        accelerator.wait_for_everyone()
 
-    def _resume(self, state_dir: Path) -> int:
+    def resume(self, state_dir: Path) -> int:
+        """Load the state in `state_dir`, if there is one; returns the number of steps done."""
+        if self.accelerator.is_main_process:
+            _install_state(state_dir)
+        self.accelerator.wait_for_everyone()
         if not (state_dir / "step.json").is_file():
             return 0
         step = json.loads((state_dir / "step.json").read_text())["step"]
         self.accelerator.load_state(str(state_dir))
+        if self.ema is not None:
+            self.ema.to(self.accelerator.device)  # it is loaded to the CPU
         logger.info("resumed after step %d from %s", step, state_dir)
         return step
+
+
+def training_resolution(pipeline: StableDiffusionPipeline, config: FinetuneConfig) -> int:
+    """Side in pixels of training images and samples."""
+    resolution = config.resolution or default_resolution(pipeline)
+    factor = pipeline.vae_scale_factor
+    require(
+        resolution > 0 and resolution % factor == 0,
+        f"resolution {resolution}: give a multiple of {factor}",
+    )
+    return resolution
+
+
+def _partial_dir(state_dir: Path) -> Path:
+    return state_dir.with_name(state_dir.name + ".partial")
+
+
+def _install_state(state_dir: Path) -> None:
+    """Move a whole new state into place, also one that a killed run left beside it."""
+    partial = _partial_dir(state_dir)
+    if (partial / "step.json").is_file():
+        shutil.rmtree(state_dir, ignore_errors=True)
+        partial.rename(state_dir)

@@ -11,42 +11,64 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import logging
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from dreamda.config import FinetuneConfig, FromScratchConfig
+from dreamda.finetune_config import FinetuneConfig, FromScratchConfig
+from dreamda.finetune_report import TrainingLog, loss_chart, readme, sample_grid
 from expansion.checkpoints import check_model_folder, locate_model
-from expansion.config import add_options, command_line_source, compose, load_yaml, require
+from expansion.config import (
+    add_options,
+    command_line_source,
+    compose,
+    load_yaml,
+    require,
+)
+from expansion.devices import make_accelerator
 from expansion.errors import run_command
-from expansion.image_datasets import ImageDataset, load_dataset
+from expansion.figures import save_figure
+from expansion.image_datasets import ImageDataset, ImageRecord, few_shot, load_dataset
 from expansion.prompts import class_prompt
-from expansion.runs import claim_folder
+from expansion.runs import claim_folder, write_atomic
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from diffusers import StableDiffusionPipeline
+
+    from dreamda.diffusion_training import DiffusionTrainer
 
 logger = logging.getLogger(__name__)
 
-NOT_DECISIVE = ("output_dir", "data_dir", "checkpointing_steps", "dataloader_num_workers")
+NOT_DECISIVE = (
+    "output_dir",
+    "data_dir",
+    "gradient_accumulation_steps",
+    "validation_steps",
+    "checkpointing_steps",
+    "dataloader_num_workers",
+)
+BAR_FORMAT = "{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}, {rate_inv_fmt}{postfix}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     config, scratch = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of every file it saves
     dataset = load_dataset(config.dataset, config.data_dir)
     if not config.captions:
         config = dataclasses.replace(config, captions=(dataset.config.prompt_template,))
     output_dir = Path(config.output_dir)
-    require(
-        not (output_dir / "model_index.json").exists(),
-        f"{output_dir} already holds a checkpoint; remove it or choose another --output_dir",
-    )
-    if not config.from_scratch:
-        check_model_folder(locate_model(config.pretrained_model_name_or_path))
+    _check(config, output_dir)
+    records = few_shot(dataset.records(config.dataset_split), config.shots, config.subset_seed)
+    accelerator = _accelerator(config)
     settings = dataclasses.asdict(config) | (
         dataclasses.asdict(scratch) if config.from_scratch else {}
     )
@@ -54,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     claim_folder(
         output_dir, "training.yaml", identity, "give another --output_dir, or remove the folder"
     )
-    train(config, scratch, dataset, output_dir)
+    train(config, scratch, dataset, records, accelerator)
+    accelerator.end_training()
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[FinetuneConfig, FromScratchConfig]:
@@ -73,57 +96,125 @@ def parse(arguments: Sequence[str] | None) -> tuple[FinetuneConfig, FromScratchC
     return tuple(compose([FinetuneConfig, FromScratchConfig], sources))
 
 
+def _check(config: FinetuneConfig, output_dir: Path) -> None:
+    """Refuse, before anything heavy is loaded, what cannot work."""
+    require(
+        not (output_dir / "model_index.json").exists(),
+        f"{output_dir} already holds a checkpoint; remove it or choose another --output_dir",
+    )
+    require(
+        not config.lora_rank or importlib.util.find_spec("peft") is not None,
+        "--lora_rank needs the package peft: pip install peft",
+    )
+    if not config.from_scratch:
+        check_model_folder(locate_model(config.pretrained_model_name_or_path))
+
+
+def _accelerator(config: FinetuneConfig) -> Accelerator:
+    """Device and processes; raises InputError if they cannot do what `config` asks for."""
+    accelerator = make_accelerator(config.mixed_precision)
+    share = config.train_batch_size // accelerator.num_processes
+    require(
+        config.gradient_accumulation_steps <= share,
+        f"gradient_accumulation_steps {config.gradient_accumulation_steps}: a process has only "
+        f"{share} images per step (train_batch_size {config.train_batch_size}, processes: "
+        f"{accelerator.num_processes}); give fewer parts or a larger batch",
+    )
+    return accelerator
+
+
 def train(
-    config: FinetuneConfig, scratch: FromScratchConfig, dataset: ImageDataset, output_dir: Path
+    config: FinetuneConfig,
+    scratch: FromScratchConfig,
+    dataset: ImageDataset,
+    records: Sequence[ImageRecord],
+    accelerator: Accelerator,
 ) -> None:
-    """Train and write the checkpoint with its README, sample grid and loss curve."""
-    from accelerate import Accelerator
-
+    """Train and write the checkpoint with its README, sample grids and loss curve."""
     from dreamda.diffusion_training import DiffusionTrainer
-    from expansion.stable_diffusion import load_pipeline, save_pipeline
+    from expansion.stable_diffusion import load_pipeline
 
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    records = dataset.records(config.dataset_split)
-    state_dir = output_dir / "training_state"
-    begun = time.monotonic()
-    if config.from_scratch:
-        pipeline = _start_from_scratch(config, scratch, dataset, output_dir)
-    else:
-        pipeline = load_pipeline(locate_model(config.pretrained_model_name_or_path))
+    output_dir = Path(config.output_dir)
+    with accelerator.main_process_first():
+        if config.from_scratch:
+            pipeline = _new_checkpoint(config, scratch, dataset, records)
+        else:
+            pipeline = load_pipeline(locate_model(config.pretrained_model_name_or_path))
     trainer = DiffusionTrainer(pipeline, records, dataset.prompt_names, config, accelerator)
-    losses: list[tuple[float, float]] = []
-    with tqdm(total=config.max_train_steps, desc="U-Net", unit="step") as bar:
-
-        def progress(step: int, loss: float) -> None:
-            losses.append((step, loss))
-            bar.update(step - bar.n)
-            bar.set_postfix(loss=f"{loss:.4f}")
-
-        trainer.train(state_dir, progress)
-    if not accelerator.is_main_process:
+    if not config.from_scratch and not (output_dir / "samples_before.png").exists():
+        _save_samples(trainer, dataset, "samples_before.png")
+    log = _train_with_log(trainer, dataset)
+    if log is not None:
+        _save_weights(config, pipeline, output_dir)
+    _save_samples(trainer, dataset, "samples.png")
+    if log is None:
         return
-    save_pipeline(pipeline, output_dir, config.save_dtype)
-    minutes = (time.monotonic() - begun) / 60
-    _write_report(config, dataset, pipeline, output_dir, losses, minutes)
-    shutil.rmtree(state_dir, ignore_errors=True)
-    shutil.rmtree(output_dir / "start", ignore_errors=True)
-    logger.info("wrote %s after %.1f minutes", output_dir, minutes)
+    save_figure(loss_chart(log.rows), output_dir / "loss.png")
+    trained_on = f"{len(records)} images of the {config.dataset_split} split of {dataset.name}"
+    command = shlex.join(["python", "-m", "dreamda.finetune", *sys.argv[1:]])
+    write_atomic(output_dir / "README.md", readme(config, log, trained_on, command))
+    for folder in ("training_state", "start"):
+        shutil.rmtree(output_dir / folder, ignore_errors=True)
+    logger.info("wrote %s after %.1f minutes", output_dir, log.seconds / 60)
 
 
-def _start_from_scratch(
-    config: FinetuneConfig, scratch: FromScratchConfig, dataset: ImageDataset, output_dir: Path
-):
-    """The pipeline with a trained autoencoder; kept in `<output_dir>/start` until training ends."""
+def _train_with_log(trainer: DiffusionTrainer, dataset: ImageDataset) -> TrainingLog | None:
+    """Train from where an earlier run stopped; returns the log, in the main process."""
+    config, main_process = trainer.config, trainer.accelerator.is_main_process
+    state_dir = Path(config.output_dir) / "training_state"
+    first = trainer.resume(state_dir)
+    log = (
+        TrainingLog(Path(config.output_dir) / "training_log.jsonl", first) if main_process else None
+    )
+    with tqdm(
+        desc="U-Net",
+        total=config.max_train_steps,
+        initial=first,
+        unit="step",
+        bar_format=BAR_FORMAT,
+        disable=not main_process,
+    ) as bar:
+
+        def after_step(step: int, loss: float, learning_rate: float) -> None:
+            if log is not None:
+                log.add(step, loss, learning_rate)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+            last = step == config.max_train_steps  # samples.png shows it
+            if config.validation_steps and step % config.validation_steps == 0 and not last:
+                _save_samples(trainer, dataset, f"samples_step{step}.png")
+
+        trainer.train(state_dir, first, after_step)
+    return log
+
+
+def _save_samples(trainer: DiffusionTrainer, dataset: ImageDataset, file_name: str) -> None:
+    """Write a sample grid in the main process, while the others wait."""
+    if trainer.accelerator.is_main_process:
+        with trainer.sampling():
+            grid = sample_grid(
+                trainer.pipeline, dataset.prompt_names, trainer.config, trainer.resolution
+            )
+        save_figure(grid, Path(trainer.config.output_dir) / file_name)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _new_checkpoint(
+    config: FinetuneConfig,
+    scratch: FromScratchConfig,
+    dataset: ImageDataset,
+    records: Sequence[ImageRecord],
+) -> StableDiffusionPipeline:
+    """A pipeline with a trained autoencoder; kept in `<output_dir>/start` until training ends."""
     from dreamda.diffusion_training import training_transform
     from dreamda.from_scratch import build_pipeline, train_autoencoder
     from expansion.stable_diffusion import load_pipeline, save_pipeline
 
-    start_dir = output_dir / "start"
+    start_dir = Path(config.output_dir) / "start"
     if (start_dir / "model_index.json").is_file():
         return load_pipeline(str(start_dir))
     captions = [class_prompt(c, name) for c in config.captions for name in dataset.prompt_names]
     pipeline = build_pipeline(scratch, config.resolution, captions, config.seed)
-    records = dataset.records(config.dataset_split)
     transform = training_transform(config, config.resolution)
     with tqdm(total=scratch.vae_train_steps, desc="autoencoder", unit="step") as bar:
 
@@ -136,58 +227,17 @@ def _start_from_scratch(
     return pipeline
 
 
-def _write_report(
-    config: FinetuneConfig,
-    dataset: ImageDataset,
-    pipeline,
-    output_dir: Path,
-    losses: list[tuple[float, float]],
-    minutes: float,
+def _save_weights(
+    config: FinetuneConfig, pipeline: StableDiffusionPipeline, output_dir: Path
 ) -> None:
-    """README.md, samples.png and loss.png beside the weights."""
-    from expansion.figures import contact_sheet, line_chart, save_figure
+    """The trained checkpoint; adapters also alone, before they are added to the U-Net."""
+    from dreamda.lora import fuse_lora, save_lora
+    from expansion.stable_diffusion import save_pipeline
 
-    num_images = len(dataset.records(config.dataset_split))
-    start = (
-        "from scratch" if config.from_scratch else f"from {config.pretrained_model_name_or_path}"
-    )
-    command = shlex.join(["python", "-m", "dreamda.finetune", *sys.argv[1:]])
-    (output_dir / "README.md").write_text(
-        f"# {output_dir.name}\n\n"
-        f"A Stable Diffusion checkpoint in diffusers layout, trained {start} on the "
-        f"{num_images} images of the {config.dataset_split} split of {dataset.name}: "
-        f"{config.max_train_steps} steps, batch {config.train_batch_size}, seed {config.seed}, "
-        f"{minutes:.0f} minutes. All settings are in `training.yaml`.\n\n    {command}\n\n"
-        f"![samples](samples.png)\n\nSix samples per class, guidance scale "
-        f"{config.sample_guidance_scale:g}.\n"
-    )
-    smooth = [
-        (losses[i][0], sum(loss for _, loss in losses[i : i + 25]) / len(losses[i : i + 25]))
-        for i in range(0, len(losses), 25)
-    ]
-    save_figure(line_chart({"loss": smooth}, "training loss", "step"), output_dir / "loss.png")
-    rows = [
-        (name, _samples(pipeline, class_prompt(config.captions[0], name), config))
-        for name in dataset.prompt_names[:20]
-    ]
-    save_figure(contact_sheet(rows), output_dir / "samples.png")
-
-
-def _samples(pipeline, prompt: str, config: FinetuneConfig, number: int = 6):
-    import torch
-
-    from expansion.stable_diffusion import ddim_scheduler
-
-    pipeline.scheduler = ddim_scheduler(pipeline)
-    pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator("cpu").manual_seed(config.seed)
-    return pipeline(
-        prompt,
-        num_images_per_prompt=number,
-        num_inference_steps=30,
-        guidance_scale=config.sample_guidance_scale,
-        generator=generator,
-    ).images
+    if config.lora_rank:
+        save_lora(pipeline.unet, output_dir, config.save_dtype)
+        fuse_lora(pipeline.unet)
+    save_pipeline(pipeline, output_dir, config.save_dtype)
 
 
 if __name__ == "__main__":

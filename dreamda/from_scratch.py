@@ -17,13 +17,20 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dreamda.config import FromScratchConfig
+from dreamda.finetune_config import FromScratchConfig
 from expansion.batches import SeededImages, StreamBatches, stream_loader
 from expansion.image_datasets import ImageRecord
 from expansion.seeding import stable_seed

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from expansion.config import PROJECT_ROOT
 from expansion.errors import InputError
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 def locate_model(name_or_path: str) -> str:
@@ -45,6 +48,35 @@ def check_model_folder(name_or_path: str) -> None:
     if missing:
         raise InputError(
             f"the checkpoint {folder} lacks {', '.join(missing)}; copy the whole folder again"
+        )
+    scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    try:
+        check_scheduler(json.loads(scheduler_file.read_text()), str(scheduler_file))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {scheduler_file}: {error}") from error
+
+
+def check_scheduler(config: Mapping[str, Any], name: str) -> None:
+    """Raise InputError unless DDIM can run, forward and backward, on this noise schedule.
+
+    Args:
+        config: A diffusers scheduler's config.
+        name: Where it comes from, for the message.
+    """
+    if not {"beta_schedule", "trained_betas"} & set(config):
+        raise InputError(
+            f"{name}: {config.get('_class_name', 'the scheduler')} has no noise variances (betas), "
+            "so DDIM cannot run on it; use a Stable Diffusion 1.x or 2.x checkpoint"
+        )
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in PREDICTION_TYPES:
+        raise InputError(
+            f"{name}: prediction_type {prediction_type!r} is not one of "
+            f"{', '.join(PREDICTION_TYPES)}"
+        )
+    if config.get("thresholding"):
+        raise InputError(
+            f"{name}: thresholding is for pixels and cannot be inverted on latents; set it to false"
         )
 
 

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import difflib
 import hashlib
+import importlib
 import json
 import math
 import types
@@ -126,6 +127,12 @@ def config_hash(values: Any) -> str:
     """Hash (12 hex digits) of anything JSON can hold, independent of key order."""
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def import_object(name: str) -> Any:
+    """The object that a registry names as "module:attribute"."""
+    module, attribute = name.split(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def require(condition: bool, message: str) -> None:

@@ -49,13 +49,22 @@ class Denoiser:
             prompt_embeds: (2B, L, D), unconditional rows first; (B, L, D) without guidance.
         """
         rows = torch.cat([latents, latents]) if self.uses_guidance else latents
-        model_input = self.scheduler.scale_model_input(rows, timestep).to(self.unet.dtype)
-        prediction = self.unet(model_input, timestep, encoder_hidden_states=prompt_embeds).sample
-        prediction = prediction.float()
-        if not self.uses_guidance:
-            return prediction
-        unconditional, conditional = prediction.chunk(2)
-        return unconditional + self.guidance_scale * (conditional - unconditional)
+        return self.guide(self.unet_rows(rows, timestep, prompt_embeds))
+
+    def unet_rows(self, rows: Tensor, timestep: int | Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The U-Net's own prediction for every row, float32.
+
+        Args:
+            rows: (R, 4, h, w), float32.
+            timestep: Training timestep, one for all rows or (R,).
+            prompt_embeds: (R, L, D).
+        """
+        model_input = rows.to(self.unet.dtype)
+        return self.unet(model_input, timestep, encoder_hidden_states=prompt_embeds).sample.float()
+
+    def guide(self, prediction: Tensor) -> Tensor:
+        """Rows as `predict` gives them to the U-Net, (2B or B, 4, h, w), to (B, 4, h, w)."""
+        return guide(prediction, self.guidance_scale) if self.uses_guidance else prediction
 
     def run(
         self, latents: Tensor, timesteps: Sequence[int], prompt_embeds: Tensor
@@ -77,3 +86,9 @@ class Denoiser:
             latents = step.prev_sample
             predictions.append(step.pred_original_sample)
         return latents, predictions
+
+
+def guide(prediction: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance e_u + g (e_c - e_u); (2B, 4, h, w), unconditional rows first."""
+    unconditional, conditional = prediction.chunk(2)
+    return unconditional + guidance_scale * (conditional - unconditional)

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from expansion.image_datasets import ImageRecord
 from expansion.naming import variant_name
+from expansion.prompts import Prompts
 from expansion.sampler import Batch, Sampler, Samples
 from expansion.seeding import image_generator, image_seed, stable_seed
 from expansion.transforms import BICUBIC, to_unit_tensor
@@ -36,7 +37,7 @@ class Job:
         seed: Run seed.
         resolution: Side of the images, pixels.
         resize_mode: See `SamplerConfig`.
-        prompts: Prompt by label.
+        prompts: Prompts by real image and variant.
         stems: file_name of a real image -> `<class folder>/<stem>`.
     """
 
@@ -46,7 +47,7 @@ class Job:
     seed: int
     resolution: int
     resize_mode: str
-    prompts: Sequence[str]
+    prompts: Prompts
     stems: Mapping[str, str]
 
 
@@ -95,8 +96,9 @@ def load_batch(unit: Unit, job: Job) -> Batch:
         images=torch.stack(list(images.values())),
         sources=tuple(images),
         source_index=torch.tensor(index),
-        prompts=[job.prompts[label] for label in labels],
+        prompts=[job.prompts.prompt_of(r.file_name, r.label, v) for r, v in unit],
         targets=torch.tensor(labels),
+        source_seeds=[stable_seed("source", job.seed, source) for source in images],
     )
 
 
@@ -171,7 +173,7 @@ def manifest_row(
         "source": record.file_name,
         "variant": variant,
         "seed": image_seed(job.seed, record.file_name, variant),
-        "prompt": job.prompts[record.label],
+        "prompt": job.prompts.prompt_of(record.file_name, record.label, variant),
         "method": job.method,
         "model": job.model,
         "config": job.config_hash,

@@ -54,7 +54,9 @@ class Img2ImgSampler(Sampler):
         """Noised latents (B, 4, h, w) at the first executed step, and the prompt embeddings."""
         latents = self.codec.encode(batch, generators)
         noise = randn_tensor(latents.shape, generator=list(generators), device=latents.device)
-        prompt_embeds = self.prompt_encoder(
-            batch.prompts, self.config.negative_prompt if self.denoiser.uses_guidance else None
-        )
-        return self.denoiser.add_noise(latents, noise), prompt_embeds
+        return self.denoiser.add_noise(latents, noise), self.embed_prompts(batch.prompts)
+
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings (B, L, D), or with guidance (2B, L, D), the negative prompt's rows first."""
+        negative_prompt = self.config.negative_prompt if self.denoiser.uses_guidance else None
+        return self.prompt_encoder(prompts, negative_prompt)

@@ -24,7 +24,13 @@ from expansion.image_datasets import (
     readable_records,
 )
 from expansion.naming import folder_names, image_stems
-from expansion.prompts import class_prompt
+from expansion.prompts import (
+    PROMPT_PER,
+    Prompts,
+    PromptScope,
+    read_prompts,
+    template_prompts,
+)
 from expansion.runs import to_yaml
 from expansion.sampler import SamplerConfig
 from expansion.sharding import make_units, resolve_shard, take_shard
@@ -52,6 +58,14 @@ class ExpandConfig:
     prompt_template: str | None = option(
         None, "prompt, {} is the class name; default: the dataset's"
     )
+    prompts_file: str | None = option(
+        None, "JSON {class: [prompts]} or JSON lines {file_name, text}; default: the template"
+    )
+    prompt_per: str = option(
+        "image",
+        "one prompt drawn per real image, shared by its variants, or one per variant",
+        choices=PROMPT_PER,
+    )
     batch_size: int = option(8, "images that are denoised together")
     seed: int = option(42, "run seed; with the real image's path and n it decides the noise")
     shots: int | None = option(None, "use only this many real images per class")
@@ -64,7 +78,9 @@ class ExpandConfig:
         "number format of the networks; auto: float16 on a GPU, else float32",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
-    compile: bool = option(False, "torch.compile the U-Net: minutes of start-up, then faster")
+    compile: bool = option(
+        False, "torch.compile the U-Net's transformer blocks: slow start, then faster"
+    )
     on_error: str = option("fail", "what an unreadable real image does", choices=("fail", "skip"))
 
     def __post_init__(self):
@@ -72,6 +88,11 @@ class ExpandConfig:
             require(
                 getattr(self, name) > 0, f"{name} {getattr(self, name)}: give a positive number"
             )
+        require(
+            self.prompts_file is None or self.prompt_template is None,
+            f"prompts_file {self.prompts_file} and prompt_template {self.prompt_template!r}: "
+            "give only one of them",
+        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +104,7 @@ class Plan:
     dataset: ImageDataset
     records: list[ImageRecord]
     num_skipped: int
-    prompts: list[str]
+    prompts: Prompts
     stems: dict[str, str]
     folders: dict[str, str]
     output_dir: Path
@@ -123,7 +144,6 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     present = {record.label for record in records}
     absent = [name for label, name in enumerate(dataset.class_names) if label not in present]
     require(not absent, f"{dataset.root}: no readable training image of {', '.join(absent)}")
-    template = config.prompt_template or dataset.config.prompt_template
     folders = folder_names(dataset.class_names)
     exp = config.exp or f"{config.method}_{config.num_images_per_prompt}x"
     output_dir = Path(config.data_dir) / f"{dataset.name}_expansion" / exp
@@ -133,7 +153,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
         dataset=dataset,
         records=records,
         num_skipped=len(problems),
-        prompts=[class_prompt(template, name) for name in dataset.prompt_names],
+        prompts=_prompts(config, dataset, everything, records),
         stems=image_stems(everything, folders),
         folders=folders,
         output_dir=Path(config.output_dir) if config.output_dir else output_dir,
@@ -143,17 +163,39 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     )
 
 
+def _prompts(
+    config: ExpandConfig,
+    dataset: ImageDataset,
+    everything: list[ImageRecord],
+    records: list[ImageRecord],
+) -> Prompts:
+    """Prompts from the file, else from the template."""
+    if config.prompts_file is None:
+        template = config.prompt_template or dataset.config.prompt_template
+        return template_prompts(template, dataset.prompt_names)
+    scope = PromptScope(
+        class_names=dataset.class_names,
+        prompt_names=dataset.prompt_names,
+        labels={record.file_name: record.label for record in everything},
+        wanted=[record.file_name for record in records],
+    )
+    return read_prompts(config.prompts_file, scope, config.prompt_per, config.seed)
+
+
 def describe(plan: Plan) -> str:
     """The resolved settings and the size of the work, as text."""
     resolution = plan.config.resolution or model_resolution(plan.model)
     mine = sum(map(len, plan.shard_units))
-    rows = plan.method_config.unet_rows_per_image()
+    first = plan.records[0]
+    prompt = plan.prompts.prompt_of(first.file_name, first.label, variant=0)
+    rows = plan.method_config.unet_rows_per_image(plan.config.num_images_per_prompt)
     settings = {**dataclasses.asdict(plan.config), **dataclasses.asdict(plan.method_config)}
     gigabytes = mine * resolution**2 * 1.7e-9  # a PNG takes about 1.7 bytes per pixel
     return (
         f"{to_yaml(settings)}\n"
         f"real images: {len(plan.records)} in {len(plan.dataset.class_names)} classes"
         f" ({plan.num_skipped} unreadable ones left out)\n"
+        f"prompt of {first.file_name}: {prompt}\n"
         f"images to generate: {len(plan.items)}, {resolution}x{resolution} pixels\n"
         f"shard {plan.split} of {plan.total_split}: "
         f"{mine} images in {len(plan.shard_units)} units\n"
@@ -175,7 +217,7 @@ def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
         "resolution": plan.config.resolution,
         "dtype": dtype,
         "seed": plan.config.seed,
-        "prompts": config_hash(plan.prompts),
+        "prompts": plan.prompts.fingerprint(),
         "classes": config_hash(plan.dataset.class_names),
     }
     if plan.method_config.depends_on_dataset:

@@ -60,8 +60,8 @@ class SamplerConfig:
         """U-Net rows per image and step: two with classifier-free guidance."""
         return 2 if self.guidance_scale > 1 else 1
 
-    def unet_rows_per_image(self) -> float:
-        """U-Net row-evaluations per generated image."""
+    def unet_rows_per_image(self, num_variants: int) -> float:
+        """U-Net row-evaluations per generated image, `num_variants` being made of each real one."""
         return self.executed_steps * self.rows_per_prediction
 
     def check_run(self) -> None:
@@ -82,6 +82,7 @@ class Batch:
         source_index: (B,) row of `images` that each variant starts from.
         prompts: B prompts.
         targets: (B,) labels.
+        source_seeds: S seeds, of the random numbers that all variants of a real image share.
     """
 
     images: Tensor
@@ -89,6 +90,7 @@ class Batch:
     source_index: Tensor
     prompts: Sequence[str]
     targets: Tensor
+    source_seeds: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -117,4 +119,8 @@ class Sampler(Protocol):
         """Look at all real images, once, before sampling."""
 
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
-        """One variant per row of `batch`, all randomness from that row's generator."""
+        """One variant per row of `batch`.
+
+        Randomness comes from that row's generator, or, where variants of one real image share it,
+        from `batch.source_seeds`.
+        """

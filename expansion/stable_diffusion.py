@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,8 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from expansion.checkpoints import check_model_folder
+from expansion.caching import RecentlyUsed
+from expansion.checkpoints import check_model_folder, check_scheduler
 from expansion.errors import InputError
 from expansion.sampler import Batch
 
@@ -104,8 +104,12 @@ def ddim_scheduler(pipeline: StableDiffusionPipeline) -> DDIMScheduler:
     """DDIM with the checkpoint's noise schedule, whatever sampler its folder names.
 
     As diffusers' pipelines correct them: latents are not clipped, timesteps start at 1.
+
+    Raises:
+        InputError: The checkpoint's noise schedule does not suit DDIM.
     """
     config = pipeline.scheduler.config
+    check_scheduler(config, "the checkpoint's scheduler")
     return DDIMScheduler.from_config(config, clip_sample=False, steps_offset=1)
 
 
@@ -152,17 +156,22 @@ class LatentCodec:
 
     def __init__(self, pipeline: StableDiffusionPipeline, max_sources: int = 256):
         self.vae = pipeline.vae
-        self.max_sources = max_sources
-        self.posteriors: OrderedDict[tuple, DiagonalGaussianDistribution] = OrderedDict()
+        self.posteriors: RecentlyUsed[DiagonalGaussianDistribution] = RecentlyUsed(max_sources)
 
     def encode(self, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
         """A posterior sample per variant, times `scaling_factor`: (B, 4, h, w), float32."""
-        posteriors = [self._posterior(s, image) for s, image in zip(batch.sources, batch.images)]
         samples = [
-            posteriors[index].sample(generator)
+            self.encode_one(batch.sources[index], batch.images[index], generator)
             for index, generator in zip(batch.source_index.tolist(), generators, strict=True)
         ]
-        return torch.cat(samples).float() * self.vae.config.scaling_factor
+        return torch.cat(samples)
+
+    def encode_one(self, source: str, image: Tensor, generator: torch.Generator) -> Tensor:
+        """A posterior sample (1, 4, h, w) of the real image (3, H, W) that `source` names."""
+        posterior = self.posteriors.get(
+            (source, self.vae.dtype), lambda: self._posterior(image[None] * 2 - 1)
+        )
+        return posterior.sample(generator).float() * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], float32."""
@@ -173,13 +182,5 @@ class LatentCodec:
         scaled = latents / self.vae.config.scaling_factor
         return self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
 
-    def _posterior(self, source: str, image: Tensor) -> DiagonalGaussianDistribution:
-        key = (source, self.vae.dtype)
-        if key in self.posteriors:
-            self.posteriors.move_to_end(key)
-            return self.posteriors[key]
-        pixel_values = (image[None] * 2 - 1).to(self.vae.device, self.vae.dtype)
-        self.posteriors[key] = self.vae.encode(pixel_values).latent_dist
-        if len(self.posteriors) > self.max_sources:
-            self.posteriors.popitem(last=False)
-        return self.posteriors[key]
+    def _posterior(self, pixel_values: Tensor) -> DiagonalGaussianDistribution:
+        return self.vae.encode(pixel_values.to(self.vae.device, self.vae.dtype)).latent_dist

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from distdiff.config import DistDiffConfig
-from dreamda.config import FinetuneConfig, FromScratchConfig
+from dreamda.finetune_config import FinetuneConfig, FromScratchConfig
 from expansion.config import (
     Source,
     add_options,

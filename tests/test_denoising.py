@@ -23,6 +23,7 @@ from expansion.denoising import Denoiser
 from expansion.generation import Job, generate, sample_finite
 from expansion.image_datasets import ImageRecord
 from expansion.img2img import Img2ImgSampler
+from expansion.prompts import template_prompts
 from expansion.sampler import Batch, SamplerConfig, Samples
 from expansion.stable_diffusion import LatentCodec, load_pipeline
 from expansion.writer import ExpansionWriter
@@ -43,7 +44,8 @@ def images(count: int = 2) -> torch.Tensor:
 def make_batch(rows: slice = slice(None)) -> Batch:
     """Two real images with two variants each, or some rows of it."""
     index = torch.tensor([0, 0, 1, 1])[rows]
-    return Batch(images(), ("a", "b"), index, PROMPTS[rows], torch.tensor([1, 2, 3, 1])[rows])
+    targets = torch.tensor([1, 2, 3, 1])[rows]
+    return Batch(images(), ("a", "b"), index, PROMPTS[rows], targets, (7, 8))
 
 
 def with_scheduler(pipeline, scheduler) -> StableDiffusionPipeline:
@@ -193,7 +195,7 @@ def test_a_real_image_is_encoded_once_and_alone(pipeline, calls_of):
     assert encoded == [1, 1]
     again = codec.encode(make_batch(), generators(first=50))
     assert encoded == [1, 1] and not torch.equal(beside, again)
-    single = Batch(images()[1:], ("b",), torch.tensor([0, 0]), PROMPTS[2:], torch.tensor([3, 1]))
+    single = Batch(images()[1:], ("b",), torch.tensor([0, 0]), PROMPTS[2:], torch.tensor([3, 1]), (8,))
     alone = LatentCodec(pipeline, max_sources=1).encode(single, generators(2, first=2))
     assert torch.equal(alone, beside[2:])
     small = LatentCodec(pipeline, max_sources=1)  # keeps one of the two
@@ -236,7 +238,7 @@ def test_unet_rows_are_those_that_the_plan_announces(pipeline, calls_of, options
     called = calls_of(pipeline.unet)
     sampler.sample(make_batch(), generators())
     assert sum(called) == 4 * rows
-    assert config.unet_rows_per_image() == rows
+    assert config.unet_rows_per_image(4) == rows
 
 
 class NanSampler:
@@ -297,7 +299,7 @@ def test_an_image_that_stays_nan_is_counted_and_not_written(tmp_path, make_folde
         seed=1,
         resolution=8,
         resize_mode="center_crop",
-        prompts=["a one"],
+        prompts=template_prompts("a {}", ["one"]),
         stems={"train/one/a.png": "one/a", "train/one/b.png": "one/b"},
     )
     sampler = NanSampler(dtype, nan_in=(torch.float16, torch.float32))

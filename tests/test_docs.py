@@ -16,7 +16,7 @@ import expand
 import parse_logs
 import train_expand
 import train_original
-from dreamda import finetune
+from dreamda import finetune, prompts
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = {
@@ -25,6 +25,12 @@ ENTRIES = {
     "train_expand.py": train_expand.main,
     "parse_logs.py": parse_logs.main,
 }
+# Options that show with these alone.
+MORE_OPTIONS = {
+    expand.main: [["--method", method] for method in expand.SAMPLERS],
+    train_expand.main: [["--labels", labels] for labels in train_expand.OBJECTIVES],
+}
+PARSERS = {"dreamda.finetune": finetune.parse, "dreamda.prompts": prompts.parse}
 
 
 def python_commands(path: Path) -> list[str]:
@@ -68,10 +74,14 @@ def workplace(tmp_path, monkeypatch, make_folder, digits_dir) -> Path:
             )
             (runs / run / "seed1" / "model_best.pth.tar").write_bytes(b"")
     (tmp_path / "GUIDE").write_bytes(b"")
+    (tmp_path / "prompts").mkdir()
+    prompts_of = {"ant": ["an ant", "one ant"], "yin_yang": ["a yin yang"]}
+    (tmp_path / "prompts" / "folder.json").write_text(json.dumps(prompts_of))
     for name, shots in (
         ("caltech-101", "distdiff_5x"),
         ("folder", "distdiff_10x"),
         ("digits", "distdiff_10x"),
+        ("caltech-101", "dreamda_10x"),
     ):
         _expansion(tmp_path / "data" / f"{name}_expansion" / shots, name)
     monkeypatch.chdir(tmp_path)
@@ -103,10 +113,9 @@ def test_the_documents_hold_commands():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_documented_command_works_under_dry_run(command, workplace, capsys):
     words = [w for w in shlex.split(command)[1:] if not w.startswith(("{", "&"))]
-    if words[:2] == ["-m", "dreamda.finetune"]:
-        words = _from_project(words)
-        config, _ = finetune.parse(words[2:])
-        assert config.output_dir
+    if words[0] == "-m":
+        parsed = PARSERS[words[1]](_from_project(words[2:]))
+        assert parsed.output if words[1] == "dreamda.prompts" else parsed[0].output_dir
         return
     entry, arguments = words[0], _from_project(words[1:])
     if entry != "parse_logs.py":
@@ -131,10 +140,13 @@ def test_every_yaml_file_resolves(path, workplace):
         assert not expand.main(["-d", path.stem, "--method", "img2img", "--dry_run"])
     elif kind == "classifiers":
         assert not train_original.main(["-d", "digits", "--config", str(path), "--dry_run"])
-    elif kind == "dreamda":
-        finetune.parse(["--config", str(path)])
+    elif kind == "dreamda" and path.stem != "default":
+        parse = prompts.parse if path.stem == "prompts" else finetune.parse
+        assert parse(["--config", str(path)])
     else:
         arguments = ["-d", "digits", "--config", str(path), "--dry_run"]
+        if kind == "dreamda":
+            arguments += ["--method", "dreamda"]
         if kind == "distdiff":
             arguments += ["--encoder_weight_path", "GUIDE"]
         assert not expand.main(arguments)
@@ -199,11 +211,12 @@ def test_every_file_that_a_document_names_exists(document):
 def test_every_option_that_a_document_names_exists(document, capsys):
     known = {"--num_processes", "--output-dir"}
     for entry in ENTRIES.values():
-        for extra in ([], ["--method", "img2img"]) if entry is expand.main else ([],):
+        for extra in MORE_OPTIONS.get(entry, [[]]):
             with pytest.raises(SystemExit):
                 entry([*extra, "--help"])
-    with pytest.raises(SystemExit):
-        finetune.parse(["--help"])
+    for parse in PARSERS.values():
+        with pytest.raises(SystemExit):
+            parse(["--help"])
     known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     named = set(re.findall(r"(?<![\w-])--\w[\w-]*", (ROOT / document).read_text()))
     assert named <= known

@@ -39,7 +39,8 @@ def make_batch(rows: slice = slice(None)) -> Batch:
     coarse = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     images = F.interpolate(coarse, (32, 32), mode="bilinear")
     index = torch.tensor([0, 0, 1, 1])[rows]
-    return Batch(images, ("a", "b"), index, PROMPTS[rows], torch.tensor([1, 2, 3, 1])[rows])
+    targets = torch.tensor([1, 2, 3, 1])[rows]
+    return Batch(images, ("a", "b"), index, PROMPTS[rows], targets, (7, 8))
 
 
 PAIR = make_batch(slice(1, 3))  # one variant of each image

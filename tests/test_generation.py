@@ -27,6 +27,7 @@ from expansion.errors import InputError
 from expansion.generation import Job, load_batch
 from expansion.image_datasets import few_shot, load_dataset
 from expansion.img2img import Img2ImgSampler
+from expansion.prompts import template_prompts
 from expansion.sampler import Batch
 from expansion.writer import ExpansionWriter
 from tests.conftest import ROOT, TINY_MODEL
@@ -257,7 +258,7 @@ def test_real_images_become_square_as_the_mode_says(tmp_path, wide_set, argument
         seed=1,
         resolution=32,
         resize_mode=mode,
-        prompts=["a thing"],
+        prompts=template_prompts("a {}", ["thing"]),
         stems={},
     )
     batch = load_batch([(record, k) for record in records for k in range(6)], job)
@@ -295,7 +296,7 @@ def test_distdiff_works_as_a_library_without_files(pipeline, digits_dir, guide_p
     records = few_shot(dataset.records("train"), 1)
     images = torch.stack([torch.from_numpy(np.array(r.load())).permute(2, 0, 1) / 255 for r in records])
     prompts = [f"a photo of the digit {name}" for name in dataset.prompt_names]
-    batch = Batch(images[:2], ("a", "b"), torch.arange(2), prompts[:2], torch.arange(2))
+    batch = Batch(images[:2], ("a", "b"), torch.arange(2), prompts[:2], torch.arange(2), (7, 8))
     guide = load_classifier(guide_path)
     config = DistDiffConfig(num_inference_steps=4, guidance_scale=3.0, guidance_step=2)
     prepared, placed = (DistDiffSampler(pipeline, config, guide) for _ in range(2))

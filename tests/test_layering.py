@@ -23,11 +23,17 @@ TORCH_FREE = [
         f"expansion.{name}"
         for name in (
             "errors config seeding sharding runs prompts sampler checkpoints recipe naming figures "
-            "image_datasets plan experiment writer"
+            "image_datasets plan experiment writer devices"
         ).split()
     ),
     "distdiff.config",
     "dreamda.config",
+    "dreamda.finetune_config",
+    "dreamda.prompts",
+    "dreamda.prompts_config",
+    "baselines.clip_labels_config",
+    "baselines.label_results",
+    "baselines.soft_labels_config",
     "expand",
     "train_original",
     "train_expand",

@@ -1,0 +1,133 @@
+"""DreamDA as a sampler: one inversion per real image, one perturbed reverse run per variant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Generator, Tensor
+
+from dreamda.config import DreamDAConfig
+from dreamda.inversion import Inversion, ReverseProcess, cycle_inversion, ddim_inversion
+from dreamda.perturbation import GaussianNoise, forked_features, perturbed_features
+from expansion.caching import RecentlyUsed
+from expansion.denoising import guide
+from expansion.img2img import Img2ImgSampler
+from expansion.sampler import Batch, Samples
+
+MAX_INVERSIONS = 64  # kept in memory; 5 MB each at 80 steps of 64x64 latents
+
+
+class DreamDASampler(Img2ImgSampler):
+    """Inversion and latent perturbation (arXiv 2403.12803 sec. 4.2).
+
+    Args:
+        pipeline: Any SD-1.x or 2.x checkpoint.
+        config: See `DreamDAConfig`.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, config: DreamDAConfig):
+        super().__init__(pipeline, config)
+        self.process = ReverseProcess(self.denoiser, config.resolved_eta, pipeline.device)
+        self.inversions: RecentlyUsed[Inversion] = RecentlyUsed(MAX_INVERSIONS)
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
+        config = self.config
+        inversions = self._invert(batch, generators)
+        latents = torch.cat([inversion.start for inversion in inversions])
+        corrections = torch.stack([inversion.corrections for inversion in inversions], dim=1)
+        prompt_embeds = self.embed_prompts(batch.prompts)
+        noise = GaussianNoise(
+            config.noise_scale,
+            relative=config.noise_scale_mode == "relative",
+            generators=generators,
+            shared=config.perturb == "eq6",
+        )
+        if config.location == "xT":
+            latents = noise(latents)
+        with self._perturbed_unet(noise):
+            for i, timestep in enumerate(self.denoiser.timesteps):
+                latents = self._mean(i, timestep, latents, prompt_embeds) + corrections[i]
+                if config.location == "xt" and i + 1 < len(corrections):
+                    latents = noise(latents)
+        if config.location == "x0":
+            latents = noise(latents)
+        images = self.codec.decode(latents)
+        return Samples(images, self._details(images, batch, noise))
+
+    def _mean(self, index: int, timestep: int, latents: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The step's mean: Eq. 6, or with the one (perturbed) prediction in both terms."""
+        rows = torch.cat([latents, latents]) if self.denoiser.uses_guidance else latents
+        prediction = self.denoiser.unet_rows(rows, timestep, prompt_embeds)
+        if self.config.perturb == "released":
+            return self.process.mean(
+                index, *self.process.split(index, latents, self.denoiser.guide(prediction))
+            )
+        clean, perturbed = map(self.denoiser.guide, prediction.chunk(2))
+        pred_original_sample, _ = self.process.split(index, latents, perturbed)
+        _, noise_pred = self.process.split(index, latents, clean)
+        return self.process.mean(index, pred_original_sample, noise_pred)
+
+    def _perturbed_unet(self, noise: GaussianNoise) -> AbstractContextManager[None]:
+        if not self.config.perturbs_features:
+            return nullcontext()
+        perturb = forked_features if self.config.perturb == "eq6" else perturbed_features
+        return perturb(self.pipeline.unet, self.config.location, noise)
+
+    def _invert(self, batch: Batch, generators: Sequence[Generator]) -> list[Inversion]:
+        """One inversion per variant; the variants of a real image share theirs if so set."""
+        inversions = []
+        for index, generator in zip(batch.source_index.tolist(), generators, strict=True):
+            source, image = batch.sources[index], batch.images[index]
+            if self.config.inversion_per == "variant":
+                inversions.append(self._invert_one(source, image, generator))
+                continue
+            seed = batch.source_seeds[index]
+            shared = torch.Generator("cpu").manual_seed(seed)
+            inversion = self.inversions.get(
+                (source, seed, self.pipeline.unet.dtype),
+                lambda s=source, x=image, g=shared: self._invert_one(s, x, g),
+            )
+            inversions.append(inversion)
+        return inversions
+
+    def _invert_one(self, source: str, image: Tensor, generator: Generator) -> Inversion:
+        """Always alone, so that no neighbour in a batch changes a bit of it."""
+        latents = self.codec.encode_one(source, image, generator)
+        if self.config.inversion == "ddim":
+            return ddim_inversion(self.process, latents, self._predict_source)
+        return cycle_inversion(self.process, latents, self._predict_source, generator)
+
+    def _predict_source(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+        """Prediction (R, 4, h, w) under the source prompt, in chunks of `source_batch_size`."""
+        config = self.config
+        guided = config.source_rows_per_prediction == 2
+        negative_prompt = config.negative_prompt if guided else None
+        embeds = self.prompt_encoder([config.source_prompt], negative_prompt)  # (1 or 2, L, D)
+        predictions = []
+        for rows, steps in zip(
+            latents.split(config.source_batch_size), timesteps.split(config.source_batch_size)
+        ):
+            repeats = len(embeds)
+            prediction = self.denoiser.unet_rows(
+                rows.repeat(repeats, 1, 1, 1),
+                steps.repeat(repeats),
+                embeds.repeat_interleave(len(rows), dim=0),
+            )
+            predictions.append(
+                guide(prediction, config.source_guidance_scale) if guided else prediction
+            )
+        return torch.cat(predictions)
+
+    def _details(
+        self, images: Tensor, batch: Batch, noise: GaussianNoise
+    ) -> list[dict[str, float]]:
+        """Per image: std of what was perturbed, and RMS distance to the real image, in [0, 1]."""
+        real = batch.images[batch.source_index].to(images.device)
+        distance = (images - real).square().mean(dim=(1, 2, 3)).sqrt()
+        columns = {"perturbed_std": noise.mean_std(), "distance_to_real": distance}
+        rows = torch.stack(list(columns.values()), dim=1).tolist()
+        return [dict(zip(columns, (round(value, 6) for value in row))) for row in rows]

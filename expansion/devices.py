@@ -1,0 +1,51 @@
+"""Where networks run."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from expansion.config import require
+from expansion.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def usable_device(name: str) -> str:
+    """The device `name`, or for "auto" this process's GPU, or the CPU if there is none.
+
+    Raises:
+        InputError: It cannot be used here.
+    """
+    import torch
+
+    if name == "auto":
+        local_rank = os.environ.get("LOCAL_RANK", "0")
+        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used ({reason}); try --device cpu") from error
+    return name
+
+
+def make_accelerator(mixed_precision: str) -> Accelerator:
+    """Devices and processes of a training.
+
+    Args:
+        mixed_precision: "no", "fp16" or "bf16".
+
+    Raises:
+        InputError: fp16 without a GPU.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    require(
+        mixed_precision != "fp16" or torch.cuda.is_available(),
+        "--mixed_precision fp16 needs a GPU; use bf16 or no",
+    )
+    on_cpu = not torch.accelerator.is_available()  # must be said, or torchrun starts lone processes
+    return Accelerator(cpu=on_cpu, mixed_precision=mixed_precision)
