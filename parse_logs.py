@@ -31,6 +31,8 @@ METRICS = {  # key of results.yaml -> column: meaning
     "last_accuracy": "last-epoch top-1: on the test set after the last epoch",
     "selected_accuracy": "selected top-1: on the test set when held-out training images did best",
 }
+ACCEPTED = "acceptance_rate"  # a column only where some run has it
+ACCEPTED_NOTE = "accepted: share of the generated images that self-training trusts, percent"
 GROUP = ("dataset", "arch", "pretrained")  # equal for all rows of a table
 FACTS = (*GROUP, "arm", "num_real", "num_generated", "lr", "steps")
 DECISIVE = ("lr", "steps", "seed", "real_images")  # equal for arms that can be compared
@@ -133,6 +135,8 @@ def print_tables(root: str, metric: str, style: str) -> None:
         print("".join(f"{start}{line}\n\n" for line in notes(table)), end="")
     end += ["images: real + generated; gain: mean minus Original's; n: number of runs (seeds)"]
     end += ["mean +- std: the population deviation over seeds (ddof 0); one run has none"]
+    if any(row.accuracies(ACCEPTED) for table in tables for row in table):
+        end += [ACCEPTED_NOTE]
     print("\n".join(start + line for line in [*end, *(METRICS[key] for key in columns)]))
 
 
@@ -198,6 +202,8 @@ def notes(table: Sequence[Row]) -> list[str]:
 def cells(table: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
     """Header and rows as text."""
     first, *others = (METRICS[key].split(":")[0] + " (%)" for key in columns)
+    accepts = any(row.accuracies(ACCEPTED) for row in table)
+    others += ["accepted (%)"] if accepts else []
     lines = [["arm", "images", "steps", first, "gain", *others, "n"]]
     for row in table:
         shown = []
@@ -206,6 +212,9 @@ def cells(table: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
             shown.append(text if std is None else f"{text} +- {std:.2f}")
         gain = row.numbers(columns)[2]
         shown.insert(1, "" if gain is None else f"{gain:+.2f}")
+        if accepts:
+            mean, _ = mean_std(row.accuracies(ACCEPTED))
+            shown.append("" if mean is None else f"{mean:.1f}")
         images = " + ".join(filter(None, map(row.text, ("num_real", "num_generated"))))
         n = len(row.accuracies(columns[0]))
         lines.append([row.name, images or "-", row.text("steps") or "-", *shown, str(n)])
@@ -232,9 +241,11 @@ def write_csv(rows: Iterable[Row], columns: Sequence[str]) -> None:
     """All tables as one; four decimals, empty where not known."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     best = ["best_mean", "best_std"] if len(columns) > 1 else []
-    writer.writerow([*FACTS, "metric", "mean", "std", "gain", *best, "n"])
+    writer.writerow([*FACTS, "metric", "mean", "std", "gain", *best, ACCEPTED, "n"])
     for row in rows:
-        numbers = ["" if n is None else round(n, 4) for n in row.numbers(columns)]
+        accepted, _ = mean_std(row.accuracies(ACCEPTED))
+        numbers = [*row.numbers(columns), accepted]
+        numbers = ["" if n is None else round(n, 4) for n in numbers]
         n = len(row.accuracies(columns[0]))
         writer.writerow([*map(row.text, FACTS), columns[0], *numbers, n])
 
@@ -252,7 +263,7 @@ def read_results(path: str, metric: str) -> dict[str, Any]:
     except ValueError as error:  # InputError, and dates such as 2024-13-45
         log([f"warning: {path} is not counted: {error}"])
         return {}
-    for key in METRICS:
+    for key in (*METRICS, ACCEPTED):
         value = results.get(key)
         valid = type(value) in (int, float) and math.isfinite(value)
         results[key] = value if valid else None

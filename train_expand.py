@@ -9,23 +9,48 @@ checkpoint/<dataset>/<arch>_unpretrained_<exp>_lr<lr>/seed<k>. Finished runs are
 
 from __future__ import annotations
 
-import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from expansion.config import config_hash, option, require
+from expansion.config import config_hash, option, require, unknown_name
 from expansion.errors import run_command
-from expansion.experiment import Arm, TrainConfig, load_data, parse_training, run_dir, train_seeds
-from expansion.image_datasets import readable_records
+from expansion.experiment import (
+    Arm,
+    Learning,
+    TrainConfig,
+    TrainData,
+    arm_name,
+    load_data,
+    parse_training,
+    run_dir,
+    train_seeds,
+)
+from expansion.image_datasets import ImageRecord, readable_records
+from expansion.label_noise import with_label_noise
 from expansion.writer import read_expansion, read_manifest
 
 logger = logging.getLogger("train_expand")
 
-# --labels -> the objective that decides what the generated images teach.
-OBJECTIVES = {"seed": "expansion.training:Supervised"}
+# --labels -> the settings and the objective that decide what the generated images teach.
+OBJECTIVES = {
+    "seed": Learning(None, "expansion.objectives:Supervised"),
+    "amst": Learning(
+        "dreamda.self_training_config:AmstConfig", "dreamda.self_training:SelfTraining"
+    ),
+    "soft": Learning(
+        "baselines.soft_labels_config:SoftLabelsConfig", "baselines.soft_labels:SoftLabels"
+    ),
+    "clip": Learning(
+        "baselines.clip_labels_config:ClipLabelsConfig", "baselines.clip_labels:ClipLabels"
+    ),
+}
+SEMI_SUPERVISED = Learning(
+    "dreamda.self_training_config:SoftMatchConfig", "dreamda.softmatch:SoftMatch"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +62,31 @@ class TrainExpandConfig(TrainConfig):
     )
     labels: str = option(
         "seed",
-        "label of a generated image: seed = that of its real image",
+        "label of a generated image: seed = that of its real image; amst = DreamDA's self-training; "
+        "soft = the classifier's own predictions; clip = zero-shot CLIP's",
         choices=tuple(OBJECTIVES),
     )
+    label_noise: float = option(
+        0.0, "share of generated images given a wrong seed label on purpose, for studies"
+    )
+    label_noise_seed: int = option(0, "which images --label_noise takes")
+
+    def __post_init__(self):
+        require(
+            0 <= self.label_noise <= 1, f"label_noise {self.label_noise}: give a share from 0 to 1"
+        )
+        require(
+            self.unlabeled_dir is None or self.labels == "seed",
+            f"unlabeled_dir goes with --labels seed, not {self.labels}",
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     positionals = ("dataset", "arch", "lr", "exp", "pretrained", "gpu")
     arguments = sys.argv[1:] if arguments is None else arguments
-    config, recipe = parse_training(arguments, __doc__, positionals, TrainExpandConfig)
+    config, recipe, learning, learning_config = parse_training(
+        arguments, __doc__, positionals, TrainExpandConfig, _learning
+    )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     require(
         config.exp is not None or config.expanded_dir is not None,
@@ -55,8 +96,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = load_data(config, recipe)
     folder = Path(config.data_dir) / f"{data.dataset.name}_expansion" / (config.exp or "")
     expanded_dir = Path(config.expanded_dir or folder)
-    generated = read_expansion(expanded_dir, data.dataset.class_names)
+    generated = generated_records(config, data, expanded_dir)
     made_with = sorted({str(row.get("config")) for row in read_manifest(expanded_dir)})
+    exp = arm_name(
+        config.exp or expanded_dir.name,
+        config,
+        recipe,
+        f"noise{config.label_noise:g}" if config.label_noise else "",
+        config.labels if config.labels != "seed" else "",
+    )
+    arm = Arm(
+        name=exp,
+        folder=run_dir(config, recipe, data.dataset, exp),
+        facts={
+            "num_real": len(data.train),
+            "num_generated": len(generated),
+            "labels": config.labels,
+            "label_noise": config.label_noise,
+            "generated_images": config_hash(
+                [made_with, [(r.file_name, r.label) for r in generated]]
+            ),
+        },
+        generated=generated,
+        learning=learning,
+        learning_config=learning_config,
+    )
+    train_seeds(config, recipe, data, arm)
+
+
+def generated_records(
+    config: TrainExpandConfig, data: TrainData, expanded_dir: Path
+) -> list[ImageRecord]:
+    """Readable variants of the training images, with wrong labels if the config asks for them."""
+    generated = read_expansion(expanded_dir, data.dataset.class_names, config.on_error)
     # Variants of an image that is not trained on would carry it in (--shots, --val_fraction).
     trained_on = {record.file_name for record in data.train}
     kept = [record for record in generated if record.source in trained_on]
@@ -66,26 +138,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bool(kept), f"{expanded_dir} holds no variants of the {len(trained_on)} training images"
     )
     kept, _ = readable_records(kept, config.on_error)
+    if config.label_noise:
+        class_names = data.dataset.class_names
+        kept = with_label_noise(kept, config.label_noise, config.label_noise_seed, class_names)
+    return kept
 
-    def make_objective(seed: int):
-        module, name = OBJECTIVES[config.labels].split(":")
-        return getattr(importlib.import_module(module), name)(data.train + kept, recipe, seed)
 
-    exp = config.exp or expanded_dir.name
-    if recipe.augment != "default":
-        exp = f"{exp}_{recipe.augment}"
-    arm = Arm(
-        name=exp,
-        folder=run_dir(config, recipe, data.dataset, exp),
-        facts={
-            "num_real": len(data.train),
-            "num_generated": len(kept),
-            "labels": config.labels,
-            "generated_images": config_hash([made_with, [r.file_name for r in kept]]),
-        },
-        make_objective=make_objective,
+def _learning(known: Mapping[str, Any]) -> Learning:
+    labels = known.get("labels", TrainExpandConfig.labels)
+    if labels not in OBJECTIVES:
+        raise unknown_name("labels", str(labels), list(OBJECTIVES))
+    return (
+        SEMI_SUPERVISED if known.get("unlabeled_dir") and labels == "seed" else OBJECTIVES[labels]
     )
-    train_seeds(config, recipe, data, arm)
 
 
 if __name__ == "__main__":

@@ -14,28 +14,43 @@ import sys
 from collections.abc import Sequence
 
 from expansion.errors import run_command
-from expansion.experiment import Arm, TrainConfig, load_data, parse_training, run_dir, train_seeds
+from expansion.experiment import (
+    Arm,
+    Learning,
+    TrainConfig,
+    arm_name,
+    load_data,
+    parse_training,
+    run_dir,
+    train_seeds,
+)
+
+SUPERVISED = Learning(None, "expansion.objectives:Supervised")
+SEMI_SUPERVISED = Learning(
+    "dreamda.self_training_config:SoftMatchConfig", "dreamda.softmatch:SoftMatch"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     positionals = ("dataset", "arch", "lr", "pretrained", "gpu")
     arguments = sys.argv[1:] if arguments is None else arguments
-    config, recipe = parse_training(arguments, __doc__, positionals, TrainConfig)
+    config, recipe, learning, learning_config = parse_training(
+        arguments,
+        __doc__,
+        positionals,
+        TrainConfig,
+        lambda known: SEMI_SUPERVISED if known.get("unlabeled_dir") else SUPERVISED,
+    )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     data = load_data(config, recipe)
-
-    def make_objective(seed: int):
-        from expansion.training import Supervised
-
-        return Supervised(data.train, recipe, seed)
-
-    augment = None if recipe.augment == "default" else recipe.augment
-    exp = "_".join(part for part in (config.exp, augment) if part) or None
+    exp = arm_name(config.exp, config, recipe)
     arm = Arm(
         name=exp or "Original",
         folder=run_dir(config, recipe, data.dataset, exp),
         facts={"num_real": len(data.train), "num_generated": 0},
-        make_objective=make_objective,
+        generated=(),
+        learning=learning,
+        learning_config=learning_config,
     )
     train_seeds(config, recipe, data, arm)
 

@@ -22,10 +22,12 @@ from expansion.config import (
     command_line_source,
     compose,
     config_hash,
+    import_object,
     load_yaml,
     option,
     require,
 )
+from expansion.devices import make_accelerator
 from expansion.image_datasets import (
     DEFAULT_DATASET,
     ImageDataset,
@@ -35,6 +37,7 @@ from expansion.image_datasets import (
     hold_out,
     load_dataset,
     readable_records,
+    unlabeled_records,
 )
 from expansion.recipe import Recipe, Schedule
 from expansion.runs import is_done, to_yaml
@@ -42,7 +45,7 @@ from expansion.runs import is_done, to_yaml
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from expansion.training import Objective, Trainer
+    from expansion.training import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +60,11 @@ class TrainConfig:
     data_dir: str = option("data", "where named datasets lie")
     checkpoint_dir: str = option("checkpoint", "where run folders are made")
     exp: str | None = option(None, "name of the run; becomes part of its folder")
+    tag: str | None = option(None, "appended to the run's name, to tell settings apart")
     seeds: tuple[int, ...] = option((1, 2, 3), "one run per seed")
+    unlabeled_dir: str | None = option(
+        None, "folder of unlabelled images to learn from by SoftMatch, searched in depth"
+    )
     shots: int | None = option(None, "use only this many real images per class")
     subset_seed: int = option(0, "which images --shots keeps")
     on_error: str = option("fail", "what an unreadable image does", choices=("fail", "skip"))
@@ -66,22 +73,52 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainData:
-    """Real images of an experiment."""
+    """Real images of an experiment; the labels of `unlabeled` mean nothing."""
 
     dataset: ImageDataset
     train: list[ImageRecord]
     val: list[ImageRecord]
     test: list[ImageRecord]
+    unlabeled: list[ImageRecord]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How an arm learns, by name: its settings, if it has any, and its objective."""
+
+    config: str | None
+    objective: str
+
+    def config_class(self) -> type | None:
+        return import_object(self.config) if self.config else None
 
 
 def parse_training(
-    arguments: Sequence[str], doc: str, positionals: Sequence[str], config_class: type[TrainConfig]
-) -> tuple[Any, Recipe]:
+    arguments: Sequence[str],
+    doc: str,
+    positionals: Sequence[str],
+    config_class: type[TrainConfig],
+    choose: Callable[[Mapping[str, Any]], Learning],
+) -> tuple[Any, Recipe, Learning, Any]:
     """Command line (positional or long options) > `--config` > dataset file > recipe file.
 
     Args:
         positionals: Names of the optional positional arguments, in order; "gpu" is a device number.
+        choose: From what is known of the values to the way of learning, whose options are added.
+
+    Returns:
+        Run settings, recipe, the way of learning and its settings (None if it has none).
     """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", nargs="*", default=[])
+    for name in ("labels", "unlabeled_dir"):
+        early.add_argument(f"--{name}", default=argparse.SUPPRESS)
+    first, _ = early.parse_known_args(arguments)
+    given = [load_yaml(path) for path in first.config]
+    known = {key: value for source in given for key, value in source.values.items()}
+    learning = choose({**known, **vars(first)})
+    classes = [c for c in (config_class, Recipe, learning.config_class()) if c is not None]
+
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -92,8 +129,8 @@ def parse_training(
         help="the papers' short form of the options of these names",
     )
     parser.add_argument("--config", nargs="*", default=[], help="YAML files; later ones win")
-    add_options(parser, config_class, "run")
-    add_options(parser, Recipe, "recipe")
+    for title, each in zip(("run", "recipe", "labels"), classes):
+        add_options(parser, each, title)
     options = parser.parse_args(arguments)
     require(
         len(options.positional) <= len(positionals),
@@ -103,7 +140,6 @@ def parse_training(
     gpu = short.pop("gpu", None)
     if gpu is not None and gpu != "":
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    given = [load_yaml(path) for path in options.config]
     typed = [
         *given,
         Source(short, "command line"),
@@ -121,7 +157,8 @@ def parse_training(
         Source(dataset.classifier or {}, f"dataset {name}: classifier"),
         *typed,
     ]
-    return tuple(compose([config_class, Recipe], sources))
+    config, recipe, *rest = compose(classes, sources)
+    return config, recipe, learning, rest[0] if rest else None
 
 
 def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
@@ -130,11 +167,15 @@ def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
     train = few_shot(dataset.records("train"), config.shots, config.subset_seed)
     train, _ = readable_records(train, config.on_error)
     test, _ = readable_records(dataset.records("test"), config.on_error)
+    unlabeled: list[ImageRecord] = []
+    if config.unlabeled_dir is not None:
+        found = unlabeled_records(config.unlabeled_dir)
+        unlabeled, _ = readable_records(found, config.on_error)
     present = {record.label for record in train}
     absent = [c for label, c in enumerate(dataset.class_names) if label not in present]
     require(not absent, f"no readable training image of class {', '.join(absent)}")
     train, val = hold_out(train, recipe.val_fraction, config.subset_seed)
-    return TrainData(dataset, train, val, test)
+    return TrainData(dataset, train, val, test, unlabeled)
 
 
 def run_dir(config: TrainConfig, recipe: Recipe, dataset: ImageDataset, exp: str | None) -> Path:
@@ -146,6 +187,18 @@ def run_dir(config: TrainConfig, recipe: Recipe, dataset: ImageDataset, exp: str
     )
 
 
+def arm_name(exp: str | None, config: TrainConfig, recipe: Recipe, *further: str) -> str | None:
+    """The expanded set's name with what differs from plain training; None for the plain one."""
+    parts = [
+        exp,
+        *further,
+        "softmatch" if config.unlabeled_dir else None,
+        recipe.augment if recipe.augment != "default" else None,
+        config.tag,
+    ]
+    return "_".join(part for part in parts if part) or None
+
+
 @dataclass(frozen=True)
 class Arm:
     """One row of a table: a way to train, run once per seed.
@@ -154,13 +207,17 @@ class Arm:
         name: In the tables of parse_logs.py.
         folder: Holds `seed<k>` for every seed.
         facts: What else decides the result, and counts for the tables.
-        make_objective: From a seed.
+        generated: Images that join the real ones.
+        learning: What is learnt from them.
+        learning_config: Its settings.
     """
 
     name: str
     folder: Path
     facts: Mapping[str, Any]
-    make_objective: Callable[[int], Objective]
+    generated: Sequence[ImageRecord]
+    learning: Learning
+    learning_config: Any
 
 
 def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) -> None:
@@ -168,13 +225,11 @@ def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) 
     if config.dry_run:
         print(_describe(config, recipe, data, arm))
         return
-    from accelerate import Accelerator
-
     from expansion.backbones import check_arch
     from expansion.training import run_once
 
     check_arch(recipe.arch)
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+    accelerator = make_accelerator(recipe.mixed_precision)
     for seed in config.seeds:
         run_folder = arm.folder / f"seed{seed}"
         make_trainer = functools.partial(_make_trainer, recipe, data, arm, seed, accelerator)
@@ -188,6 +243,11 @@ def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) 
 def _identity(recipe: Recipe, data: TrainData, arm: Arm, seed: int) -> dict[str, Any]:
     """All that decides the result of a run."""
     decisive = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in NOT_DECISIVE}
+    if arm.learning_config is not None:
+        decisive["learning"] = dataclasses.asdict(arm.learning_config)
+    if data.unlabeled:
+        decisive["num_unlabeled"] = len(data.unlabeled)
+        decisive["unlabeled_images"] = config_hash([r.file_name for r in data.unlabeled])
     return {
         "arm": arm.name,
         "dataset": data.dataset.name,
@@ -205,26 +265,33 @@ def _make_trainer(
     import torch
 
     from expansion.backbones import Classifier
+    from expansion.objectives import Run, TrainingImages
     from expansion.training import Trainer
 
     torch.manual_seed(seed)
-    num_classes = len(data.dataset.class_names)
-    return Trainer(
-        Classifier(recipe.arch, num_classes, recipe.image_size, recipe.pretrained),
-        arm.make_objective(seed),
-        recipe,
+    class_names = data.dataset.class_names
+    run = Run(
+        classifier=Classifier(recipe.arch, len(class_names), recipe.image_size, recipe.pretrained),
+        recipe=recipe,
+        seed=seed,
+        run_dir=arm.folder / f"seed{seed}",
+        accelerator=accelerator,
         test_records=data.test,
         val_records=data.val,
-        run_dir=arm.folder / f"seed{seed}",
-        seed=seed,
-        accelerator=accelerator,
-        extra_state={"class_names": list(data.dataset.class_names)},
+        class_names=class_names,
+        prompt_names=data.dataset.prompt_names,
+        progress_bar=_progress_bar,
     )
+    images = TrainingImages(data.train, arm.generated, data.unlabeled)
+    objective_class = import_object(arm.learning.objective)
+    return Trainer(run, objective_class.build(images, arm.learning_config, run))
 
 
 def _describe(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) -> str:
     facts, folder = arm.facts, arm.folder
     settings = {**dataclasses.asdict(config), **dataclasses.asdict(recipe)}
+    if arm.learning_config is not None:
+        settings |= dataclasses.asdict(arm.learning_config)
     num_images = facts["num_real"] + facts["num_generated"]
     steps = Schedule(recipe, num_images).batch_sizes
     states = {seed: "done" if is_done(folder / f"seed{seed}") else "to do" for seed in config.seeds}

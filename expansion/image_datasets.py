@@ -74,6 +74,7 @@ class ImageRecord:
             manifests.
         source: `file_name` of the real image that a generated one was made from; None for a real
             image.
+        true_label: What a generated image really shows, where `label` was made wrong on purpose.
     """
 
     path: Path
@@ -81,6 +82,7 @@ class ImageRecord:
     label: int
     class_name: str
     source: str | None = None
+    true_label: int | None = None
 
     def load(self) -> Image.Image:
         """The image as upright RGB. Raises InputError, naming the file, when it cannot be read."""
@@ -151,6 +153,19 @@ def load_dataset(name: str, data_dir: str | Path = "data") -> ImageDataset:
 def dataset_config(name: str, data_dir: str | Path = "data") -> DatasetConfig:
     """Settings of a dataset without reading its folders; raises InputError for an unknown name."""
     return _resolve(name, Path(data_dir))[0]
+
+
+def unlabeled_records(folder: str | Path) -> list[ImageRecord]:
+    """All images below `folder`, sorted; their label 0 means nothing.
+
+    Raises:
+        InputError: No such folder, or no image in it.
+    """
+    root = Path(folder)
+    files = _image_files(root)
+    require(bool(files), f"unlabeled_dir {folder}: no images there; give a folder that holds some")
+    names = [path.relative_to(root).as_posix() for path in files]
+    return [ImageRecord(path, name, 0, "") for path, name in zip(files, names)]
 
 
 def few_shot(
@@ -271,14 +286,19 @@ def _class_folders(split_dir: Path) -> list[str]:
     return folders
 
 
-def _class_records(root: Path, folder: Path, label: int, class_name: str) -> list[ImageRecord]:
-    files = sorted(
+def _image_files(folder: Path) -> list[Path]:
+    """Images below `folder`, sorted; what is hidden is left out."""
+    return sorted(
         p
         for p in folder.rglob("*")
         if p.suffix.lower() in IMAGE_SUFFIXES
         and p.is_file()
         and not any(part.startswith(".") for part in p.relative_to(folder).parts)
     )
+
+
+def _class_records(root: Path, folder: Path, label: int, class_name: str) -> list[ImageRecord]:
+    files = _image_files(folder)
     require(bool(files), f"class folder {folder} holds no images; add images or remove the folder")
     return [ImageRecord(p, p.relative_to(root).as_posix(), label, class_name) for p in files]
 

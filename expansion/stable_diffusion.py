@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from expansion.caching import RecentlyUsed
 from expansion.checkpoints import check_model_folder, check_scheduler
 from expansion.errors import InputError
+from expansion.quiet import quiet_libraries
 from expansion.sampler import Batch
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -47,7 +45,7 @@ def load_pipeline(
     """
     check_model_folder(name_or_path)
     try:
-        with _quiet_libraries():
+        with quiet_libraries():
             pipeline = StableDiffusionPipeline.from_pretrained(
                 name_or_path,
                 revision=revision,
@@ -72,7 +70,7 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -
     The text encoder's config says float32, so that a plain `from_pretrained` gives parts of one
     dtype.
     """
-    with _quiet_libraries():
+    with quiet_libraries():
         pipeline.to(dtype=DTYPES[dtype]).save_pretrained(folder, safe_serialization=True)
         pipeline.to(dtype=torch.float32)
     for part in ("text_encoder", "vae", "unet"):
@@ -82,22 +80,6 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -
         if "dtype" in values:
             values["dtype"] = "float32"
         path.write_text(json.dumps(values, indent=2) + "\n")
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """No progress bars or advice from diffusers and transformers inside."""
-    libraries = (diffusers_logging, transformers_logging)
-    verbosities = [library.get_verbosity() for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, verbosity in zip(libraries, verbosities):
-            library.enable_progress_bar()
-            library.set_verbosity(verbosity)
 
 
 def ddim_scheduler(pipeline: StableDiffusionPipeline) -> DDIMScheduler:

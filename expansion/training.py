@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,68 +24,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from expansion.backbones import Classifier, classifier_state
-from expansion.batches import SeededImages, StreamBatches, stream_loader
+from expansion.backbones import classifier_state
+from expansion.batches import SeededImages
 from expansion.figures import line_chart, save_figure, stacked
 from expansion.image_datasets import ImageRecord
+from expansion.objectives import KEEP_DECODED_PIXELS, Objective, Progress, Run
 from expansion.recipe import Recipe, Schedule
 from expansion.runs import claim_folder, is_done, to_yaml, write_atomic
 from expansion.seeding import stable_seed
-from expansion.transforms import eval_transform, train_transform
+from expansion.transforms import eval_transform
 
 logger = logging.getLogger(__name__)
 
 HEADER = ("Epoch", "Learning Rate", "Train Loss", "Test Loss", "Train Acc.", "Test Acc.")
-KEEP_DECODED_PIXELS = 1 << 28  # training sets up to this size (pixels) stay decoded in memory
-
-
-class Objective(Protocol):
-    """What is learnt: batches and their loss."""
-
-    num_images: int
-
-    def batches(
-        self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
-    ) -> Iterable[Any]:
-        """Batches first, first+1, ... of the run."""
-
-    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Loss to minimise, and whether each image's label was predicted, (B,) bool."""
-
-
-class Supervised:
-    """Cross-entropy with the records' labels; real and generated images are shuffled uniformly.
-
-    Args:
-        records: Training images.
-        recipe: Preprocessing, augmentation, workers.
-        seed: Order and augmentation.
-    """
-
-    def __init__(self, records: Sequence[ImageRecord], recipe: Recipe, seed: int):
-        self.num_images = len(records)
-        keep = recipe.workers == 0 and len(records) * recipe.resize_size**2 <= KEEP_DECODED_PIXELS
-        self.images = SeededImages(records, train_transform(recipe), keep_decoded=keep)
-        self.recipe, self.seed = recipe, seed
-
-    def batches(
-        self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
-    ) -> DataLoader:
-        batches = StreamBatches(
-            self.num_images,
-            batch_sizes,
-            seed=self.seed,
-            first=first,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-        )
-        on_gpu = accelerator.device.type == "cuda"
-        return stream_loader(self.images, batches, self.recipe.workers, pin_memory=on_gpu)
-
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        pixels, targets = batch
-        logits = model(pixels)
-        return F.cross_entropy(logits, targets), logits.argmax(dim=1) == targets
 
 
 @torch.inference_mode()
@@ -122,50 +73,35 @@ def eval_loader(
 
 
 class Trainer:
-    """One run: a classifier, an objective and a run folder.
+    """Trains the classifier of a run in place.
 
     Args:
-        classifier: Trained in place.
-        objective: See `Objective`.
-        recipe: Optimiser and schedule.
-        test_records: Evaluated, never learnt from.
-        val_records: Held-out training images, may be empty; the best epoch on them is reported.
-        run_dir: Folder of the run.
-        seed: Of everything random in the run.
-        extra_state: Written into the checkpoints (class names and the like; plain values).
+        run: Classifier, images to evaluate on, folder, seed.
+        objective: See `Objective`; its recipe says how to train.
     """
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        objective: Objective,
-        recipe: Recipe,
-        *,
-        test_records: Sequence[ImageRecord],
-        val_records: Sequence[ImageRecord],
-        run_dir: Path,
-        seed: int,
-        accelerator: Accelerator,
-        extra_state: Mapping[str, Any],
-    ):
-        self.classifier, self.objective, self.recipe = classifier, objective, recipe
-        self.run_dir, self.seed, self.accelerator = run_dir, seed, accelerator
-        self.extra_state = dict(extra_state)
-        self.schedule = Schedule(recipe, objective.num_images, 2 * accelerator.num_processes)
-        classifier.to(memory_format=torch.channels_last)
+    def __init__(self, run: Run, objective: Objective):
+        recipe = objective.recipe
+        self.run, self.objective, self.recipe = run, objective, recipe
+        self.classifier, self.accelerator = run.classifier, run.accelerator
+        self.run_dir = run.run_dir
+        self.schedule = Schedule(recipe, objective.num_images, 2 * run.accelerator.num_processes)
+        self.module = objective.wrap(run.classifier).to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(
-            classifier.parameters(),
+            self.module.parameters(),
             lr=recipe.lr,
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
         )
-        self.model, self.optimizer = accelerator.prepare(classifier, optimizer)
-        self.test_loader = eval_loader(test_records, recipe, accelerator)
-        self.val_loader = eval_loader(val_records, recipe, accelerator) if val_records else None
+        self.model, self.optimizer = run.accelerator.prepare(self.module, optimizer)
+        self.test_loader = eval_loader(run.test_records, recipe, run.accelerator)
+        self.val_loader = None
+        if run.val_records:
+            self.val_loader = eval_loader(run.val_records, recipe, run.accelerator)
         self.history: list[dict[str, float]] = []
 
-    def fit(self, progress: Callable[[int, Mapping[str, float]], None]) -> dict[str, float]:
+    def fit(self, progress: Progress) -> dict[str, float]:
         """Train to the end, going on from a checkpoint if there is one.
 
         Args:
@@ -191,7 +127,7 @@ class Trainer:
         return self._summary()
 
     def _step(self, step: int, batch: Any) -> tuple[Tensor, Tensor]:
-        torch.manual_seed(stable_seed("step", self.seed, step))  # dropout, mixing
+        torch.manual_seed(stable_seed("step", self.run.seed, step))  # dropout, mixing
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(step)
         device = self.accelerator.device
@@ -226,13 +162,15 @@ class Trainer:
         best = max(row["test_accuracy"] for row in self.history)
         state = {
             **classifier_state(self.classifier),
-            **self.extra_state,
+            "class_names": list(self.run.class_names),
             "epoch": self.history[-1]["epoch"],
             "step": step,
             "acc": self.history[-1]["test_accuracy"],
             "best_acc": best,
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
+            "module": self.module.state_dict() if self.module is not self.classifier else {},
+            "objective": dict(self.objective.state_dict()),
         }
         names = ["checkpoint.pth.tar"] + (["model_best.pth.tar"] if is_best else [])
         for name in names:
@@ -247,6 +185,9 @@ class Trainer:
             return 0
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.classifier.load_state_dict(state["state_dict"])
+        if self.module is not self.classifier:
+            self.module.load_state_dict(state["module"])
+        self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = state["history"]
         logger.info("going on after step %d of %s", state["step"], self.run_dir)
@@ -282,14 +223,14 @@ class Trainer:
             chosen = max(self.history, key=lambda row: row["val_accuracy"])
             results["val_accuracy"] = chosen["val_accuracy"]
             results["selected_accuracy"] = chosen["test_accuracy"]
-        return results
+        return {**results, **self.objective.results()}
 
 
 def run_once(
     run_dir: Path,
     identity: Mapping[str, Any],
     make_trainer: Callable[[], Trainer],
-    progress: Callable[[int, Mapping[str, float]], None],
+    progress: Progress,
     accelerator: Accelerator,
 ) -> bool:
     """Train unless the run is done; returns whether it was trained now.
@@ -307,7 +248,7 @@ def run_once(
     trainer = make_trainer()
     results = trainer.fit(progress)
     if accelerator.is_main_process:
-        steps = trainer.history[-1]["step"]
+        steps = trainer.objective.steps_before + trainer.history[-1]["step"]
         facts = {"steps": steps, "seconds": round(time.monotonic() - begun, 1)}
         write_atomic(run_dir / "results.yaml", to_yaml({**results, **facts, **identity}))
     accelerator.wait_for_everyone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -11,6 +11,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from expansion.recipe import Recipe
+from expansion.strong_augmentation import StrongAugment
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,8 +34,14 @@ def to_unit_tensor(image: Image.Image) -> Tensor:
     return F.to_dtype(F.to_image(image), torch.float32, scale=True)
 
 
-def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
-    """Resize, rotation, random crop, flip, `recipe.augment`, normalisation (DistDiff's recipe)."""
+def train_transform(
+    recipe: Recipe, further: Sequence[nn.Module] = ()
+) -> Callable[[Image.Image], Tensor]:
+    """Resize, rotation, random crop, flip, `recipe.augment`, normalisation (DistDiff's recipe).
+
+    Args:
+        further: Steps on the PIL image before it becomes a tensor.
+    """
     size = recipe.resize_size
     steps: list[nn.Module] = [v2.Resize((size, size), interpolation=BICUBIC)]
     if recipe.rotation:
@@ -43,7 +50,12 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
     if recipe.horizontal_flip:
         steps.append(v2.RandomHorizontalFlip())
     steps += AUGMENT_STEPS[recipe.augment]()
-    return v2.Compose([*steps, to_unit_tensor, normalize])
+    return v2.Compose([*steps, *further, to_unit_tensor, normalize])
+
+
+def strong_transform(recipe: Recipe, num_ops: int) -> Callable[[Image.Image], Tensor]:
+    """`train_transform` with FixMatch's strong augmentation after it."""
+    return train_transform(recipe, [StrongAugment(num_ops)])
 
 
 def eval_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:

@@ -150,8 +150,13 @@ def merge_manifests(output_dir: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_expansion(output_dir: Path, class_names: Sequence[str]) -> list[ImageRecord]:
+def read_expansion(
+    output_dir: Path, class_names: Sequence[str], on_error: str = "fail"
+) -> list[ImageRecord]:
     """Generated images as records, labelled by the manifest.
+
+    Args:
+        on_error: What a missing file does: "fail" raises, "skip" leaves it out with a warning.
 
     Raises:
         InputError: No manifest, a class that the dataset lacks, a file outside the folder or
@@ -175,13 +180,18 @@ def read_expansion(output_dir: Path, class_names: Sequence[str]) -> list[ImageRe
             )
         if not path.is_file():
             absent.append(row["file_name"])
+            continue
         label = labels[row["class"]]
         records.append(ImageRecord(path, row["file_name"], label, row["class"], row["source"]))
     if absent:
-        raise InputError(
-            f"{output_dir} lacks {len(absent)} images of its manifest, e.g. {absent[0]}; "
-            "run the same expand.py command again to make them"
-        )
+        listed = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        message = f"{output_dir} lacks {len(absent)} images of its manifest: {listed}"
+        if on_error == "fail":
+            raise InputError(
+                f"{message}; run the same expand.py command again to make them, or go on without "
+                "them with --on_error skip"
+            )
+        logger.warning("skipped: %s", message)
     return records
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# DistDiff from end to end on 20 real digit scans: guide, 10x expansion in two shards, training, table.
-# Cost: about 3 minutes on two CPU cores after installation. Output: demo/. A second call only prints the table.
+# DistDiff and DreamDA from end to end on 20 real digit scans: guide, 10x expansions, training, table.
+# Cost: about 5 minutes on two CPU cores after installation. Output: demo/. A second call only prints the table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
@@ -30,18 +30,23 @@ expand() { # METHOD [OPTION ...]: both shards of an expansion
     side_by_side "${command[@]}" --split 0 -- "${command[@]}" --split 1
 }
 
-echo "== 1/4 Classifiers on $SHOTS real images a class, without and with RandAugment; the first is the guide"
+echo "== 1/5 Classifiers on $SHOTS real images a class, without and with RandAugment; the first is the guide"
 side_by_side "$PYTHON" train_original.py "${train[@]}" -- \
     "$PYTHON" train_original.py "${train[@]}" --augment randaugment
 
-echo "== 2/4 ${EXPAND_NUM}x expansion with img2img, two shards"
+echo "== 2/5 ${EXPAND_NUM}x expansion with img2img, two shards"
 expand img2img
-echo "== 3/4 ${EXPAND_NUM}x expansion with DistDiff, two shards"
+echo "== 3/5 ${EXPAND_NUM}x expansion with DistDiff, two shards"
 expand distdiff --encoder_weight_path "${runs}_lr0.1/seed1/checkpoint.pth.tar"
 
-echo "== 4/4 Classifiers on real + generated images"
+echo "== 4/5 ${EXPAND_NUM}x expansion with DreamDA, two shards"
+expand dreamda
+
+echo "== 5/5 Classifiers on real + generated images; DreamDA's also with self-training (AMST)"
 side_by_side "$PYTHON" train_expand.py "${train[@]}" --exp "img2img_${EXPAND_NUM}x" -- \
     "$PYTHON" train_expand.py "${train[@]}" --exp "distdiff_${EXPAND_NUM}x"
+side_by_side "$PYTHON" train_expand.py "${train[@]}" --exp "dreamda_${EXPAND_NUM}x" -- \
+    "$PYTHON" train_expand.py "${train[@]}" --exp "dreamda_${EXPAND_NUM}x" --labels amst
 
 echo
 "$PYTHON" parse_logs.py "$DEMO_DIR/checkpoint" --table

@@ -186,6 +186,16 @@ def test_text_table(two_arms, table):
     ]
 
 
+def test_the_share_of_accepted_images_is_a_column_where_a_run_knows_it(two_arms, write_arm, table):
+    write_arm("gen_10x_amst", [90.0, 92.0], acceptance_rate=80.5)
+    lines = table()
+    assert row_of(lines, "arm").endswith("best on test (%) accepted (%) n")
+    assert row_of(lines, "gen_10x_amst").endswith("80.5 2")
+    assert row_of(lines, "Original").endswith("73.50 +- 2.50 2")
+    assert any(line.startswith("accepted:") for line in lines)
+    assert any("gen_10x_amst" in line and ",80.5,2" in line for line in table("--format", "csv"))
+
+
 def test_text_table_ends_with_what_its_columns_are(two_arms, table):
     *_, std, last, best = table()
     assert "population" in std and "seeds" in std
@@ -229,11 +239,11 @@ def test_csv_table(two_arms, tmp_path, write_arm, capsys):
     facts = {"dataset": "digits", "arch": "resnet10_tiny", "pretrained": "False", "lr": "0.1"}
     facts |= {"num_real": "20", "metric": "last_accuracy"}
     first = {"arm": "Original", "num_generated": "0", "steps": "300", "mean": "72.0", "std": "2.0"}
-    first |= {"gain": "", "best_mean": "73.5", "best_std": "2.5", "n": "2"}
+    first |= {"gain": "", "best_mean": "73.5", "best_std": "2.5", "acceptance_rate": "", "n": "2"}
     second = {"arm": "gen_2x", "num_generated": "200", "steps": "100", "mean": "60.0", "std": ""}
-    second |= {"gain": "-12.0", "best_mean": "61.0", "best_std": "", "n": "1"}
+    second |= {"gain": "-12.0", "best_mean": "61.0", "best_std": "", "acceptance_rate": "", "n": "1"}
     third = {"arm": "gen_10x", "num_generated": "200", "steps": "300", "mean": "85.0", "std": "5.0"}
-    third |= {"gain": "13.0", "best_mean": "86.5", "best_std": "5.5", "n": "2"}
+    third |= {"gain": "13.0", "best_mean": "86.5", "best_std": "5.5", "acceptance_rate": "", "n": "2"}
     assert list(csv.DictReader(out.splitlines())) == [facts | row for row in (first, second, third)]
     assert "note: gen_2x" in err and "unfinished: " in err
 
@@ -244,7 +254,7 @@ def test_the_best_accuracy_is_not_shown_twice(two_arms, table):
     assert row_of(lines, "arm") == "arm images steps best on test (%) gain n"
     assert row_of(lines, "gen_10x") == "gen_10x 20 + 200 300 86.50 +- 5.50 +13.00 2"
     (header, *_) = table("--metric", "best_accuracy", "--format", "csv")
-    assert header.endswith("metric,mean,std,gain,n")
+    assert header.endswith("metric,mean,std,gain,acceptance_rate,n")
 
 
 def test_a_metric_that_some_runs_lack_is_averaged_over_the_others(write_arm, table):

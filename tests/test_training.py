@@ -1,4 +1,4 @@
-"""Training of classifiers and diffusion models: equations by hand, interruption, what runs leave on disk."""
+"""Training of classifiers: equations by hand, interruption, what runs leave on disk."""
 
 from __future__ import annotations
 
@@ -6,31 +6,24 @@ import math
 import os
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import nn
-from transformers import CLIPTokenizer
 
 import train_expand
 import train_original
-from dreamda import finetune
-from dreamda.config import FinetuneConfig, FromScratchConfig
-from dreamda.diffusion_training import DiffusionTrainer, diffusion_loss, loss_weights
-from dreamda.from_scratch import build_pipeline, build_tokenizer, fold_latent_scale
 from expansion.backbones import load_classifier
 from expansion.config import load_yaml
 from expansion.errors import InputError
 from expansion.image_datasets import load_dataset
+from expansion.objectives import Supervised
 from expansion.recipe import Recipe, Schedule
-from expansion.training import Supervised, Trainer, evaluate
+from expansion.training import Trainer, evaluate
 from expansion.writer import ExpansionWriter
-from tests.conftest import TINY_MODEL
 
 STEPS = ("--budget", "steps", "--max_train_steps", 6, "--eval_steps", 2)
 EPOCHS = ("--epochs", 2)
@@ -217,9 +210,9 @@ def expanded_run(small_set: Path, output: Path, checkpoints: Path, *options: obj
 def test_neither_held_out_images_nor_their_variants_are_trained_on(small_set, tmp_path, monkeypatch):
     seen, build = {}, Trainer.__init__
 
-    def note(self, classifier, objective, recipe, **named):
-        seen.update(train=objective.images.records, val=named["val_records"])
-        build(self, classifier, objective, recipe, **named)
+    def note(self, run, objective):
+        seen.update(train=objective.records, val=run.val_records)
+        build(self, run, objective)
 
     monkeypatch.setattr(Trainer, "__init__", note)
     write_expansion(small_set, tmp_path / "set")
@@ -282,120 +275,3 @@ def test_randaugment_changes_what_the_network_sees_of_real_and_generated_images(
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], other[1])
     changed = (first[0] - other[0]).abs().amax(dim=(1, 2, 3)) > 0.1
     assert changed.sum() >= 4
-
-
-def tuning(**options) -> FinetuneConfig:
-    return FinetuneConfig(**{"pretrained_model_name_or_path": "m", "output_dir": "o", **options})
-
-
-@pytest.mark.parametrize(
-    "options, weights",
-    [  # a = 0.9, 0.5, 0.1: SNR = 9, 1, 1/9
-        ({"p2_gamma": 1.0}, [0.1, 0.5, 0.9]),
-        ({"p2_gamma": 0.5}, [0.316228, 0.707107, 0.948683]),
-        ({"p2_gamma": 1.0, "p2_k": 2.0}, [1 / 11, 1 / 3, 9 / 19]),
-        ({"p2_gamma": 0.0}, [1, 1, 1]),
-        ({"p2_gamma": 0.0, "snr_gamma": 5.0}, [5 / 9, 1, 1]),
-    ],
-)
-def test_loss_weights_are_those_of_p2_and_min_snr_for_noise_and_velocity(options, weights):
-    a = torch.tensor([0.9, 0.5, 0.1])
-    torch.testing.assert_close(loss_weights(a, tuning(**options), "epsilon"), torch.tensor(weights).float())
-    velocity = torch.tensor([w * x for w, x in zip(weights, (0.9, 0.5, 0.1))])  # ||e||^2 = a ||v||^2
-    torch.testing.assert_close(loss_weights(a, tuning(**options), "v_prediction"), velocity)
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_the_loss_is_the_weighted_error_of_noise_or_velocity(prediction_type):
-    scheduler = DDPMScheduler(prediction_type=prediction_type)
-    a = scheduler.alphas_cumprod.double()
-    seen = {}
-
-    def unet(noisy, timesteps, encoder_hidden_states):
-        seen.update(x=noisy.double(), t=timesteps)
-        return SimpleNamespace(sample=torch.full_like(noisy, 0.5))
-
-    z = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    weights = torch.linspace(0, 1, 1000)
-    loss = diffusion_loss(unet, scheduler, weights, z, None, torch.Generator().manual_seed(1))
-    a_t = a[seen["t"]].view(3, 1, 1, 1)
-    noise = (seen["x"] - a_t.sqrt() * z) / (1 - a_t).sqrt()
-    assert noise.std() == pytest.approx(1, abs=0.1) and len(set(seen["t"].tolist())) == 3
-    target = noise if prediction_type == "epsilon" else a_t.sqrt() * noise - (1 - a_t).sqrt() * z
-    expected = (weights[seen["t"]] * (target - 0.5).square().mean(dim=(1, 2, 3))).mean()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-
-
-def test_folding_standardises_latents_and_keeps_reconstructions():
-    config = FromScratchConfig(unet_block_out_channels=(16, 16), vae_block_out_channels=(16, 16))
-    vae = build_pipeline(config, 16, ["a cat"], seed=0).vae.eval()
-    images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        old = vae.encode(images).latent_dist
-        decoded = vae.decode(old.mean).sample
-        std = old.mean.std(dim=(0, 2, 3))
-        fold_latent_scale(vae, old.mean.mean(dim=(0, 2, 3)), std)
-        new = vae.encode(images).latent_dist
-        torch.testing.assert_close(vae.decode(new.mean).sample, decoded, atol=1e-4, rtol=1e-4)
-    scaled = new.mean * 0.18215
-    torch.testing.assert_close(scaled.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(scaled.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(new.std * 0.18215, old.std / std.view(4, 1, 1), atol=1e-4, rtol=1e-4)
-
-
-def tune(small_set: Path, output: Path, *options: object) -> None:
-    line = f"-d {small_set} --pretrained_model_name_or_path {TINY_MODEL} --output_dir {output}"
-    line += " --max_train_steps 6 --train_batch_size 2 --checkpointing_steps 3 --learning_rate 1e-3"
-    finetune.main([*line.split(), "--train_text_encoder", "--use_ema", *map(str, options)])
-
-
-def weights(folder: Path) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(folder.glob("*/*.safetensors"))]
-
-
-@pytest.fixture
-def half_tuned(small_set, tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(finetune, "_samples", lambda *_: [Image.new("RGB", (32, 32))])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt(patch, DiffusionTrainer, after=4)
-        tune(small_set, tmp_path / "half")
-    return tmp_path / "half"
-
-
-def test_an_interrupted_fine_tune_equals_an_undisturbed_one_and_anyone_can_load_it(
-    small_set, half_tuned, tmp_path
-):
-    tune(small_set, tmp_path / "once")
-    tune(small_set, half_tuned)
-    assert weights(tmp_path / "once") == weights(half_tuned)
-    changed = [a != b for a, b in zip(weights(half_tuned), weights(TINY_MODEL))]
-    assert changed == [True, True, False]  # text encoder, U-Net; not the autoencoder
-    pipeline = StableDiffusionPipeline.from_pretrained(half_tuned, safety_checker=None)
-    images = pipeline("a photo of an ant", num_inference_steps=2, output_type="np").images
-    assert images.shape == (1, 32, 32, 3) and images.std() > 0.01
-
-
-def test_only_the_unet_is_tuned_unless_told_otherwise(small_set, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune, "_samples", lambda *_: [Image.new("RGB", (32, 32))])
-    tune(small_set, tmp_path / "out", "--no-train_text_encoder", "--max_train_steps", 2)
-    changed = [a != b for a, b in zip(weights(tmp_path / "out"), weights(TINY_MODEL))]
-    assert changed == [False, True, False]
-
-
-def test_a_half_finished_fine_tune_does_not_go_on_with_other_settings(small_set, half_tuned):
-    with pytest.raises(InputError, match="learning_rate"):
-        tune(small_set, half_tuned, "--learning_rate", 0.01)
-
-
-def test_a_built_tokenizer_gives_texts_back_also_after_saving(tmp_path):
-    tokenizer = build_tokenizer(["a photo of the digit zero", "a picture of the digit one"] * 20, 560)
-    tokenizer.save_pretrained(tmp_path)
-    loaded = CLIPTokenizer.from_pretrained(tmp_path)
-    for text in ("a photo of the digit one", "digit zero, one", "an unseen word: été", ""):
-        ids = tokenizer(text).input_ids
-        assert loaded(text).input_ids == ids and max(ids) < len(tokenizer)
-        assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        assert loaded.decode(ids[1:-1]).replace(" ", "") == text.replace(" ", "")
-    padded = loaded("a photo", padding="max_length", truncation=True).input_ids
-    assert len(padded) == loaded.model_max_length == 77
-    assert len(tokenizer("photo of the digit").input_ids) == 2 + 4  # one token per learnt word

@@ -210,6 +210,19 @@ def test_an_expansion_that_does_not_fit_is_refused(expanded, manifest, changes, 
         read_expansion(expanded, CLASSES)
 
 
+def test_missing_images_are_listed_and_left_out_where_that_is_asked_for(expanded, caplog):
+    for name in (ROWS[0]["file_name"], ROWS[2]["file_name"]):
+        (expanded / name).unlink()
+    with pytest.raises(InputError) as caught:
+        read_expansion(expanded, CLASSES)
+    message = str(caught.value)
+    assert "lacks 2 images" in message and "--on_error skip" in message
+    assert ROWS[0]["file_name"] in message and ROWS[2]["file_name"] in message
+    records = read_expansion(expanded, CLASSES, "skip")
+    assert [r.file_name for r in records] == [ROWS[1]["file_name"], ROWS[3]["file_name"]]
+    assert "lacks 2 images" in caplog.text
+
+
 def test_a_folder_without_a_manifest_is_no_expansion(tmp_path):
     with pytest.raises(InputError, match="expand.py"):
         read_expansion(tmp_path, CLASSES)

@@ -1,0 +1,1 @@
+"""Methods that the two papers compare with."""

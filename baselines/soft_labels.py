@@ -1,0 +1,247 @@
+"""Soft pseudo-labels (Arazo et al. 2020, arXiv 1908.02983), compared with in DreamDA's Table 8.
+
+After a warm-up on real images every generated image has a soft label: what the classifier said of
+it, un-augmented and without dropout, during the last pass over the generated images. Files of a
+run: `warmup/` (a run folder of its own), then the run's usual files. The learning rate begins anew
+after the warm-up, as in the authors' code.
+
+Symbols: B batch, M generated images, N classes, p (B, N) predictions, y (B, N) labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather, pad_across_processes
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from baselines.label_results import label_results
+from baselines.soft_labels_config import SoftLabelsConfig
+from expansion.config import require
+from expansion.image_datasets import ImageRecord
+from expansion.objectives import (
+    Objective,
+    Run,
+    Supervised,
+    TrainingImages,
+    image_stream,
+    predict,
+)
+from expansion.recipe import Recipe
+from expansion.seeding import stable_seed
+from expansion.training import Trainer, eval_loader
+from expansion.transforms import eval_transform, train_transform
+
+
+class LabelMemory:
+    """Soft labels, and the predictions that take their place when a pass ends.
+
+    Args:
+        labels: (M, N) probabilities, to begin with.
+    """
+
+    def __init__(self, labels: Tensor):
+        self.labels, self.predictions = labels, labels.clone()
+        self.seen = 0  # predictions collected so far; M make a pass
+
+    def collect(self, indices: Tensor, probabilities: Tensor) -> None:
+        """Take in predictions, of all processes; the labels change only when M are complete.
+
+        Args:
+            indices: (B,), of the generated images.
+            probabilities: (B, N).
+        """
+        indices = gather(pad_across_processes(indices, pad_index=-1)).cpu()
+        probabilities = gather(pad_across_processes(probabilities)).cpu()
+        real = indices >= 0  # not padding
+        self.predictions[indices[real]] = probabilities[real]
+        passes = self.seen // len(self.labels)
+        self.seen += int(real.sum())
+        if self.seen // len(self.labels) > passes:
+            self.labels = self.predictions.clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"labels": self.labels, "predictions": self.predictions, "seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.labels, self.predictions = state["labels"], state["predictions"]
+        self.seen = state["seen"]
+
+
+class SoftLabels(Objective):
+    """Soft cross-entropy on mixed real and generated images, with two regularisers.
+
+    Args:
+        images: Real ones keep their labels, generated ones learn theirs.
+        labels: (M, N) soft labels to begin with.
+        config: See `SoftLabelsConfig`.
+        recipe: How this stage is trained.
+        seed: Order and augmentation.
+        steps_before: Optimiser steps of the warm-up.
+    """
+
+    def __init__(
+        self,
+        images: TrainingImages,
+        labels: Tensor,
+        config: SoftLabelsConfig,
+        recipe: Recipe,
+        *,
+        seed: int,
+        steps_before: int = 0,
+    ):
+        super().__init__(recipe, seed, len(images.real) + len(images.generated))
+        self.images, self.config, self.steps_before = images, config, steps_before
+        self.memory = LabelMemory(labels)
+
+    @classmethod
+    def build(cls, images: TrainingImages, config: SoftLabelsConfig, run: Run) -> SoftLabels:
+        """Warm up, or load what was warmed up before, and predict the first labels."""
+        size = run.recipe.batch_size
+        require(size > 1, f"batch_size {size}: real and generated images share it; give 2 or more")
+        warmup, recipe = split_budget(run.recipe, config)
+        folder = run.run_dir / "warmup"
+        folder.mkdir(exist_ok=True)
+        supervised = Supervised(images.real, warmup, stable_seed("warmup", run.seed))
+        trainer = Trainer(dataclasses.replace(run, run_dir=folder), supervised)
+        with run.progress_bar("warmup") as progress:
+            trainer.fit(progress)
+        labels = predict_all(trainer.model, images.generated, recipe, run.accelerator)
+        steps = trainer.history[-1]["step"]
+        return cls(images, labels, config, recipe, seed=run.seed, steps_before=steps)
+
+    def batches(
+        self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
+    ) -> Iterator[list[Tensor]]:
+        """Real pixels and labels, then generated pixels, the same un-augmented, and indices."""
+        world_size = accelerator.num_processes
+        num_real = [self.num_labeled(size, world_size) for size in batch_sizes]
+        real = image_stream(
+            self.images.real,
+            train_transform(self.recipe),
+            self.recipe,
+            num_real,
+            seed=self.seed,
+            first=first,
+            accelerator=accelerator,
+        )
+        generated = image_stream(
+            [dataclasses.replace(r, label=i) for i, r in enumerate(self.images.generated)],
+            WithPlainView(self.recipe),
+            self.recipe,
+            [size - count for size, count in zip(batch_sizes, num_real)],
+            seed=stable_seed("generated", self.seed),
+            first=first,
+            accelerator=accelerator,
+        )
+        for (pixels, targets), ((augmented, plain), indices) in zip(real, generated):
+            yield [pixels, targets, augmented, plain, indices]
+
+    def num_labeled(self, batch_size: int, world_size: int = 1) -> int:
+        """Real images of a batch: their share of all images, but no less than `min_labeled`.
+
+        Every one of the processes gets at least one real and one generated image.
+        """
+        least = math.ceil(self.config.min_labeled * batch_size - 1e-9)  # 0.07 * 100 > 7
+        share = len(self.images.real) / self.num_images
+        wanted = max(least, round(share * batch_size), world_size)
+        return min(wanted, batch_size - world_size)
+
+    def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        pixels, targets, augmented, plain, indices = batch
+        soft = self.memory.labels[indices.cpu()].to(pixels.device)
+        self.memory.collect(indices, predict(model, plain))
+        hard = F.one_hot(targets, soft.shape[1]).to(soft)
+        pixels, labels = mixup(
+            torch.cat([pixels, augmented]), torch.cat([hard, soft]), self.config.mixup_alpha
+        )
+        logits = model(pixels)
+        hits = logits.argmax(dim=1) == labels.argmax(dim=1)
+        return soft_label_loss(logits, labels, self.config), hits
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.memory.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.memory.load_state_dict(state)
+
+    def results(self) -> Mapping[str, float]:
+        """Figures of the most probable classes."""
+        return label_results(self.images.generated, self.memory.labels.argmax(dim=1).tolist())
+
+
+def split_budget(recipe: Recipe, config: SoftLabelsConfig) -> tuple[Recipe, Recipe]:
+    """Recipes of the warm-up and of the rest; with budget "steps" they share the steps out."""
+    if recipe.budget == "epochs":
+        return dataclasses.replace(recipe, epochs=config.warmup_epochs), recipe
+    steps = recipe.max_train_steps
+    require(steps > 1, f"max_train_steps {steps}: soft labels need a warm-up; give 2 or more")
+    warmup = min(max(1, round(steps * config.warmup_share)), steps - 1)
+    return (
+        dataclasses.replace(recipe, max_train_steps=warmup),
+        dataclasses.replace(recipe, max_train_steps=steps - warmup),
+    )
+
+
+def soft_label_loss(logits: Tensor, labels: Tensor, config: SoftLabelsConfig) -> Tensor:
+    """H(y, p) + prior_weight R_A + entropy_weight R_H (Arazo et al., Eq. 2-5); float32.
+
+    H = -mean_i sum_c y_ic log p_ic, R_A = -sum_c (1/N) log(mean_i p_ic),
+    R_H = -mean_i sum_c p_ic log p_ic. Against the paper's R_A a constant, log N, is missing.
+
+    Args:
+        logits: (B, N), of which p is the softmax.
+        labels: (B, N), y; rows sum to 1.
+    """
+    log_p = logits.float().log_softmax(dim=1)
+    cross_entropy = -(labels * log_p).sum(dim=1).mean()
+    log_mean = log_p.logsumexp(dim=0) - math.log(len(log_p))
+    entropy = -(log_p.exp() * log_p).sum(dim=1).mean()
+    prior = -log_mean.mean()
+    return cross_entropy + config.prior_weight * prior + config.entropy_weight * entropy
+
+
+def mixup(pixels: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """lambda x + (1 - lambda) x[order], of images (B, 3, H, W) and labels (B, N) alike.
+
+    lambda ~ Beta(alpha, alpha), one for the batch; 0 changes nothing. Draws from torch's global
+    generator, which the trainer seeds for every step.
+    """
+    if alpha == 0:
+        return pixels, labels
+    share = torch.distributions.Beta(torch.tensor(alpha), torch.tensor(alpha)).sample().item()
+    order = torch.randperm(len(pixels)).to(pixels.device)
+    return (
+        share * pixels + (1 - share) * pixels[order],
+        share * labels + (1 - share) * labels[order],
+    )
+
+
+class WithPlainView:
+    """A PIL image as (augmented, plain) pixel tensors (3, H, W)."""
+
+    def __init__(self, recipe: Recipe):
+        self.augment, self.plain = train_transform(recipe), eval_transform(recipe)
+
+    def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
+        return self.augment(image), self.plain(image)
+
+
+def predict_all(
+    model: nn.Module, records: Sequence[ImageRecord], recipe: Recipe, accelerator: Accelerator
+) -> Tensor:
+    """Probabilities (M, N) of un-augmented images, on the CPU; all processes share the work."""
+    shares = [
+        predict(model, pixels.to(accelerator.device))
+        for pixels, _ in eval_loader(records, recipe, accelerator)
+    ]
+    mine = torch.cat(shares)
+    everyone = mine.new_zeros(len(records), mine.shape[1])
+    everyone[accelerator.process_index :: accelerator.num_processes] = mine
+    return accelerator.reduce(everyone).cpu()

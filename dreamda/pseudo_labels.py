@@ -1,0 +1,114 @@
+"""Which generated images were accepted and under which label: files for people and for resuming.
+
+<run_dir>/pseudo_labels.jsonl   a row per generated image
+<run_dir>/pseudo_labels.yaml    rates, overall and per class
+<run_dir>/pseudo_labels.png     accepted and rejected images side by side
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from expansion.figures import contact_sheet, save_figure
+from expansion.image_datasets import ImageRecord
+from expansion.runs import to_yaml, write_atomic
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """The verdict on one generated image; labels are class numbers.
+
+    Attributes:
+        uncertainty: Largest variance of an agreeing head's probability.
+        agreement: Heads that agree on the pseudo-label.
+        confidence: Their mean probability of it.
+        true_label: What the image really shows, where that is known.
+    """
+
+    file_name: str
+    seed_label: int
+    pseudo_label: int
+    uncertainty: float
+    agreement: int
+    confidence: float
+    accepted: bool
+    true_label: int | None = None
+
+
+def write_pseudo_labels(path: Path, rows: Sequence[PseudoLabel]) -> None:
+    """JSON lines, written at once."""
+    lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows]
+    write_atomic(path, "".join(lines))
+
+
+def read_pseudo_labels(path: Path) -> list[PseudoLabel]:
+    """Rows of `write_pseudo_labels`."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [PseudoLabel(**json.loads(line)) for line in lines]
+
+
+def relabeled(
+    records: Sequence[ImageRecord], rows: Sequence[PseudoLabel], class_names: Sequence[str]
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """Accepted records under their pseudo-labels, and the rejected ones as they are."""
+    accepted, rejected = [], []
+    for record, row in zip(records, rows, strict=True):
+        if row.accepted:
+            label = row.pseudo_label
+            accepted.append(dataclasses.replace(record, label=label, class_name=class_names[label]))
+        else:
+            rejected.append(record)
+    return accepted, rejected
+
+
+def summarize(rows: Sequence[PseudoLabel], class_names: Sequence[str]) -> dict[str, object]:
+    """Rates in percent; those of accepted images are None if there is none.
+
+    `accepted_accuracy` and `seed_accuracy` are there where the truth is known of every image.
+    """
+    accepted = [row for row in rows if row.accepted]
+    summary: dict[str, object] = {
+        "generated": len(rows),
+        "accepted": len(accepted),
+        "acceptance_rate": _percent(rows, lambda row: row.accepted),
+        "mean_confidence": fmean(r.confidence for r in accepted) if accepted else None,
+        "accepted_with_seed_label": _percent(accepted, lambda r: r.pseudo_label == r.seed_label),
+    }
+    if rows and all(row.true_label is not None for row in rows):
+        summary["accepted_accuracy"] = _percent(accepted, lambda r: r.pseudo_label == r.true_label)
+        summary["seed_accuracy"] = _percent(rows, lambda r: r.seed_label == r.true_label)
+    summary["acceptance_rate_by_seed_class"] = {
+        name: _percent([r for r in rows if r.seed_label == label], lambda row: row.accepted)
+        for label, name in enumerate(class_names)
+    }
+    return summary
+
+
+def write_report(
+    run_dir: Path,
+    records: Sequence[ImageRecord],
+    rows: Sequence[PseudoLabel],
+    class_names: Sequence[str],
+) -> None:
+    """`pseudo_labels.yaml` and `pseudo_labels.png`."""
+    write_atomic(run_dir / "pseudo_labels.yaml", to_yaml(summarize(rows, class_names)))
+    columns, lines = 6, []
+    for label, name in list(enumerate(class_names))[:20]:
+        mine = [(row, record) for row, record in zip(rows, records) if row.seed_label == label]
+        for verdict in (True, False):
+            chosen = [pair for pair in mine if pair[0].accepted is verdict][:columns]
+            title = f"seed {name}, {'accepted' if verdict else 'rejected'}"
+            labels = " ".join(class_names[row.pseudo_label][:6] for row, _ in chosen)
+            lines.append((f"{title}: {labels}"[:95], [record.load() for _, record in chosen]))
+    filled = [line for line in lines if line[1]]
+    if filled:
+        save_figure(contact_sheet(filled), run_dir / "pseudo_labels.png")
+
+
+def _percent(rows: Sequence[PseudoLabel], holds: Callable[[PseudoLabel], bool]) -> float | None:
+    return round(100 * fmean(map(holds, rows)), 2) if rows else None

@@ -1,0 +1,221 @@
+"""SoftMatch (Chen et al. 2023, arXiv 2301.10921): learning from images without trusted labels.
+
+An image's pseudo-label is the prediction on its weak view; the prediction on its strong view is
+pulled towards it, with a weight that is a truncated Gaussian of the confidence. AMST's last stage
+and semi-supervised training share everything here.
+
+Symbols: p (B, N) probabilities of weak views, q the same after distribution alignment, mu and v
+running mean and variance of max q, lambda the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamda.self_training_config import SoftMatchConfig
+from expansion.backbones import Classifier
+from expansion.image_datasets import ImageRecord
+from expansion.objectives import Objective, Run, TrainingImages, image_stream, predict
+from expansion.recipe import Recipe
+from expansion.seeding import stable_seed
+from expansion.transforms import strong_transform, train_transform
+
+
+class SoftMatchWeights:
+    """Weights of pseudo-labels, from running statistics of their confidence.
+
+    Args:
+        num_classes: N.
+        config: Momentum, width, largest weight.
+        target: (N,) class distribution that predictions are aligned with; None: no alignment.
+    """
+
+    def __init__(self, num_classes: int, config: SoftMatchConfig, target: Tensor | None):
+        self.config, self.target = config, target
+        self.mean = torch.tensor(1 / num_classes)
+        self.variance = torch.tensor(1.0)
+        self.model_prior: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, probabilities: Tensor) -> Tensor:
+        """Weights (B,) in [0, max_weight]; the statistics first take in this batch.
+
+        SoftMatch Eq. 5-9: lambda = max_weight exp(-(min(max q - mu, 0))^2 n_sigma^2 / (2 v)).
+
+        Args:
+            probabilities: (B, N) of weak views, not aligned.
+        """
+        m = self.config.statistics_momentum
+        everyone = gather(probabilities)  # of all processes, so that they weigh alike
+        self._update_prior(everyone)
+        confidences = self.align(everyone).amax(dim=1)
+        self.mean = m * self.mean.to(everyone.device) + (1 - m) * confidences.mean()
+        self.variance = self.variance.to(everyone.device)
+        if len(confidences) > 1:
+            self.variance = m * self.variance + (1 - m) * confidences.var()
+        below = (self.align(probabilities).amax(dim=1) - self.mean).clamp(max=0)
+        exponent = -(below**2) * self.config.n_sigma**2 / (2 * self.variance)
+        return self.config.max_weight * exponent.exp()
+
+    def align(self, probabilities: Tensor) -> Tensor:
+        """q = Normalize(p target / model prior): (B, N); labels are never taken from it."""
+        if self.target is None or self.model_prior is None:
+            return probabilities
+        ratio = (self.target.to(probabilities) + 1e-6) / (self.model_prior + 1e-6)
+        aligned = probabilities * ratio
+        return aligned / aligned.sum(dim=1, keepdim=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "variance": self.variance, "model_prior": self.model_prior}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.mean, self.variance = state["mean"], state["variance"]
+        self.model_prior = state["model_prior"]
+
+    def _update_prior(self, probabilities: Tensor) -> None:
+        m, mean = self.config.statistics_momentum, probabilities.mean(dim=0)
+        if self.model_prior is None:
+            self.model_prior = mean
+        else:
+            self.model_prior = m * self.model_prior.to(mean.device) + (1 - m) * mean
+
+
+def consistency_loss(probabilities: Tensor, logits: Tensor, weights: Tensor, target: str) -> Tensor:
+    """mean_i[ lambda_i H(target_i, prediction on the strong view) ] (DreamDA Eq. 9).
+
+    Args:
+        probabilities: (B, N) of weak views, without gradient.
+        logits: (B, N) of strong views.
+        weights: (B,), lambda.
+        target: "hard": the most probable class; "soft": the probabilities themselves.
+    """
+    targets = probabilities.argmax(dim=1) if target == "hard" else probabilities
+    return (weights * F.cross_entropy(logits, targets, reduction="none")).mean()
+
+
+class SoftMatch(Objective):
+    """Cross-entropy on labelled images plus weighted consistency on unlabelled ones (Eq. 8-9).
+
+    Args:
+        labeled: Images whose labels are believed.
+        unlabeled: The others; may be empty.
+        config: See `SoftMatchConfig`.
+        recipe: Optimiser and preprocessing; its batch size counts labelled images.
+        num_classes: N.
+        seed: Order and augmentation.
+        head_dropout: Dropout before the classifier's head while training.
+    """
+
+    def __init__(
+        self,
+        labeled: Sequence[ImageRecord],
+        unlabeled: Sequence[ImageRecord],
+        config: SoftMatchConfig,
+        recipe: Recipe,
+        *,
+        num_classes: int,
+        seed: int,
+        head_dropout: float = 0.0,
+    ):
+        super().__init__(recipe, seed, len(labeled))
+        self.labeled, self.unlabeled, self.config = labeled, unlabeled, config
+        self.head_dropout = head_dropout
+        counts = torch.bincount(torch.tensor([r.label for r in labeled]), minlength=num_classes)
+        target = {
+            "uniform": torch.full((num_classes,), 1 / num_classes),
+            "train_prior": counts / counts.sum(),
+            "off": None,
+        }[config.alignment]
+        self.weights = SoftMatchWeights(num_classes, config, target)
+
+    @classmethod
+    def build(cls, images: TrainingImages, config: SoftMatchConfig, run: Run) -> SoftMatch:
+        """Semi-supervised training: real and generated images are labelled, others are not."""
+        return cls(
+            [*images.real, *images.generated],
+            images.unlabeled,
+            config,
+            run.recipe,
+            num_classes=run.classifier.num_classes,
+            seed=run.seed,
+        )
+
+    def wrap(self, classifier: Classifier) -> nn.Module:
+        return HeadDropout(classifier, self.head_dropout) if self.head_dropout else classifier
+
+    def batches(
+        self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
+    ) -> Iterator[list[Tensor]]:
+        labeled = image_stream(
+            self.labeled,
+            train_transform(self.recipe),
+            self.recipe,
+            batch_sizes,
+            seed=self.seed,
+            first=first,
+            accelerator=accelerator,
+        )
+        if not self.unlabeled:
+            yield from labeled
+            return
+        ratio, most = self.config.unlabeled_ratio, len(self.unlabeled)
+        unlabeled = image_stream(
+            self.unlabeled,
+            TwoViews(self.recipe, self.config.strong_ops),
+            self.recipe,
+            [max(1, min(round(ratio * size), most)) for size in batch_sizes],
+            seed=stable_seed("unlabeled", self.seed),
+            first=first,
+            accelerator=accelerator,
+        )
+        for (pixels, targets), ((weak, strong), _) in zip(labeled, unlabeled):
+            yield [pixels, targets, weak, strong]
+
+    def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        pixels, targets, *views = batch
+        if not views:
+            logits = model(pixels)
+            return F.cross_entropy(logits, targets), logits.argmax(dim=1) == targets
+        weak, strong = views
+        # Not in train mode as in SoftMatch's code: a pseudo-label should not vary with dropout.
+        probabilities = predict(model, weak)
+        logits, strong_logits = model(torch.cat([pixels, strong])).split([len(pixels), len(strong)])
+        weights = self.weights(probabilities)
+        supervised = F.cross_entropy(logits, targets)
+        consistency = consistency_loss(probabilities, strong_logits, weights, self.config.target)
+        loss = supervised + self.config.consistency_weight * consistency
+        return loss, logits.argmax(dim=1) == targets
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.weights.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.weights.load_state_dict(state)
+
+
+class TwoViews:
+    """A PIL image as (weak, strong) pixel tensors (3, H, W); the strong one starts anew."""
+
+    def __init__(self, recipe: Recipe, num_ops: int):
+        self.weak, self.strong = train_transform(recipe), strong_transform(recipe, num_ops)
+
+    def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
+        return self.weak(image), self.strong(image)
+
+
+class HeadDropout(nn.Module):
+    """A classifier with dropout between features and head while training."""
+
+    def __init__(self, classifier: Classifier, dropout: float):
+        super().__init__()
+        self.classifier, self.dropout = classifier, nn.Dropout(dropout)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.classifier.head(self.dropout(self.classifier.features(pixels)))

@@ -1,0 +1,180 @@
+"""What a classifier learns: an objective gives the batches of a run and their loss.
+
+`Supervised` is the plain one. Others may train or look at images before the run, in `build`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from expansion.backbones import Classifier
+from expansion.batches import SeededImages, StreamBatches, stream_loader
+from expansion.image_datasets import ImageRecord
+from expansion.recipe import Recipe
+from expansion.transforms import train_transform
+
+Progress = Callable[[int, Mapping[str, float]], None]  # step, last evaluation
+KEEP_DECODED_PIXELS = 1 << 28  # training sets up to this size (pixels) stay decoded in memory
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Images of an arm; those without labels carry label 0, which nothing may read."""
+
+    real: Sequence[ImageRecord]
+    generated: Sequence[ImageRecord] = ()
+    unlabeled: Sequence[ImageRecord] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an arm, for objectives that train or look at images before it begins.
+
+    Attributes:
+        classifier: To be trained, with its initial weights.
+        recipe: How an arm is trained; an objective may divide its budget.
+        seed: Of everything random in the run.
+        run_dir: Folder of the run, claimed already.
+        test_records: Evaluated, never learnt from; `val_records` likewise.
+        class_names: By label; `prompt_names` are what texts call the classes.
+        progress_bar: Opens a bar of this name and gives a `progress` for `Trainer.fit`.
+    """
+
+    classifier: Classifier
+    recipe: Recipe
+    seed: int
+    run_dir: Path
+    accelerator: Accelerator
+    test_records: Sequence[ImageRecord]
+    val_records: Sequence[ImageRecord]
+    class_names: Sequence[str]
+    prompt_names: Sequence[str]
+    progress_bar: Callable[[str], AbstractContextManager[Progress]]
+
+
+class Objective(ABC):
+    """What is learnt: batches and their loss.
+
+    Args:
+        recipe: How the run is trained.
+        seed: Order and augmentation.
+        num_images: Images in one pass.
+    """
+
+    steps_before: int = 0  # optimiser steps spent before this run, as in an earlier stage
+
+    def __init__(self, recipe: Recipe, seed: int, num_images: int):
+        self.recipe, self.seed, self.num_images = recipe, seed, num_images
+
+    @abstractmethod
+    def batches(
+        self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
+    ) -> Iterable[Sequence[Tensor]]:
+        """Batches first, first+1, ... of the run, as lists of tensors."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss to minimise, and whether each image's label was predicted, (B,) bool."""
+
+    def wrap(self, classifier: Classifier) -> nn.Module:
+        """What is trained: the classifier, or a module around it. Its eval mode gives logits."""
+        return classifier
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What a resumed run needs beside weights and position: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state of `state_dict`."""
+
+    def results(self) -> Mapping[str, float]:
+        """Figures for results.yaml."""
+        return {}
+
+
+def image_stream(
+    records: Sequence[ImageRecord],
+    transform: Callable[[Image.Image], Any],
+    recipe: Recipe,
+    batch_sizes: Sequence[int],
+    *,
+    seed: int,
+    first: int,
+    accelerator: Accelerator,
+) -> DataLoader:
+    """Shuffled (transformed images, labels) of this process, from batch `first` on."""
+    keep = recipe.workers == 0 and len(records) * recipe.resize_size**2 <= KEEP_DECODED_PIXELS
+    batches = StreamBatches(
+        len(records),
+        batch_sizes,
+        seed=seed,
+        first=first,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    on_gpu = accelerator.device.type == "cuda"
+    images = SeededImages(records, transform, keep_decoded=keep)
+    return stream_loader(images, batches, recipe.workers, pin_memory=on_gpu)
+
+
+class Supervised(Objective):
+    """Cross-entropy with the records' labels; real and generated images are shuffled uniformly.
+
+    Args:
+        records: Training images.
+        recipe: Preprocessing, augmentation, workers.
+        seed: Order and augmentation.
+    """
+
+    def __init__(self, records: Sequence[ImageRecord], recipe: Recipe, seed: int):
+        super().__init__(recipe, seed, len(records))
+        self.records = records
+
+    @classmethod
+    def build(cls, images: TrainingImages, config: Any, run: Run) -> Supervised:
+        """All images under the labels they came with."""
+        return cls([*images.real, *images.generated], run.recipe, run.seed)
+
+    def batches(
+        self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
+    ) -> DataLoader:
+        return image_stream(
+            self.records,
+            train_transform(self.recipe),
+            self.recipe,
+            batch_sizes,
+            seed=self.seed,
+            first=first,
+            accelerator=accelerator,
+        )
+
+    def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        pixels, targets = batch
+        logits = model(pixels)
+        return F.cross_entropy(logits, targets), logits.argmax(dim=1) == targets
+
+
+@torch.no_grad()
+def predict(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Probabilities (B, N), without dropout and with the running batch statistics; mode restored.
+
+    Args:
+        pixels: (B, 3, H, W), normalised; may be a single image.
+    """
+    was_training = model.training
+    model.eval()
+    probabilities = model(pixels).float().softmax(dim=1)
+    model.train(was_training)
+    return probabilities

@@ -1,0 +1,25 @@
+"""Silence for libraries that talk while they load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No progress bars or advice from diffusers and transformers inside."""
+    libraries = (diffusers_logging, transformers_logging)
+    verbosities = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, verbosities):
+            library.enable_progress_bar()
+            library.set_verbosity(verbosity)
