@@ -109,18 +109,14 @@ def parse_training(
     Returns:
         Run settings, recipe, the way of learning and its settings (None if it has none).
     """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", nargs="*", default=[])
-    for name in ("labels", "unlabeled_dir"):
-        early.add_argument(f"--{name}", default=argparse.SUPPRESS)
-    first, _ = early.parse_known_args(arguments)
-    given = [load_yaml(path) for path in first.config]
-    known = {key: value for source in given for key, value in source.values.items()}
-    learning = choose({**known, **vars(first)})
+    given, known = _first_look(arguments)
+    learning = choose(known)
     classes = [c for c in (config_class, Recipe, learning.config_class()) if c is not None]
 
     parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # or "--label amst" would be read here and not above
     )
     parser.add_argument(
         "positional",
@@ -159,6 +155,18 @@ def parse_training(
     ]
     config, recipe, *rest = compose(classes, sources)
     return config, recipe, learning, rest[0] if rest else None
+
+
+def _first_look(arguments: Sequence[str]) -> tuple[list[Source], dict[str, Any]]:
+    """The `--config` files, and the values that decide which further options there are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="*", default=[])
+    for name in ("labels", "unlabeled_dir"):
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS)
+    found = vars(parser.parse_known_args(arguments)[0])
+    given = [load_yaml(path) for path in found.pop("config")]
+    in_files = {key: value for source in given for key, value in source.values.items()}
+    return given, {**in_files, **found}
 
 
 def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:

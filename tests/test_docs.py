@@ -82,6 +82,7 @@ def workplace(tmp_path, monkeypatch, make_folder, digits_dir) -> Path:
         ("folder", "distdiff_10x"),
         ("digits", "distdiff_10x"),
         ("caltech-101", "dreamda_10x"),
+        ("folder", "dreamda_10x"),
     ):
         _expansion(tmp_path / "data" / f"{name}_expansion" / shots, name)
     monkeypatch.chdir(tmp_path)
