@@ -30,6 +30,11 @@ class SoftMatchConfig:
         choices=("uniform", "train_prior", "off"),
     )
     statistics_momentum: float = option(0.999, "of SoftMatch's running mean and variance")
+    # SoftMatch runs 2^20 steps; in a few hundred its start values 1/N and 1 would never fade, and
+    # all weights be 1.
+    statistics_warmup: bool = option(
+        True, "running statistics are plain means while that is quicker than their momentum"
+    )
     n_sigma: float = option(2.0, "weights fall off n_sigma times faster than confidences spread")
     max_weight: float = option(1.0, "weight of a confident pseudo-label")
     consistency_weight: float = option(1.0, "factor on the consistency loss")

@@ -42,6 +42,7 @@ class SoftMatchWeights:
         self.mean = torch.tensor(1 / num_classes)
         self.variance = torch.tensor(1.0)
         self.model_prior: Tensor | None = None
+        self.num_batches = 0
 
     @torch.no_grad()
     def __call__(self, probabilities: Tensor) -> Tensor:
@@ -53,8 +54,11 @@ class SoftMatchWeights:
             probabilities: (B, N) of weak views, not aligned.
         """
         m = self.config.statistics_momentum
+        if self.config.statistics_warmup:
+            m = min(m, self.num_batches / (self.num_batches + 1))
+        self.num_batches += 1
         everyone = gather(probabilities)  # of all processes, so that they weigh alike
-        self._update_prior(everyone)
+        self._update_prior(everyone, m)
         confidences = self.align(everyone).amax(dim=1)
         self.mean = m * self.mean.to(everyone.device) + (1 - m) * confidences.mean()
         self.variance = self.variance.to(everyone.device)
@@ -73,14 +77,19 @@ class SoftMatchWeights:
         return aligned / aligned.sum(dim=1, keepdim=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"mean": self.mean, "variance": self.variance, "model_prior": self.model_prior}
+        return {
+            "mean": self.mean,
+            "variance": self.variance,
+            "model_prior": self.model_prior,
+            "num_batches": self.num_batches,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.mean, self.variance = state["mean"], state["variance"]
-        self.model_prior = state["model_prior"]
+        self.model_prior, self.num_batches = state["model_prior"], state["num_batches"]
 
-    def _update_prior(self, probabilities: Tensor) -> None:
-        m, mean = self.config.statistics_momentum, probabilities.mean(dim=0)
+    def _update_prior(self, probabilities: Tensor, m: float) -> None:
+        mean = probabilities.mean(dim=0)
         if self.model_prior is None:
             self.model_prior = mean
         else:
@@ -134,6 +143,9 @@ class SoftMatch(Objective):
             "off": None,
         }[config.alignment]
         self.weights = SoftMatchWeights(num_classes, config, target)
+        # Unlabelled images per labelled one in a batch. A small rest is not gone through faster
+        # than the labelled images, or its few, often wrong, pseudo-labels would rule.
+        self.unlabeled_share = min(config.unlabeled_ratio, len(unlabeled) / len(labeled))
 
     @classmethod
     def build(cls, images: TrainingImages, config: SoftMatchConfig, run: Run) -> SoftMatch:
@@ -165,12 +177,11 @@ class SoftMatch(Objective):
         if not self.unlabeled:
             yield from labeled
             return
-        ratio, most = self.config.unlabeled_ratio, len(self.unlabeled)
         unlabeled = image_stream(
             self.unlabeled,
             TwoViews(self.recipe, self.config.strong_ops),
             self.recipe,
-            [max(1, min(round(ratio * size), most)) for size in batch_sizes],
+            [max(1, round(self.unlabeled_share * size)) for size in batch_sizes],
             seed=stable_seed("unlabeled", self.seed),
             first=first,
             accelerator=accelerator,
@@ -190,7 +201,8 @@ class SoftMatch(Objective):
         weights = self.weights(probabilities)
         supervised = F.cross_entropy(logits, targets)
         consistency = consistency_loss(probabilities, strong_logits, weights, self.config.target)
-        loss = supervised + self.config.consistency_weight * consistency
+        weight = self.config.consistency_weight * self.unlabeled_share / self.config.unlabeled_ratio
+        loss = supervised + weight * consistency
         return loss, logits.argmax(dim=1) == targets
 
     def state_dict(self) -> dict[str, Any]:

@@ -33,10 +33,11 @@ BATCHES = [
 ]
 
 
-def by_hand(batches, m: float, n_sigma: float, target) -> list[list[float]]:
+def by_hand(batches, momentum: float, n_sigma: float, target, warmup) -> list[list[float]]:
     """Weights of every batch by SoftMatch's equations, in plain Python."""
     mu, v, prior, result = 1 / 3, 1.0, None, []
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        m = min(momentum, number / (number + 1)) if warmup else momentum
         mean = [sum(row[c] for row in batch) / len(batch) for c in range(3)]
         prior = mean if prior is None else [m * p + (1 - m) * q for p, q in zip(prior, mean)]
         confidences = []
@@ -57,10 +58,11 @@ def by_hand(batches, m: float, n_sigma: float, target) -> list[list[float]]:
 
 @pytest.mark.parametrize("target", [None, [1 / 3] * 3, [0.5, 0.3, 0.2]])
 @pytest.mark.parametrize("m, n_sigma", [(0.999, 2.0), (0.5, 2.0), (0.9, 1.0)])
-def test_weights_equal_a_step_by_step_computation(target, m, n_sigma):
-    config = SoftMatchConfig(statistics_momentum=m, n_sigma=n_sigma)
+@pytest.mark.parametrize("warmup", [False, True])
+def test_weights_equal_a_step_by_step_computation(target, m, n_sigma, warmup):
+    config = SoftMatchConfig(statistics_momentum=m, n_sigma=n_sigma, statistics_warmup=warmup)
     weights = SoftMatchWeights(3, config, None if target is None else torch.tensor(target))
-    for batch, expected in zip(BATCHES, by_hand(BATCHES, m, n_sigma, target)):
+    for batch, expected in zip(BATCHES, by_hand(BATCHES, m, n_sigma, target, warmup)):
         assert weights(torch.tensor(batch)).tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -78,9 +80,21 @@ def test_the_largest_weight_is_a_setting():
 
 
 def test_a_single_image_leaves_the_variance_alone():
-    weights = SoftMatchWeights(3, SoftMatchConfig(), None)
+    config = SoftMatchConfig(statistics_warmup=False)
+    weights = SoftMatchWeights(3, config, None)
     weights(torch.tensor([[0.6, 0.2, 0.2]]))
     assert weights.variance == 1.0 and weights.mean == pytest.approx(0.999 / 3 + 0.001 * 0.6)
+
+
+def test_with_warm_up_the_statistics_are_plain_means_at_first():
+    """So 0.999 acts within a few hundred steps; without it the start values 1/3 and 1 remain."""
+    weights = SoftMatchWeights(3, SoftMatchConfig(), None)
+    for batch in BATCHES:
+        weights(torch.tensor(batch))
+    confidences = [(0.7, 0.4), (0.9, 0.4), (0.34, 0.98)]
+    assert weights.mean.item() == pytest.approx(sum(a + b for a, b in confidences) / 6)
+    spreads = [(a - b) ** 2 / 2 for a, b in confidences]
+    assert weights.variance.item() == pytest.approx(sum(spreads) / 3)
 
 
 def test_a_saved_state_goes_on_as_the_one_it_was_saved_from():
@@ -175,7 +189,9 @@ def test_the_loss_is_supervised_plus_weighted_consistency(small_set):
         probabilities = model(weak).softmax(dim=1)
         weights = make_objective(small_set).weights(probabilities)
         unsupervised = F.cross_entropy(model(strong), probabilities.argmax(1), reduction="none")
-        expected = F.cross_entropy(model(pixels), targets) + 0.7 * (weights * unsupervised).mean()
+        share = 5 / 7  # as many unlabelled images as labelled ones would count fully
+        consistency = share * (weights * unsupervised).mean()
+        expected = F.cross_entropy(model(pixels), targets) + 0.7 * consistency
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     assert hits.tolist() == (model(pixels).argmax(dim=1) == targets).tolist()
 
@@ -196,7 +212,14 @@ def test_pseudo_labels_come_from_a_network_without_dropout_and_give_no_gradient(
 
 
 @pytest.mark.parametrize(
-    "ratio, num_unlabeled, expected", [(1.0, 5, 4), (2.0, 5, 5), (0.5, 5, 2), (7.0, 1, 1)]
+    "ratio, num_unlabeled, expected",
+    [
+        (1.0, 8, 4),  # 4 labelled images: the rest outnumbers them
+        (2.0, 9, 8),  # 3 labelled
+        (0.5, 8, 2),
+        (1.0, 4, 2),  # 8 labelled: half as many others, half as many in a batch
+        (7.0, 1, 1),
+    ],
 )
 def test_batches_pair_labelled_images_with_two_views_of_others(
     small_set, ratio, num_unlabeled, expected
