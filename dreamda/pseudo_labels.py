@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from expansion.figures import contact_sheet, save_figure
+from PIL import Image
+
+from expansion.figures import captioned, contact_sheet, save_figure
 from expansion.image_datasets import ImageRecord
 from expansion.runs import to_yaml, write_atomic
 
@@ -97,17 +99,28 @@ def write_report(
 ) -> None:
     """`pseudo_labels.yaml` and `pseudo_labels.png`."""
     write_atomic(run_dir / "pseudo_labels.yaml", to_yaml(summarize(rows, class_names)))
-    columns, lines = 6, []
+    save_figure(_picture(records, rows, class_names), run_dir / "pseudo_labels.png")
+
+
+def _picture(
+    records: Sequence[ImageRecord], rows: Sequence[PseudoLabel], class_names: Sequence[str]
+) -> Image.Image:
+    """A line per seed class: accepted images, then rejected ones, each over its pseudo-label."""
+    columns, side = 6, 96
+    blank = Image.new("RGB", (side, side + 16), "white")
+    lines = []
     for label, name in list(enumerate(class_names))[:20]:
-        mine = [(row, record) for row, record in zip(rows, records) if row.seed_label == label]
+        pictures = []
         for verdict in (True, False):
-            chosen = [pair for pair in mine if pair[0].accepted is verdict][:columns]
-            title = f"seed {name}, {'accepted' if verdict else 'rejected'}"
-            labels = " ".join(class_names[row.pseudo_label][:6] for row, _ in chosen)
-            lines.append((f"{title}: {labels}"[:95], [record.load() for _, record in chosen]))
-    filled = [line for line in lines if line[1]]
-    if filled:
-        save_figure(contact_sheet(filled), run_dir / "pseudo_labels.png")
+            chosen = [
+                captioned(record.load(), class_names[row.pseudo_label][:16], side)
+                for row, record in zip(rows, records)
+                if row.seed_label == label and row.accepted is verdict
+            ][:columns]
+            pictures += chosen + [blank] * (columns - len(chosen))
+        lines.append((f"seed label {name}", pictures))
+    headings = ["accepted"] + [""] * (columns - 1) + ["rejected"] + [""] * (columns - 1)
+    return contact_sheet(lines, headings, cell=side + 16)
 
 
 def _percent(rows: Sequence[PseudoLabel], holds: Callable[[PseudoLabel], bool]) -> float | None:

@@ -50,6 +50,18 @@ def contact_sheet(
     return sheet
 
 
+def captioned(image: Image.Image, text: str, side: int = 96) -> Image.Image:
+    """The image at about `side` pixels with a line of text under it."""
+    scale = side / max(image.size)
+    resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    shape = [max(1, round(length * scale)) for length in image.size]
+    framed = Image.new("RGB", (side, side + 16), "white")
+    framed.paste(image.resize(shape, resample), (0, 0))
+    draw = ImageDraw.Draw(framed)
+    draw.text((2, side), text, fill="black", font=ImageFont.load_default(12))
+    return framed
+
+
 def line_chart(
     series: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str
 ) -> Image.Image:
