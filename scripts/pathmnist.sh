@@ -1,0 +1,5 @@
+#!/usr/bin/env sh
+# PathMNIST: DistDiff 5x at strength 0.2 (its Table 2), DreamDA 10x.
+# GPUS="0 1 2 3", MODEL, LR, METHODS, EXPAND_NUM (DistDiff) and DREAMDA_NUM can be set from the environment.
+export DATASET=pathmnist METHODS="${METHODS:-distdiff dreamda}" EXPAND_NUM="${EXPAND_NUM:-5}" DREAMDA_NUM="${DREAMDA_NUM:-10}"
+exec bash "$(dirname "$0")/single_exp.sh"
