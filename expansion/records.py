@@ -64,9 +64,11 @@ class ImageRecord:
                 f"cannot read the image {self.path} ({error}); replace or remove it, "
                 "or go on without it with --on_error skip"
             ) from error
+        if turn is not None:
+            image = image.transpose(turn)
         if 0 < self.crop_bottom < image.height:
             image = image.crop((0, 0, image.width, image.height - self.crop_bottom))
-        return image if turn is None else image.transpose(turn)
+        return image
 
 
 def image_files(folder: Path) -> list[Path]:

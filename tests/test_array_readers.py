@@ -105,6 +105,8 @@ def test_the_subset_is_drawn_by_seed_or_taken_from_its_archive(tmp_path):
             folders(root / "CIFAR_10000", {"apple": 3, "aquarium_fish": 2}, ".png")
         drawn.append(load_dataset("cifar100_subset", tmp_path / place))
     assert Counter(r.label for r in drawn[0].records("train")) == {0: 100, 1: 100}
+    indices = {int(r.path.stem) for r in drawn[0].records("train")}
+    assert indices < set(range(210)) and indices != set(range(200))  # not just the first
     assert [r.file_name for r in drawn[1].records("train")][:1] == ["train/apple/image_0000.png"]
     assert len(drawn[1].records("train")) == 5 and len(drawn[1].records("test")) == 2
     shutil.rmtree(tmp_path / "a" / "cifar100_subset" / "train")
@@ -155,6 +157,24 @@ def test_a_stop_while_unpacking_leaves_nothing_that_looks_whole(tmp_path, monkey
         load_dataset("cifar10", tmp_path)
     assert os.listdir(root) == ["cifar-10-batches-py"]
     assert len(load_dataset("cifar10", tmp_path).records("train")) == 15
+
+
+def test_the_training_folder_comes_last_as_it_marks_the_end(tmp_path, monkeypatch):
+    stand_in("stl10", tmp_path)
+    moved = []
+    original = array_readers.move_whole
+    monkeypatch.setattr(
+        array_readers, "move_whole", lambda a, b: (moved.append(b.name), original(a, b))
+    )
+    load_dataset("stl10", tmp_path)
+    assert len(moved) == 3 and moved[-1] == "train"
+
+
+def test_an_idx_file_that_is_shorter_than_its_header_says_is_named(tmp_path):
+    idx(tmp_path / "mnist", "")
+    cut(tmp_path / "mnist" / "t10k-images-idx3-ubyte")
+    with pytest.raises(InputError, match="t10k-images.*: 7833 values, but .* 10 x 28 x 28"):
+        load_dataset("mnist", tmp_path)
 
 
 def test_a_set_that_was_unpacked_with_other_settings_is_refused(tmp_path):

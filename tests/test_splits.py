@@ -35,6 +35,21 @@ def test_the_split_of_one_folder_follows_from_seed_and_names_alone(tmp_path):
     assert sorted(json.loads(stored.read_text())["test"]) == sorted(names[0])
 
 
+def test_a_small_share_still_tests_one_image_of_each_class(tmp_path):
+    folders(tmp_path / "set", {"cat": 5, "dog": 9})
+    dataset = load_dataset(str(tmp_path / "set"), test_fraction=0.01)
+    assert counts(dataset)["test"] == {"cat": 1, "dog": 1}
+
+
+def test_a_training_folder_without_a_test_folder_is_a_hole_not_a_raw_set(tmp_path):
+    folders(tmp_path / "caltech-101" / "train", {"cat": 40, "dog": 40})
+    dataset = load_dataset("caltech-101", tmp_path)
+    with pytest.raises(InputError, match="no folder test/"):
+        dataset.records("test")
+    halves = counts(load_dataset("caltech-101", tmp_path, 0.5))
+    assert halves == {"train": {"cat": 20, "dog": 20}, "test": {"cat": 20, "dog": 20}}
+
+
 def test_a_stored_split_is_followed_and_must_fit(tmp_path):
     root = tmp_path / "set"
     folders(root, {"cat": 4, "dog": 4})
@@ -108,6 +123,8 @@ def test_a_chosen_subset_is_written_once_and_read_again(tmp_path):
         InputError, match="no training images: train/cat|no training images: train/dog"
     ):
         choose_subset([r for r in everything if r not in chosen], None, 0, path)
+    write_subset(everything, 9, 7, path)
+    assert choose_subset(everything, 2, 7, path) == chosen  # it was not written over
     bare = tmp_path / "bare.json"
     bare.write_text(json.dumps([everything[3].file_name]))
     assert choose_subset(everything, None, 0, str(bare)) == [everything[3]]
