@@ -61,7 +61,7 @@ def check_splits(
             records[split] = records_of(split)
         except InputError as error:
             records[split] = []
-            problems.append(str(error))
+            problems = list(dict.fromkeys([*problems, str(error)]))
     everything = [record for split in SPLITS for record in records[split]]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         looks = dict(zip((r.file_name for r in everything), pool.map(_look, everything)))
