@@ -32,7 +32,7 @@ from expansion.config import (
 )
 from expansion.devices import usable_device
 from expansion.errors import run_command
-from expansion.image_datasets import DEFAULT_DATASET, dataset_config
+from expansion.image_datasets import DEFAULT_DATASET, dataset_config, write_subset
 from expansion.plan import ExpandConfig, Plan, describe, identity_of, make_plan
 from expansion.prompts import overlong_warning
 from expansion.runs import check_claim, claim_folder, write_atomic
@@ -119,6 +119,8 @@ def execute(plan: Plan) -> int:
         _warn_of_long_prompts(plan, sampler)
         claim_folder(plan.output_dir, "expansion.yaml", identity, remedy)
         _write_classes(plan)
+        config = plan.config
+        write_subset(plan.records, config.shots, config.subset_seed, config.subset_file)
         outcome = _generate(plan, sampler, identity, missing)
         written, failed = outcome.written, outcome.failed
     seconds = max(time.monotonic() - begun, 1e-3)

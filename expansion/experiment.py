@@ -32,15 +32,16 @@ from expansion.image_datasets import (
     DEFAULT_DATASET,
     ImageDataset,
     ImageRecord,
+    choose_subset,
     dataset_config,
-    few_shot,
-    hold_out,
     load_dataset,
     readable_records,
     unlabeled_records,
+    write_subset,
 )
 from expansion.recipe import Recipe, Schedule
 from expansion.runs import is_done, to_yaml
+from expansion.splits import hold_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,6 +68,12 @@ class TrainConfig:
     )
     shots: int | None = option(None, "use only this many real images per class")
     subset_seed: int = option(0, "which images --shots keeps")
+    subset_file: str | None = option(
+        None, "JSON list of the images that --shots kept: read if it exists, else written"
+    )
+    test_fraction: float | None = option(
+        None, "share of each class for testing, of a dataset without a test split"
+    )
     on_error: str = option("fail", "what an unreadable image does", choices=("fail", "skip"))
     dry_run: bool = option(False, "print the settings and the plan, and stop")
 
@@ -171,8 +178,9 @@ def _first_look(arguments: Sequence[str]) -> tuple[list[Source], dict[str, Any]]
 
 def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
     """Read the dataset's real images; every image is decoded once to find broken ones early."""
-    dataset = load_dataset(config.dataset, config.data_dir)
-    train = few_shot(dataset.records("train"), config.shots, config.subset_seed)
+    dataset = load_dataset(config.dataset, config.data_dir, config.test_fraction)
+    subset = (config.shots, config.subset_seed, config.subset_file)
+    train = choose_subset(dataset.records("train"), *subset)
     train, _ = readable_records(train, config.on_error)
     test, _ = readable_records(dataset.records("test"), config.on_error)
     unlabeled: list[ImageRecord] = []
@@ -182,6 +190,13 @@ def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
     present = {record.label for record in train}
     absent = [c for label, c in enumerate(dataset.class_names) if label not in present]
     require(not absent, f"no readable training image of class {', '.join(absent)}")
+    require(
+        len(dataset.class_names) > 1,
+        f"{dataset.root} has only the class {dataset.class_names[0]!r}; a classifier needs two or "
+        "more",
+    )
+    if not config.dry_run:
+        write_subset(train, *subset)
     train, val = hold_out(train, recipe.val_fraction, config.subset_seed)
     return TrainData(dataset, train, val, test, unlabeled)
 

@@ -1,153 +1,132 @@
-"""Labelled image sets: folders `<root>/{train,test}/<class>/*`, and the embedded digit scans.
+"""Labelled image sets: a dataset is a name or a folder, read by the reader of its layout.
 
-A dataset is a sorted list of `ImageRecord` per split. Labels are positions in the sorted class
-list.
+    python -m expansion.image_datasets check caltech-101
+    python -m expansion.image_datasets check path/to/classes --test_fraction 0.3
+
+`check` counts the images of each class and split, reads them all, and tells what does not fit. A
+dataset is a list of `ImageRecord` per split; labels are positions in the class list.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
 import logging
 import os
-import shutil
-import tempfile
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
+from expansion.array_readers import ArraysLayout, move_whole, partial_folder, read_arrays
+from expansion.check_dataset import check_splits
 from expansion.config import (
     CONFIG_DIR,
     PROJECT_ROOT,
+    Source,
     compose,
     load_yaml,
     option,
     require,
     unknown_name,
 )
-from expansion.errors import InputError
-from expansion.seeding import stable_seed
+from expansion.errors import InputError, run_command
+from expansion.list_readers import ListLayout, metadata_layout, read_lists
+from expansion.mat_reader import MatLayout, read_mat
+from expansion.readers import FolderLayout, FolderReader, Reader
+from expansion.records import ImageRecord, image_files, shown
+from expansion.runs import write_atomic
+from expansion.splits import SplitOptions, few_shot, listed_names, read_json
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif".split())
-# EXIF orientation -> what makes the image upright; read alone, as other tags may be malformed.
-EXIF_TURNS = dict(
-    zip(
-        range(2, 9),
-        [
-            Image.Transpose.FLIP_LEFT_RIGHT,
-            Image.Transpose.ROTATE_180,
-            Image.Transpose.FLIP_TOP_BOTTOM,
-            Image.Transpose.TRANSPOSE,
-            Image.Transpose.ROTATE_270,
-            Image.Transpose.TRANSVERSE,
-            Image.Transpose.ROTATE_90,
-        ],
-    )
-)
 DEFAULT_DATASET = "digits"
-SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid"), "prior": ("prior",)}
+
+
+def _read_digits(layout: FolderLayout, root: Path, name: str) -> FolderReader:
+    _unpack_digits(root)
+    return FolderReader(layout, root, name)
+
+
+# Kind of reader -> the YAML fields of its layout, and what makes the reader.
+READERS = {
+    "folder": (FolderLayout, FolderReader),
+    "list": (ListLayout, read_lists),
+    "mat": (MatLayout, read_mat),
+    "arrays": (ArraysLayout, read_arrays),
+    "digits": (FolderLayout, _read_digits),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """Schema of `configs/datasets/<name>.yaml`."""
+    """Schema of `configs/datasets/<name>.yaml`, beside the fields of its reader's layout."""
 
-    reader: str = option("folder", "layout on disk", choices=("folder", "digits"))
+    reader: str = option("folder", "layout on disk", choices=tuple(READERS))
     folder: str | None = option(None, "folder below the data folder; default: the dataset's name")
     prompt_template: str = option("a photo of a {}.", "prompt; {} becomes the class name")
-    class_names: dict = option(None, "class folder -> name in prompts, where they differ")
+    class_names: dict = option(None, "class -> name in prompts, where they differ")
+    lower_case: bool = option(False, "write the other class names in small letters in prompts")
+    crop_bottom: int = option(0, "rows of pixels cut off below each image: a credit line")
     expand: dict = option(None, "overrides of expand.py's options, for every method")
     methods: dict = option(None, "method -> overrides of expand.py's options")
     classifier: dict = option(None, "overrides of the classifier recipe")
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageRecord:
-    """One image file with its label.
-
-    Attributes:
-        file_name: Path relative to the dataset folder, with "/"; identifies the image in seeds and
-            manifests.
-        source: `file_name` of the real image that a generated one was made from; None for a real
-            image.
-        true_label: What a generated image really shows, where `label` was made wrong on purpose.
-    """
-
-    path: Path
-    file_name: str
-    label: int
-    class_name: str
-    source: str | None = None
-    true_label: int | None = None
-
-    def load(self) -> Image.Image:
-        """The image as upright RGB. Raises InputError, naming the file, when it cannot be read."""
-        try:
-            with Image.open(self.path) as image:
-                turn = EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-                if image.mode.startswith("I;16"):
-                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-                image = image.convert("RGB")
-                return image if turn is None else image.transpose(turn)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(
-                f"cannot read the image {self.path} ({error}); replace or remove it, "
-                "or go on without it with --on_error skip"
-            ) from error
-
-
-@dataclasses.dataclass(frozen=True)
 class ImageDataset:
-    """A dataset on disk: `class_names` are its folders, `prompt_names` what prompts call them."""
+    """A dataset on disk: `class_names` as in its files, `prompt_names` what prompts call them."""
 
     name: str
     root: Path
     class_names: tuple[str, ...]
     prompt_names: tuple[str, ...]
     config: DatasetConfig
+    reader: Reader
 
     def records(self, split: str) -> list[ImageRecord]:
-        """Sorted records of a split: "train", "test" or, for the digit scans, "prior"."""
-        split_dir = _split_dir(self.root, split)
-        classes = {name: label for label, name in enumerate(self.class_names)}
-        unknown = [name for name in _class_folders(split_dir) if name not in classes]
-        require(
-            not unknown,
-            f"{split_dir}: class {', '.join(map(repr, unknown))} is not in {self.root / 'train'}; "
-            "add training images or remove the folder",
-        )
-        return [
-            record
-            for name in _class_folders(split_dir)
-            for record in _class_records(self.root, split_dir / name, classes[name], name)
-        ]
+        """Images of a split, by class: "train", "test"; some have "unlabeled" or "prior".
+
+        Raises:
+            InputError: The split is missing or empty, or lists what is not there.
+        """
+        found = self.reader.records(split)
+        require(bool(found), f"{self.root}: its {split} split is empty; add images")
+        if not self.config.crop_bottom:
+            return found
+        return [dataclasses.replace(r, crop_bottom=self.config.crop_bottom) for r in found]
 
 
-def load_dataset(name: str, data_dir: str | Path = "data") -> ImageDataset:
+def load_dataset(
+    name: str, data_dir: str | Path = "data", test_fraction: float | None = None
+) -> ImageDataset:
     """Find a dataset by name or by folder and read its class list.
 
     Args:
         name: A name from `configs/datasets/`, a folder below `data_dir`, or a path to a folder.
         data_dir: Where named datasets lie.
+        test_fraction: Share of each class for testing, of a dataset without a test split.
 
     Raises:
         InputError: No such dataset, or its folders are missing or empty.
     """
-    config, root = _resolve(name, Path(data_dir))
-    if config.reader == "digits":
-        _unpack_digits(root)
-    class_names = tuple(_class_folders(_split_dir(root, "train")))
-    spoken = config.class_names or {}
-    stray = sorted(set(spoken) - set(class_names))
+    config, layout, root = _resolve(name, Path(data_dir))
+    can_split = test_fraction is not None and isinstance(layout, SplitOptions)
+    if can_split:
+        layout = dataclasses.replace(layout, test_fraction=test_fraction, train_per_class=None)
+    title = name if _yaml_path(name).is_file() else root.name
+    reader = READERS[config.reader][1](layout, root, title)
     require(
-        not stray, f"dataset {name}: class_names has {stray[0]!r}, no such folder" if stray else ""
+        test_fraction is None or (can_split and reader.splits_by_seed),
+        f"--test_fraction {test_fraction}: dataset {name} has a test split; leave the option out",
     )
-    prompt_names = tuple(str(spoken.get(c, c.replace("_", " "))) for c in class_names)
-    return ImageDataset(root.name, root, class_names, prompt_names, config)
+    prompt_names = _prompt_names(name, config, reader)
+    return ImageDataset(title, root, reader.class_names, prompt_names, config, reader)
 
 
 def dataset_config(name: str, data_dir: str | Path = "data") -> DatasetConfig:
@@ -162,61 +141,66 @@ def unlabeled_records(folder: str | Path) -> list[ImageRecord]:
         InputError: No such folder, or no image in it.
     """
     root = Path(folder)
-    files = _image_files(root)
+    files = image_files(root)
     require(bool(files), f"unlabeled_dir {folder}: no images there; give a folder that holds some")
     names = [path.relative_to(root).as_posix() for path in files]
     return [ImageRecord(path, name, 0, "") for path, name in zip(files, names)]
 
 
-def few_shot(
-    records: Sequence[ImageRecord], shots: int | None, subset_seed: int = 0
+def choose_subset(
+    records: Sequence[ImageRecord], shots: int | None, subset_seed: int, path: str | None
 ) -> list[ImageRecord]:
-    """Keep `shots` images of each class, chosen by a hash of seed and file name.
+    """`few_shot`, or the images that an existing list file names.
 
-    The choice does not depend on the other images, and fewer shots are a subset of more.
-    """
-    if shots is None:
-        return list(records)
-    require(shots > 0, f"--shots {shots}: give a positive number of images per class")
-    by_class: dict[int, list[ImageRecord]] = {}
-    for record in records:
-        by_class.setdefault(record.label, []).append(record)
-    for label, members in by_class.items():
-        require(
-            len(members) >= shots,
-            f"--shots {shots}: class {members[0].class_name!r} has only {len(members)} images",
-        )
-        by_class[label] = sorted(
-            members, key=lambda r: stable_seed("shots", subset_seed, r.file_name)
-        )[:shots]
-    return sorted((r for members in by_class.values() for r in members), key=lambda r: r.file_name)
-
-
-def hold_out(
-    records: Sequence[ImageRecord], fraction: float, seed: int
-) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    """(training, validation): of each class the share `fraction`, at least one image, is held out.
+    Args:
+        path: JSON file as `write_subset` makes it, or a bare JSON list of file names.
 
     Raises:
-        InputError: A class would be left without training images.
+        InputError: The file names other images, or was made with other settings.
     """
-    if fraction == 0:
-        return list(records), []
-    ordered = sorted(records, key=lambda r: stable_seed("hold out", seed, r.file_name))
-    validation: set[str] = set()
-    for label in sorted({r.label for r in records}):
-        members = [r for r in ordered if r.label == label]
-        count = max(1, round(fraction * len(members)))
+    if path is None:
+        return few_shot(records, shots, subset_seed)
+    if not Path(path).is_file():
         require(
-            count < len(members),
-            f"val_fraction {fraction}: class {members[0].class_name!r} has only {len(members)} "
-            "images",
+            shots is not None,
+            f"--subset_file {path} does not exist; give --shots as well, and it is made",
         )
-        validation.update(r.file_name for r in members[:count])
-    return (
-        [r for r in records if r.file_name not in validation],
-        [r for r in records if r.file_name in validation],
+        return few_shot(records, shots, subset_seed)
+    found = read_json(Path(path), (dict, list))
+    if isinstance(found, list):
+        found = {"files": found}
+    for key, value in (("shots", shots), ("subset_seed", subset_seed)):
+        require(
+            shots is None or found.get(key, value) == value,
+            f"--subset_file {path} was made with {key} {found.get(key)}, not {value}; "
+            "give another file",
+        )
+    names = listed_names(Path(path), found, "files")
+    known = {record.file_name for record in records}
+    absent = [name for name in names if name not in known]
+    require(
+        not absent,
+        f"--subset_file {path} names {len(absent)} files that are no training images: "
+        f"{shown(absent)}; give the list of this dataset",
     )
+    require(bool(names), f"--subset_file {path} names no files")
+    wanted = set(names)
+    return [record for record in records if record.file_name in wanted]
+
+
+def write_subset(
+    records: Sequence[ImageRecord], shots: int | None, subset_seed: int, path: str | None
+) -> None:
+    """Store the chosen images as a file list, unless there is one."""
+    if path is None or Path(path).exists():
+        return
+    content = {
+        "shots": shots,
+        "subset_seed": subset_seed,
+        "files": [record.file_name for record in records],
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(Path(path), json.dumps(content, indent=0) + "\n")
 
 
 def readable_records(
@@ -250,14 +234,46 @@ def readable_records(
     return kept, found
 
 
-def _resolve(name: str, data_dir: Path) -> tuple[DatasetConfig, Path]:
-    path = CONFIG_DIR / "datasets" / f"{name}.yaml"
-    if path.is_file():
-        (config,) = compose([DatasetConfig], [load_yaml(path)])
-        return config, data_dir / (config.folder or name)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line above; returns 0 where nothing is wrong, else 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m expansion.image_datasets",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=("check",))
+    parser.add_argument("dataset", help="dataset name or folder")
+    parser.add_argument("--data_dir", default="data", help="where named datasets lie")
+    parser.add_argument("--test_fraction", type=float, help="share of each class for testing")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        dataset = load_dataset(options.dataset, options.data_dir, options.test_fraction)
+    except InputError as error:
+        sys.stdout.write(f"problem: {error}\n")
+        return 1
+    text, problems = check_splits(
+        f"dataset {dataset.name}, reader {dataset.config.reader}, in {dataset.root}",
+        dataset.class_names,
+        dataset.prompt_names,
+        dataset.records,
+    )
+    sys.stdout.write(text)
+    return 1 if problems else 0
+
+
+def _resolve(name: str, data_dir: Path) -> tuple[DatasetConfig, Any, Path]:
+    """(settings, layout, folder) of a dataset; reads no images."""
+    if _yaml_path(name).is_file():
+        source = load_yaml(_yaml_path(name))
+        kind = source.values.get("reader", DatasetConfig.reader)
+        if kind not in READERS:
+            compose([DatasetConfig], [Source({"reader": kind}, source.name)])
+        config, layout = compose([DatasetConfig, READERS[kind][0]], [source])
+        return config, layout, data_dir / (config.folder or name)
     for root in (Path(name), data_dir / name):
         if root.is_dir():
-            return DatasetConfig(), root.resolve()
+            return _resolve_folder(root.resolve())
     if os.sep in name:
         raise InputError(
             f"dataset folder {name} does not exist; expected train/<class>/*.jpg in it"
@@ -267,40 +283,33 @@ def _resolve(name: str, data_dir: Path) -> tuple[DatasetConfig, Path]:
     raise InputError(f"{error}; or give a folder that holds train/<class>/*.jpg")
 
 
-def _split_dir(root: Path, split: str) -> Path:
+def _resolve_folder(root: Path) -> tuple[DatasetConfig, Any, Path]:
+    """Class folders below train/ if there are any, else a list in metadata.jsonl or .csv."""
+    train = root / "train"
+    layout = metadata_layout(root)
+    if layout is None or (train.is_dir() and any(p.is_dir() for p in train.iterdir())):
+        return DatasetConfig(), FolderLayout(), root
+    return DatasetConfig(reader="list"), layout, root
+
+
+def _yaml_path(name: str) -> Path:
+    return CONFIG_DIR / "datasets" / f"{name}.yaml"
+
+
+def _prompt_names(name: str, config: DatasetConfig, reader: Reader) -> tuple[str, ...]:
+    """What prompts call the classes: as the YAML file says, as the dataset's files say, as is."""
+    spoken = {**reader.spoken_names, **(config.class_names or {})}
+    stray = sorted(map(str, set(spoken) - set(reader.class_names)))
+    unnamed = [c for c in reader.class_names if c not in spoken]
+    # Names for classes that a cut copy lacks are no mistake; beside unnamed classes they are.
     require(
-        root.is_dir(), f"dataset folder {root} does not exist; INSTALL.md shows the expected layout"
+        not (stray and unnamed),
+        f"dataset {name}: class_names has {stray[0]!r}, no such class" if stray else "",
     )
-    for folder in SPLIT_FOLDERS[split]:
-        if (root / folder).is_dir():
-            return root / folder
-    raise InputError(
-        f"{root} has no folder {SPLIT_FOLDERS[split][0]}/; "
-        f"expected {SPLIT_FOLDERS[split][0]}/<class>/*.jpg in it"
-    )
-
-
-def _class_folders(split_dir: Path) -> list[str]:
-    folders = sorted(p.name for p in split_dir.iterdir() if p.is_dir() and p.name[0] != ".")
-    require(bool(folders), f"{split_dir} has no class folders; expected {split_dir}/<class>/*.jpg")
-    return folders
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """Images below `folder`, sorted; what is hidden is left out."""
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in IMAGE_SUFFIXES
-        and p.is_file()
-        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    )
-
-
-def _class_records(root: Path, folder: Path, label: int, class_name: str) -> list[ImageRecord]:
-    files = _image_files(folder)
-    require(bool(files), f"class folder {folder} holds no images; add images or remove the folder")
-    return [ImageRecord(p, p.relative_to(root).as_posix(), label, class_name) for p in files]
+    plain = {c: c.replace("_", " ") for c in unnamed}
+    if config.lower_case:
+        plain = {c: text.lower() for c, text in plain.items()}
+    return tuple(str({**plain, **spoken}[c]) for c in reader.class_names)
 
 
 def _unpack_digits(root: Path) -> None:
@@ -309,17 +318,14 @@ def _unpack_digits(root: Path) -> None:
         return
     with np.load(PROJECT_ROOT / "assets" / "digits" / "digits.npz", allow_pickle=False) as scans:
         images, labels, splits = scans["images"], scans["labels"], scans["splits"]
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".digits-", dir=root.parent))
-    for index, (image, label, split) in enumerate(zip(images, labels, splits)):
-        folder = partial / ("prior", "train", "test")[split] / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        grey = Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8))
-        grey.resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{index:04d}.png")
-    partial.chmod(0o755)
-    try:
-        partial.rename(root)
-    except OSError:
-        if not root.is_dir():
-            raise
-        shutil.rmtree(partial)  # another process was first
+    with partial_folder(root.parent, "digits") as partial:
+        for index, (image, label, split) in enumerate(zip(images, labels, splits)):
+            folder = partial / ("prior", "train", "test")[split] / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            grey = Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8))
+            grey.resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{index:04d}.png")
+        move_whole(partial, root)
+
+
+if __name__ == "__main__":
+    run_command(main)

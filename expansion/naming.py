@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from expansion.image_datasets import ImageRecord
+from expansion.records import ImageRecord
 
 FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
 WINDOWS_DEVICES = frozenset(

@@ -19,7 +19,7 @@ from expansion.image_datasets import (
     DEFAULT_DATASET,
     ImageDataset,
     ImageRecord,
-    few_shot,
+    choose_subset,
     load_dataset,
     readable_records,
 )
@@ -70,6 +70,12 @@ class ExpandConfig:
     seed: int = option(42, "run seed; with the real image's path and n it decides the noise")
     shots: int | None = option(None, "use only this many real images per class")
     subset_seed: int = option(0, "which images --shots keeps")
+    subset_file: str | None = option(
+        None, "JSON list of the images that --shots kept: read if it exists, else written"
+    )
+    test_fraction: float | None = option(
+        None, "share of each class for testing, of a dataset without a test split"
+    )
     split: int | None = option(None, "number of this shard, from 0")
     total_split: int | None = option(None, "number of shards")
     device: str = option("auto", "cuda, cpu, ...; auto: a GPU if there is one")
@@ -137,9 +143,9 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
             Path(path).is_file(),
             f"{name} {path} does not exist; train the classifier first with train_original.py",
         )
-    dataset = load_dataset(config.dataset, config.data_dir)
+    dataset = load_dataset(config.dataset, config.data_dir, config.test_fraction)
     everything = dataset.records("train")
-    records = few_shot(everything, config.shots, config.subset_seed)
+    records = choose_subset(everything, config.shots, config.subset_seed, config.subset_file)
     records, problems = readable_records(records, config.on_error)
     present = {record.label for record in records}
     absent = [name for label, name in enumerate(dataset.class_names) if label not in present]

@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from stand_ins import WRITERS, folders, stand_in
 
 import expand
 import parse_logs
 import train_expand
 import train_original
 from dreamda import finetune, prompts
+from expansion import image_datasets
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = {
@@ -37,7 +39,10 @@ def python_commands(path: Path) -> list[str]:
     """The `python ...` commands of a file's shell blocks or comments, continuation lines joined."""
     text = path.read_text().replace("\\\\\n", "\\\n")
     lines = re.sub(r"\\\n(#|\s)*", " ", text).splitlines()
-    commands = [re.search(r"^[#\s]*(python (?:\w+\.py|-m dreamda\.).*)$", line) for line in lines]
+    commands = [
+        re.search(r"^[#\s]*(python (?:\w+\.py|-m (?:dreamda|expansion)\.).*)$", line)
+        for line in lines
+    ]
     return [c[1].split("  #")[0].strip() for c in commands if c]
 
 
@@ -49,6 +54,7 @@ COMMANDS = sorted(
             ROOT / "INSTALL.md",
             *ROOT.glob("*.py"),
             *ROOT.glob("dreamda/*.py"),
+            *ROOT.glob("expansion/*.py"),
             *ROOT.glob("configs/*/*.yaml"),
         ]
         for command in python_commands(path)
@@ -64,6 +70,7 @@ def workplace(tmp_path, monkeypatch, make_folder, digits_dir) -> Path:
     }
     make_folder("data/caltech-101", tree)
     make_folder("path/to/folder", tree)
+    folders(tmp_path / "path" / "to" / "classes", {"ant": 5, "yin_yang": 5})
     (tmp_path / "data" / "digits").symlink_to(digits_dir / "digits")
     for dataset in ("caltech-101", "folder", "digits"):
         runs = tmp_path / "checkpoint" / dataset
@@ -111,9 +118,17 @@ def test_the_documents_hold_commands():
     assert {command.split()[1] for command in COMMANDS} >= {"-m", *ENTRIES}
 
 
+def test_every_dataset_file_has_its_check_among_the_commands():
+    checked = {shlex.split(command)[4] for command in COMMANDS if "image_datasets check" in command}
+    assert checked >= set(WRITERS)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_documented_command_works_under_dry_run(command, workplace, capsys):
     words = [w for w in shlex.split(command)[1:] if not w.startswith(("{", "&"))]
+    if words[:2] == ["-m", "expansion.image_datasets"]:
+        _check(words[2:], workplace)
+        return
     if words[0] == "-m":
         parsed = PARSERS[words[1]](_from_project(words[2:]))
         assert parsed.output if words[1] == "dreamda.prompts" else parsed[0].output_dir
@@ -127,6 +142,16 @@ def test_a_documented_command_works_under_dry_run(command, workplace, capsys):
     assert capsys.readouterr().out
 
 
+def _check(words: list[str], workplace: Path) -> None:
+    """Run the check of a dataset, on its stand-in if it is a named one."""
+    name = words[1]
+    if name in WRITERS:
+        stand_in(name, workplace / "checked")
+        words = [*words, "--data_dir", "checked"]
+    # The split folders of the workplace share their images, which the check must tell.
+    assert image_datasets.main(words) == (1 if name == "path/to/folder" else 0)
+
+
 def _from_project(words: list[str]) -> list[str]:
     return [str(ROOT / w) if w.startswith(("configs/", "assets/")) else w for w in words]
 
@@ -137,8 +162,13 @@ def _from_project(words: list[str]) -> list[str]:
 def test_every_yaml_file_resolves(path, workplace):
     kind = path.parent.name
     if kind == "datasets":
+        if path.stem in WRITERS and not (workplace / "data" / WRITERS[path.stem][0]).exists():
+            stand_in(path.stem, workplace / "data")
         assert not train_original.main(["-d", path.stem, "--dry_run"])
-        assert not expand.main(["-d", path.stem, "--method", "img2img", "--dry_run"])
+        own_methods = image_datasets.dataset_config(path.stem).methods or {}
+        for method in {"img2img", *own_methods}:
+            guide = ["--encoder_weight_path", "GUIDE"] if method == "distdiff" else []
+            assert not expand.main(["-d", path.stem, "--method", method, "--dry_run", *guide])
     elif kind == "classifiers":
         assert not train_original.main(["-d", "digits", "--config", str(path), "--dry_run"])
     elif kind == "dreamda" and path.stem != "default":
@@ -215,7 +245,7 @@ def test_every_option_that_a_document_names_exists(document, capsys):
         for extra in MORE_OPTIONS.get(entry, [[]]):
             with pytest.raises(SystemExit):
                 entry([*extra, "--help"])
-    for parse in PARSERS.values():
+    for parse in (*PARSERS.values(), image_datasets.main):
         with pytest.raises(SystemExit):
             parse(["--help"])
     known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))

@@ -16,7 +16,8 @@ from PIL import Image
 
 from expansion import image_datasets
 from expansion.errors import InputError
-from expansion.image_datasets import ImageRecord, few_shot, hold_out, load_dataset, readable_records
+from expansion.image_datasets import ImageRecord, few_shot, load_dataset, readable_records
+from expansion.splits import hold_out
 
 
 def record_of(path: Path) -> ImageRecord:

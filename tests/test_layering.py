@@ -23,7 +23,8 @@ TORCH_FREE = [
         f"expansion.{name}"
         for name in (
             "errors config seeding sharding runs prompts sampler checkpoints recipe naming figures "
-            "image_datasets plan experiment writer devices"
+            "image_datasets records readers list_readers mat_reader array_files array_readers "
+            "check_dataset splits plan experiment writer devices"
         ).split()
     ),
     "distdiff.config",

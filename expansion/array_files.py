@@ -1,0 +1,225 @@
+"""The official array files: CIFAR batches, IDX (MNIST), STL-10 binaries and MedMNIST npz.
+
+Pickled files are read by an unpickler that makes nothing but arrays and plain values.
+"""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expansion.config import require
+from expansion.errors import InputError
+
+# What can go wrong in a file that is cut off or no such file.
+DAMAGE = (
+    OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
+    UnicodeDecodeError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+IDX_UINT8 = 8  # the third byte of an IDX file
+STL10_SIDE = 96
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Split -> (images, labels), and the class names in label order if the files hold them.
+
+    Images are (N, H, W) or (N, H, W, C) uint8; labels are (N,) from 0, or None.
+    """
+
+    splits: Mapping[str, tuple[np.ndarray, np.ndarray | None]]
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ArrayFiles:
+    """The files of a dataset: in its folder or up to two folders deeper.
+
+    Attributes:
+        name: Of the npz file, where the format has only one.
+    """
+
+    root: Path
+    name: str | None = None
+
+    def find(self, *names: str) -> Path:
+        """The first file of one of these names. Raises InputError if there is none."""
+        for name in names:
+            for pattern in (name, f"*/{name}", f"*/*/{name}"):
+                found = sorted(p for p in self.root.glob(pattern) if p.is_file())
+                if found:
+                    return found[0]
+        raise InputError(
+            f"{self.root} has no {' or '.join(names)}; INSTALL.md shows the expected layout"
+        )
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Makes arrays, bytes and plain containers; refuses every other object."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            "numpy.core.multiarray._reconstruct": np.empty(0).__reduce__()[0],
+            "numpy._core.multiarray._reconstruct": np.empty(0).__reduce__()[0],
+            "numpy.ndarray": np.ndarray,
+            "numpy.dtype": np.dtype,
+            "_codecs.encode": _latin1_bytes,  # how Python 3 pickles bytes for Python 2
+        }
+        if f"{module}.{name}" not in allowed:
+            raise pickle.UnpicklingError(f"it wants to make {module}.{name}, which no data needs")
+        return allowed[f"{module}.{name}"]
+
+
+def _latin1_bytes(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it wants to encode as {encoding}")
+    return text.encode("latin1")
+
+
+def load_pickle(path: Path) -> dict[str, Any]:
+    """A pickled dictionary of Python 2 or 3, without running what it may contain."""
+    try:
+        with path.open("rb") as file:
+            found = PlainUnpickler(file, encoding="latin1").load()
+    except DAMAGE as error:
+        raise InputError(f"cannot read {path}: {error}; download it again") from error
+    require(isinstance(found, dict), f"{path}: expected a dictionary, got {type(found).__name__}")
+    return {k.decode("latin1") if isinstance(k, bytes) else str(k): v for k, v in found.items()}
+
+
+def read_cifar10(files: ArrayFiles) -> Arrays:
+    """Batches `data_batch_1` to `_5` and `test_batch`, names in `batches.meta`."""
+    batches = [load_pickle(files.find(f"data_batch_{i}")) for i in range(1, 6)]
+    parts = [_cifar_batch(files.root, batch, "labels") for batch in batches]
+    train = tuple(np.concatenate(arrays) for arrays in zip(*parts))
+    test = _cifar_batch(files.root, load_pickle(files.find("test_batch")), "labels")
+    names = load_pickle(files.find("batches.meta")).get("label_names", ())
+    return Arrays({"train": train, "test": test}, _text(names))
+
+
+def read_cifar100(files: ArrayFiles) -> Arrays:
+    """`cifar-100-python/{train,test,meta}` with the 100 fine labels."""
+    folder = files.find("cifar-100-python/meta").parent
+    splits = {
+        split: _cifar_batch(folder, load_pickle(ArrayFiles(folder).find(split)), "fine_labels")
+        for split in ("train", "test")
+    }
+    return Arrays(splits, _text(load_pickle(folder / "meta").get("fine_label_names", ())))
+
+
+def read_idx(files: ArrayFiles) -> Arrays:
+    """The four IDX files of MNIST and its likes, plain or gzipped."""
+    splits = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images, labels = (
+            _idx(files.find(*(f"{prefix}-{kind}{end}" for end in ("", ".gz")), f"{prefix}-{other}"))
+            for kind, other in (
+                ("images-idx3-ubyte", "images.idx3-ubyte"),
+                ("labels-idx1-ubyte", "labels.idx1-ubyte"),
+            )
+        )
+        splits[split] = (images, labels.astype(np.int64))
+    return Arrays(splits)
+
+
+def read_stl10(files: ArrayFiles) -> Arrays:
+    """`{train,test}_{X,y}.bin` and, if there, `unlabeled_X.bin`; labels 1 to 10.
+
+    The pixels of an image are stored by channel and, within it, column by column.
+    """
+    folder = files.find("train_X.bin").parent
+    place = ArrayFiles(folder)
+    splits: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+    for split in ("train", "test"):
+        labels = np.fromfile(place.find(f"{split}_y.bin"), dtype=np.uint8).astype(np.int64) - 1
+        splits[split] = (_stl10_images(place.find(f"{split}_X.bin")), labels)
+    if (folder / "unlabeled_X.bin").is_file():
+        splits["unlabeled"] = (_stl10_images(folder / "unlabeled_X.bin"), None)
+    return Arrays(splits, tuple(place.find("class_names.txt").read_text("utf-8").split()))
+
+
+def read_npz(files: ArrayFiles) -> Arrays:
+    """`{train,test}_{images,labels}` of one npz file (MedMNIST); its val split is not used."""
+    require(files.name is not None, f"{files.root}: the YAML file names no npz file")
+    path = files.find(files.name)
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            splits = {
+                split: (found[f"{split}_images"], _flat_labels(path, found[f"{split}_labels"]))
+                for split in ("train", "test")
+            }
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(f"cannot read {path}: {error}; download it again") from error
+    return Arrays(splits)
+
+
+FORMATS: Mapping[str, Callable[[ArrayFiles], Arrays]] = {
+    "cifar10": read_cifar10,
+    "cifar100": read_cifar100,
+    "idx": read_idx,
+    "stl10": read_stl10,
+    "npz": read_npz,
+}
+
+
+def _cifar_batch(place: Path, batch: Mapping[str, Any], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 32, 32, 3) images and (N,) labels; rows hold 1,024 red, green and blue values."""
+    pixels, labels = batch.get("data"), batch.get(key)
+    fits = isinstance(pixels, np.ndarray) and pixels.ndim == 2 and pixels.shape[1] == 3072
+    require(
+        fits and labels is not None,
+        f"{place}: a batch lacks 'data' of 3072 values per image or {key!r}; download it again",
+    )
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(labels, dtype=np.int64)
+
+
+def _text(names: Any) -> tuple[str, ...]:
+    return tuple(n.decode("utf-8") if isinstance(n, bytes) else str(n) for n in names)
+
+
+def _idx(path: Path) -> np.ndarray:
+    """An IDX file of unsigned bytes: header 0 0 8 <dimensions>, then big-endian sizes."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read()
+    except DAMAGE as error:
+        raise InputError(f"cannot read {path}: {error}; download it again") from error
+    dims = content[3] if len(content) > 3 and content[:3] == bytes([0, 0, IDX_UINT8]) else 0
+    require(dims in (1, 3), f"{path} is no IDX file of bytes; download it again")
+    shape = np.frombuffer(content[4 : 4 + 4 * dims], dtype=">u4").astype(int)
+    values = np.frombuffer(content, dtype=np.uint8, offset=min(4 + 4 * dims, len(content)))
+    require(
+        len(shape) == dims and values.size == shape.prod(),
+        f"{path}: {values.size} values, but its header says {' x '.join(map(str, shape))}; "
+        "download it again",
+    )
+    return values.reshape(shape)
+
+
+def _stl10_images(path: Path) -> np.ndarray:
+    """(N, 96, 96, 3), mapped from the file: the unlabelled part is 2.6 GB."""
+    size = 3 * STL10_SIDE**2
+    length = path.stat().st_size
+    require(
+        length > 0 and length % size == 0,
+        f"{path}: {length} bytes are no whole images; download it again",
+    )
+    stored = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 3, STL10_SIDE, STL10_SIDE)
+    return stored.transpose(0, 3, 2, 1)
+
+
+def _flat_labels(path: Path, labels: np.ndarray) -> np.ndarray:
+    """(N, 1) or (N,) class numbers as (N,); several labels per image are refused."""
+    flat = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
+    require(flat, f"{path}: labels of shape {labels.shape}; only one label per image can be used")
+    return labels.reshape(-1).astype(np.int64)

@@ -1,0 +1,196 @@
+"""Datasets that come as arrays, unpacked once to PNG files that the folder reader reads.
+
+<root>/{train,test}/<class folder>/<index>.png
+<root>/unlabeled/<thousand>/<index>.png
+<root>/unpacked.json   settings, and number, name and folder of every class; written first
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from expansion.array_files import FORMATS, ArrayFiles
+from expansion.config import option, require
+from expansion.naming import folder_names
+from expansion.readers import FolderLayout, FolderReader, require_root
+from expansion.records import image_files, shown
+from expansion.runs import write_atomic
+from expansion.seeding import stable_seed
+from expansion.splits import read_json
+
+logger = logging.getLogger(__name__)
+
+UNPACKED = "unpacked.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraysLayout:
+    """YAML fields of `reader: arrays`."""
+
+    format: str = option("npz", "kind of array files", choices=tuple(FORMATS))
+    file: str | None = option(None, "name of the npz file")
+    classes: tuple[str, ...] = option(
+        (), "class names in label order, where the files do not hold them"
+    )
+    train_per_class: int | None = option(
+        None, "keep so many training images of each class, chosen by seed"
+    )
+    split_seed: int = option(0, "which ones")
+    train_archive: str | None = option(
+        None, "folder of class folders that, where it is there, holds the training images instead"
+    )
+
+
+def read_arrays(layout: ArraysLayout, root: Path, name: str) -> FolderReader:
+    """Reader of the unpacked folders; unpacks them first if need be.
+
+    Raises:
+        InputError: Array files missing, damaged, or unpacked before with other settings.
+    """
+    require_root(root)
+    if not (root / "train").is_dir():
+        _unpack(layout, root)
+    folders = None
+    if (root / UNPACKED).is_file():  # else folders that somebody else unpacked
+        found = read_json(root / UNPACKED, dict)
+        wanted = _settings(layout)
+        used = {key: found.get("settings", {}).get(key) for key in wanted}
+        require(
+            used == wanted,
+            f"{root} was unpacked with other settings ({used} there, {wanted} "
+            f"now); remove {UNPACKED} and the folders train and test to unpack again",
+        )
+        folders = {row["name"]: row["folder"] for row in found["classes"]}
+    return FolderReader(FolderLayout(), root, name, folders)
+
+
+@contextmanager
+def partial_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A temporary folder in `parent` whose content is to be renamed; removed at the end."""
+    parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
+    try:
+        partial.chmod(0o755)
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def move_whole(folder: Path, target: Path) -> None:
+    """Rename a finished folder; another process that was first wins."""
+    try:
+        folder.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def _settings(layout: ArraysLayout) -> dict[str, Any]:
+    """What decides the unpacked images; tuples as lists, as JSON has them."""
+    return json.loads(json.dumps(asdict(layout)))
+
+
+def _unpack(layout: ArraysLayout, root: Path) -> None:
+    """Write all splits; the training folder comes last and marks the end."""
+    found = FORMATS[layout.format](ArrayFiles(root, layout.file))
+    names = found.class_names or layout.classes
+    require(bool(names), f"{root}: the files hold no class names; give classes in the YAML file")
+    require(len(set(names)) == len(names), f"{root}: a class name occurs twice in {names}")
+    folders = folder_names(names)
+    classes = [{"id": i, "name": n, "folder": folders[n]} for i, n in enumerate(names)]
+    archive = root / layout.train_archive if layout.train_archive else None
+    archive = archive if archive and archive.is_dir() else None
+    settings = {**_settings(layout), "archive_used": archive is not None}
+    with partial_folder(root, "unpacking") as partial:
+        for split, (images, labels) in found.splits.items():
+            _check(root, split, images, labels, len(names))
+            logger.info("%s: unpacking %d %s images, once", root, len(images), split)
+            indices: Sequence[int] = range(len(images))
+            if split == "train" and layout.train_per_class is not None:
+                indices = _seeded(labels, names, layout.train_per_class, layout.split_seed)
+            if split == "train" and archive:
+                _copy_archive(archive, folders, partial / split)
+            elif labels is None:
+                places = [f"{index // 1000:03d}" for index in indices]
+                _write(images, indices, places, partial / split)
+            else:
+                places = [folders[names[labels[index]]] for index in indices]
+                _write(images, indices, places, partial / split)
+        described = {"settings": settings, "classes": classes}
+        write_atomic(root / UNPACKED, json.dumps(described, indent=1) + "\n")
+        for split in sorted(found.splits, key=lambda split: split == "train"):
+            move_whole(partial / split, root / split)
+
+
+def _check(
+    root: Path, split: str, images: np.ndarray, labels: np.ndarray | None, num_classes: int
+) -> None:
+    """Refuse what are no 8-bit images, or labels that do not belong to them."""
+    is_image = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
+    require(
+        is_image and images.dtype == np.uint8 and len(images) > 0,
+        f"{root}: expected {split} images as 8-bit values of shape (N, height, width[, 3]), got "
+        f"{images.dtype} {images.shape}",
+    )
+    if labels is None:
+        return
+    require(
+        len(labels) == len(images),
+        f"{root}: {len(images)} {split} images, but {len(labels)} labels; download both again",
+    )
+    low, high = int(labels.min()), int(labels.max())
+    require(
+        0 <= low and high < num_classes,
+        f"{root}: {split} labels from {low} to {high}, but there are {num_classes} class names",
+    )
+
+
+def _seeded(labels: np.ndarray, names: Sequence[str], count: int, seed: int) -> list[int]:
+    """Indices of `count` images of each class, by a hash of seed and index; sorted."""
+    kept: list[int] = []
+    for label, name in enumerate(names):
+        members = np.flatnonzero(labels == label).tolist()
+        require(
+            len(members) >= count,
+            f"train_per_class {count}: class {name!r} has only {len(members)} images",
+        )
+        kept += sorted(members, key=lambda i: stable_seed("arrays", seed, i))[:count]
+    return sorted(kept)
+
+
+def _write(images: np.ndarray, indices: Sequence[int], places: Sequence[str], target: Path) -> None:
+    """Save the images of these indices, each in its folder below `target`."""
+    for place in sorted(set(places)):
+        (target / place).mkdir(parents=True)
+    for index, place in zip(indices, places):
+        pixels = images[index]
+        pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+        Image.fromarray(np.ascontiguousarray(pixels)).save(target / place / f"{index:06d}.png")
+
+
+def _copy_archive(archive: Path, folders: Mapping[str, str], target: Path) -> None:
+    """Copy the images of an archive's class folders to the class folders here."""
+    present = sorted(p.name for p in archive.iterdir() if p.is_dir() and p.name[0] != ".")
+    odd = sorted(set(present) ^ set(folders))
+    require(
+        not odd,
+        f"{archive}: its folders are not the {len(folders)} classes: {shown(odd)}; remove it to "
+        "draw the images by seed",
+    )
+    for name in present:
+        files = image_files(archive / name)
+        require(bool(files), f"class folder {archive / name} holds no images")
+        (target / folders[name]).mkdir(parents=True)
+        for file in files:
+            shutil.copyfile(file, target / folders[name] / file.name)

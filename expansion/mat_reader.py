@@ -1,0 +1,144 @@
+"""Reader of datasets whose labels stand in MATLAB files: Stanford Cars and Flowers-102."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from expansion.config import option, require
+from expansion.errors import InputError
+from expansion.list_readers import Row, RowsReader, lack
+from expansion.readers import require_root
+from expansion.records import shown
+from expansion.splits import SplitOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatLayout(SplitOptions):
+    """YAML fields of `reader: mat`, for two kinds of MATLAB files.
+
+    A struct array `annotations` with the fields fname and class per split, beside `class_names`
+    (Stanford Cars); or a vector `labels` over numbered images, beside vectors of numbers per split
+    (Flowers-102). Of several paths for one thing the first that exists counts, in the dataset
+    folder or one folder deeper.
+    """
+
+    train_annotations: tuple[str, ...] = option((), "file with the struct array of training images")
+    test_annotations: tuple[str, ...] = option((), "the same for testing")
+    train_images: str = option("", "folder of the training images; may lie in one of its own name")
+    test_images: str = option("", "folder of the test images")
+    class_file: str | None = option(None, "file with class_names; class numbers start at 1")
+    year_first: bool = option(False, "move the year at the end of a class name to its front")
+    labels_file: str | None = option(None, "file with labels: the class number of image 1, 2, ...")
+    splits_file: str | None = option(None, "file with the vectors of image numbers")
+    train_ids: tuple[str, ...] = option((), "names of the vectors for training")
+    test_ids: tuple[str, ...] = option((), "names of the vectors for testing")
+    image_path: str = option("{id}.jpg", "path of a numbered image")
+
+
+def read_mat(layout: MatLayout, root: Path, name: str) -> RowsReader:
+    """Reader of a dataset with MATLAB files. Raises InputError for what is missing or unclear."""
+    require_root(root)
+    if layout.labels_file is not None:
+        return RowsReader(root, name, _numbered_rows(layout, root), layout)
+    names = [_year_first(n) if layout.year_first else n for n in _mat_classes(layout, root)]
+    rows, lacks = {}, {}
+    for split in ("train", "test"):
+        candidates = getattr(layout, f"{split}_annotations")
+        path = _find(root, candidates)
+        if path is None:
+            lacks[split] = lack(root, split, candidates)
+        else:
+            folder = getattr(layout, f"{split}_images")
+            rows[split] = _annotated_rows(path, names, _nested(root, folder))
+    return RowsReader(root, name, rows, layout, list(dict.fromkeys(names)), lacks)
+
+
+def _annotated_rows(path: Path, names: Sequence[str], folder: str) -> list[Row]:
+    """Rows of a struct array whose class numbers start at 1."""
+    rows = []
+    for entry in np.atleast_1d(np.asarray(_load(path, "annotations"), dtype=object)):
+        require(
+            isinstance(entry, dict) and {"fname", "class"} <= set(entry),
+            f"{path}: its annotations have no fields fname and class; "
+            "give the file that holds the labels",
+        )
+        number = int(entry["class"])
+        require(
+            1 <= number <= len(names),
+            f"{path}: class {number} of {entry['fname']}, but there are {len(names)} class names",
+        )
+        rows.append(Row(f"{folder}/{entry['fname']}", names[number - 1], number))
+    return rows
+
+
+def _mat_classes(layout: MatLayout, root: Path) -> list[str]:
+    require(layout.class_file is not None, f"dataset {root.name}: its YAML file has no class_file")
+    path = _find(root, [layout.class_file])
+    if path is None:
+        raise InputError(lack(root, "training", [layout.class_file]))
+    return [str(name) for name in np.atleast_1d(_load(path, "class_names"))]
+
+
+def _numbered_rows(layout: MatLayout, root: Path) -> dict[str, list[Row]]:
+    """Rows of images numbered from 1, whose class is its number as text."""
+    paths = []
+    for name in (layout.labels_file, layout.splits_file):
+        path = _find(root, [name] if name else [])
+        if path is None:
+            raise InputError(lack(root, "training", [str(name)]))
+        paths.append(path)
+    labels = np.atleast_1d(_load(paths[0], "labels"))
+    rows: dict[str, list[Row]] = {}
+    for split, vectors in (("train", layout.train_ids), ("test", layout.test_ids)):
+        ids = [int(i) for name in vectors for i in np.atleast_1d(_load(paths[1], name))]
+        outside = [str(i) for i in ids if not 1 <= i <= len(labels)]
+        require(
+            not outside,
+            f"{paths[1]}: image {shown(outside)}, but {paths[0]} has {len(labels)} labels",
+        )
+        rows[split] = [
+            Row(layout.image_path.format(id=i), str(labels[i - 1]), int(labels[i - 1]))
+            for i in sorted(ids)
+        ]
+    return rows
+
+
+def _load(path: Path, variable: str) -> Any:
+    """One variable of a MATLAB file, structs as dictionaries."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        found = loadmat(path, simplify_cells=True)
+    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError, zlib.error) as error:
+        raise InputError(f"cannot read {path} as a MATLAB file: {error}") from error
+    names = [name for name in found if not name.startswith("__")]
+    require(variable in found, f"{path} holds no {variable!r}, only {shown(names)}")
+    return found[variable]
+
+
+def _year_first(name: str) -> str:
+    """'Ram C/V Cargo Van Minivan 2012' -> '2012 Ram C/V Cargo Van Minivan'."""
+    return re.sub(r"^(.+) (\d{4})$", r"\2 \1", name)
+
+
+def _find(root: Path, names: Iterable[str]) -> Path | None:
+    """The first of the files that exists, in `root` or one folder deeper."""
+    for name in names:
+        for path in (root / name, *sorted(root.glob(f"*/{name}"))):
+            if path.is_file():
+                return path
+    return None
+
+
+def _nested(root: Path, folder: str) -> str:
+    """`folder`, or the folder of the same name in it."""
+    inner = f"{folder}/{PurePosixPath(folder).name}"
+    return inner if folder and (root / inner).is_dir() else folder

@@ -1,0 +1,95 @@
+"""One labelled image file: what identifies it and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from expansion.errors import InputError
+
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif".split())
+# EXIF orientation -> what makes the image upright; read alone, as other tags may be malformed.
+EXIF_TURNS = dict(
+    zip(
+        range(2, 9),
+        [
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ],
+    )
+)
+# What Pillow raises for a file that is no image, is cut off, or is far too large (before it
+# reserves memory for the pixels).
+READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image file with its label.
+
+    Attributes:
+        file_name: Path relative to the dataset folder, with "/"; identifies the image in seeds and
+            manifests.
+        source: `file_name` of the real image that a generated one was made from; None for a real
+            image.
+        true_label: What a generated image really shows, where `label` was made wrong on purpose.
+        crop_bottom: Rows of pixels cut off below: a credit line.
+    """
+
+    path: Path
+    file_name: str
+    label: int
+    class_name: str
+    source: str | None = None
+    true_label: int | None = None
+    crop_bottom: int = 0
+
+    def load(self) -> Image.Image:
+        """The image as upright RGB. Raises InputError, naming the file, when it cannot be read."""
+        try:
+            with Image.open(self.path) as image:
+                turn = EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+                image = _eight_bits(image).convert("RGB")
+        except READ_ERRORS as error:
+            raise InputError(
+                f"cannot read the image {self.path} ({error}); replace or remove it, "
+                "or go on without it with --on_error skip"
+            ) from error
+        if turn is not None:
+            image = image.transpose(turn)
+        if 0 < self.crop_bottom < image.height:
+            image = image.crop((0, 0, image.width, image.height - self.crop_bottom))
+        return image
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Images below `folder`, sorted; what is hidden is left out."""
+    return sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in IMAGE_SUFFIXES
+        and p.is_file()
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    )
+
+
+def shown(names: Iterable[str], count: int = 5) -> str:
+    """The first few names, as an error or a report lists them."""
+    names = list(names)
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey values scaled to 8 bits, which `convert` would cut off at 255."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image
