@@ -31,6 +31,7 @@ from expansion.experiment import (
 )
 from expansion.image_datasets import ImageRecord, readable_records
 from expansion.label_noise import with_label_noise
+from expansion.recipe import NEEDS_LOSS, Recipe
 from expansion.writer import read_expansion, read_manifest
 
 logger = logging.getLogger("train_expand")
@@ -42,7 +43,9 @@ OBJECTIVES = {
         "dreamda.self_training_config:AmstConfig", "dreamda.self_training:SelfTraining"
     ),
     "soft": Learning(
-        "baselines.soft_labels_config:SoftLabelsConfig", "baselines.soft_labels:SoftLabels"
+        "baselines.soft_labels_config:SoftLabelsConfig",
+        "baselines.soft_labels:SoftLabels",
+        mixes_labels=True,
     ),
     "clip": Learning(
         "baselines.clip_labels_config:ClipLabelsConfig", "baselines.clip_labels:ClipLabels"
@@ -93,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "which expanded set? give --exp NAME (as in data/<dataset>_expansion/NAME) or "
         "--expanded_dir",
     )
+    if learning.mixes_labels:
+        _check_own_mixing(config, recipe)
     data = load_data(config, recipe)
     folder = Path(config.data_dir) / f"{data.dataset.name}_expansion" / (config.exp or "")
     expanded_dir = Path(config.expanded_dir or folder)
@@ -142,6 +147,14 @@ def generated_records(
         class_names = data.dataset.class_names
         kept = with_label_noise(kept, config.label_noise, config.label_noise_seed, class_names)
     return kept
+
+
+def _check_own_mixing(config: TrainExpandConfig, recipe: Recipe) -> None:
+    """Raise InputError if the recipe asks for what these labels do by themselves."""
+    reason = f"--labels {config.labels} mixes images and softens labels by itself; leave out"
+    require(recipe.augment not in NEEDS_LOSS, f"{reason} --augment {recipe.augment}")
+    smoothing = recipe.label_smoothing
+    require(smoothing == 0, f"{reason} --label_smoothing {smoothing:g}")
 
 
 def _learning(known: Mapping[str, Any]) -> Learning:

@@ -51,7 +51,8 @@ class ClipLabels(Supervised):
             dataclasses.replace(record, label=label, class_name=run.class_names[label])
             for record, label in zip(images.generated, labels, strict=True)
         ]
-        super().__init__([*images.real, *relabeled], run.recipe, run.seed)
+        num_classes = run.classifier.num_classes
+        super().__init__([*images.real, *relabeled], run.recipe, run.seed, num_classes)
         self.figures = label_results(images.generated, labels)
 
     @classmethod

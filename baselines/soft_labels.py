@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from baselines.label_results import label_results
 from baselines.soft_labels_config import SoftLabelsConfig
+from expansion.augmentations import AugmentedBatch
 from expansion.config import require
 from expansion.image_datasets import ImageRecord
 from expansion.objectives import (
@@ -99,6 +100,7 @@ class SoftLabels(Objective):
         super().__init__(recipe, seed, len(images.real) + len(images.generated))
         self.images, self.config, self.steps_before = images, config, steps_before
         self.memory = LabelMemory(labels)
+        self.augmented = AugmentedBatch(recipe, labels.shape[1])
 
     @classmethod
     def build(cls, images: TrainingImages, config: SoftLabelsConfig, run: Run) -> SoftLabels:
@@ -108,7 +110,8 @@ class SoftLabels(Objective):
         warmup, recipe = split_budget(run.recipe, config)
         folder = run.run_dir / "warmup"
         folder.mkdir(exist_ok=True)
-        supervised = Supervised(images.real, warmup, stable_seed("warmup", run.seed))
+        seed, num_classes = stable_seed("warmup", run.seed), run.classifier.num_classes
+        supervised = Supervised(images.real, warmup, seed, num_classes)
         trainer = Trainer(dataclasses.replace(run, run_dir=folder), supervised)
         with run.progress_bar("warmup") as progress:
             trainer.fit(progress)
@@ -158,9 +161,10 @@ class SoftLabels(Objective):
         soft = self.memory.labels[indices.cpu()].to(pixels.device)
         self.memory.collect(indices, predict(model, plain))
         hard = F.one_hot(targets, soft.shape[1]).to(soft)
-        pixels, labels = mixup(
-            torch.cat([pixels, augmented]), torch.cat([hard, soft]), self.config.mixup_alpha
+        pixels, labels = self.augmented.inputs(
+            torch.cat([pixels, augmented]), torch.cat([hard, soft]), self.progress
         )
+        pixels, labels = mixup(pixels, labels, self.config.mixup_alpha)
         logits = model(pixels)
         hits = logits.argmax(dim=1) == labels.argmax(dim=1)
         return soft_label_loss(logits, labels, self.config), hits

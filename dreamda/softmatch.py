@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamda.self_training_config import SoftMatchConfig
+from expansion.augmentations import AugmentedBatch
 from expansion.backbones import Classifier
 from expansion.image_datasets import ImageRecord
 from expansion.objectives import Objective, Run, TrainingImages, image_stream, predict
 from expansion.recipe import Recipe
 from expansion.seeding import stable_seed
-from expansion.transforms import strong_transform, train_transform
+from expansion.transforms import plain_transform, strong_transform, train_transform
 
 
 class SoftMatchWeights:
@@ -116,7 +117,8 @@ class SoftMatch(Objective):
         labeled: Images whose labels are believed.
         unlabeled: The others; may be empty.
         config: See `SoftMatchConfig`.
-        recipe: Optimiser and preprocessing; its batch size counts labelled images.
+        recipe: Optimiser and preprocessing; its batch size counts labelled images, and its
+            augmentation acts on them alone: the views of the others are SoftMatch's.
         num_classes: N.
         seed: Order and augmentation.
         head_dropout: Dropout before the classifier's head while training.
@@ -136,6 +138,7 @@ class SoftMatch(Objective):
         super().__init__(recipe, seed, len(labeled))
         self.labeled, self.unlabeled, self.config = labeled, unlabeled, config
         self.head_dropout = head_dropout
+        self.augmented = AugmentedBatch(recipe, num_classes)
         counts = torch.bincount(torch.tensor([r.label for r in labeled]), minlength=num_classes)
         target = {
             "uniform": torch.full((num_classes,), 1 / num_classes),
@@ -191,19 +194,20 @@ class SoftMatch(Objective):
 
     def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         pixels, targets, *views = batch
+        inputs, labels = self.augmented.inputs(pixels, targets, self.progress)
         if not views:
-            logits = model(pixels)
-            return F.cross_entropy(logits, targets), logits.argmax(dim=1) == targets
+            logits = model(inputs)
+            return self.augmented.loss(logits, labels), self.augmented.hits(logits, labels)
         weak, strong = views
         # Not in train mode as in SoftMatch's code: a pseudo-label should not vary with dropout.
         probabilities = predict(model, weak)
-        logits, strong_logits = model(torch.cat([pixels, strong])).split([len(pixels), len(strong)])
+        logits, strong_logits = model(torch.cat([inputs, strong])).split([len(inputs), len(strong)])
         weights = self.weights(probabilities)
-        supervised = F.cross_entropy(logits, targets)
+        supervised = self.augmented.loss(logits, labels)
         consistency = consistency_loss(probabilities, strong_logits, weights, self.config.target)
         weight = self.config.consistency_weight * self.unlabeled_share / self.config.unlabeled_ratio
         loss = supervised + weight * consistency
-        return loss, logits.argmax(dim=1) == targets
+        return loss, self.augmented.hits(logits, labels)
 
     def state_dict(self) -> dict[str, Any]:
         return self.weights.state_dict()
@@ -213,10 +217,13 @@ class SoftMatch(Objective):
 
 
 class TwoViews:
-    """A PIL image as (weak, strong) pixel tensors (3, H, W); the strong one starts anew."""
+    """A PIL image as (weak, strong) pixel tensors (3, H, W); the strong one starts anew.
+
+    The weak one is rotated, cropped and flipped, whatever `recipe.augment` says.
+    """
 
     def __init__(self, recipe: Recipe, num_ops: int):
-        self.weak, self.strong = train_transform(recipe), strong_transform(recipe, num_ops)
+        self.weak, self.strong = plain_transform(recipe), strong_transform(recipe, num_ops)
 
     def __call__(self, image: Any) -> tuple[Tensor, Tensor]:
         return self.weak(image), self.strong(image)

@@ -125,7 +125,11 @@ class HeadTraining(Objective):
     def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         weak, strong, targets = batch
         logits = model(torch.cat([weak, strong]))  # (A, B, N)
-        supervised = sum(F.cross_entropy(head_logits, targets) for head_logits in logits)
+        smoothing = self.recipe.label_smoothing
+        supervised = sum(
+            F.cross_entropy(head_logits, targets, label_smoothing=smoothing)
+            for head_logits in logits
+        )
         orthogonal = sum(
             orthogonality(first, second, self.config.ortho) for first, second in self.module.pairs()
         )

@@ -1,16 +1,20 @@
-"""Classifiers: a torchvision backbone by name, split into pooled features and a linear head."""
+"""Classifiers: a torchvision backbone or CLIP's by name, as pooled features and a linear head."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet, resnet18
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
+from expansion.clip_backbone import TOWERS, build_tower, load_tower
 from expansion.config import unknown_name
 from expansion.errors import InputError
 
@@ -65,16 +69,33 @@ class Classifier(nn.Module):
         arch: Name of the backbone.
         num_classes: N.
         image_size: Side of the input that it is trained on, pixels.
-        pretrained: Load torchvision's ImageNet weights.
+        pretrained: Start from pretrained weights.
+        weights: Which; a name of torchvision's or a file, for CLIP a hub id or a folder.
 
     Raises:
-        InputError: Unknown `arch`, or no pretrained weights to be had.
+        InputError: Unknown `arch`, an `image_size` that it cannot take, or no pretrained weights to
+            be had.
     """
 
-    def __init__(self, arch: str, num_classes: int, image_size: int, pretrained: bool = False):
+    def __init__(
+        self,
+        arch: str,
+        num_classes: int,
+        image_size: int,
+        pretrained: bool = False,
+        weights: str | None = None,
+    ):
         super().__init__()
         self.arch, self.num_classes, self.image_size = arch, num_classes, image_size
-        self.body, num_features = _headless(_build(arch, pretrained))
+        check_arch(arch)
+        if arch in TOWERS:
+            self.body = load_tower(arch, weights) if pretrained else build_tower(arch)
+            num_features = self.body.num_features
+        else:
+            network = _network(arch, image_size)
+            if pretrained:
+                _load_pretrained(network, arch, weights or "IMAGENET1K_V1", image_size)
+            self.body, num_features = _headless(network)
         self.head = nn.Linear(num_features, num_classes)
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -92,12 +113,25 @@ def torchvision_name(arch: str) -> str:
 def check_arch(arch: str) -> None:
     """Raise InputError, naming close matches, unless `arch` is a known backbone."""
     known = torchvision.models.list_models(torchvision.models)
-    if torchvision_name(arch) not in (*known, *OWN_BACKBONES):
-        raise unknown_name("arch", arch, [*ALIASES, *OWN_BACKBONES, *known])
+    own = (*OWN_BACKBONES, *TOWERS)
+    if torchvision_name(arch) not in (*known, *own):
+        raise unknown_name("arch", arch, [*ALIASES, *own, *known])
     if torchvision_name(arch) in UNSUITED:
         raise InputError(
             f"arch {arch} is not supported: it does not end in one linear layer of one output"
         )
+
+
+def check_backbone(classifier: Classifier) -> None:
+    """Raise InputError unless the network can take images of its size; its mode is restored."""
+    size, was_training = classifier.image_size, classifier.training
+    classifier.eval()
+    try:
+        with torch.no_grad():
+            classifier(torch.zeros(2, 3, size, size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _cannot_take(classifier.arch, size, error) from error
+    classifier.train(was_training)
 
 
 def classifier_state(classifier: Classifier) -> dict:
@@ -160,32 +194,98 @@ def _read(path: str | Path) -> Mapping:
         raise InputError(
             f"classifier checkpoint {path} does not exist; train it first with train_original.py"
         )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler fail in any way
-        raise InputError(
-            f"{path} is no readable classifier checkpoint ({type(error).__name__}); "
-            "give a *.pth.tar of train_original.py"
-        ) from error
+    content = _load_file(path, "give a *.pth.tar of train_original.py")
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise InputError(f"{path} holds no 'state_dict'; give a checkpoint of train_original.py")
     return content
 
 
-def _build(arch: str, pretrained: bool) -> nn.Module:
-    check_arch(arch)
-    if arch in OWN_BACKBONES:
-        if pretrained:
-            raise InputError(f"there are no pretrained weights for {arch}; use --no-pretrained")
-        return OWN_BACKBONES[arch]()
+def _load_file(path: str | Path, remedy: str) -> Any:
     try:
-        return torchvision.models.get_model(
-            torchvision_name(arch), weights="IMAGENET1K_V1" if pretrained else None
-        )
-    except (URLError, OSError) as error:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler fail in any way
         raise InputError(
-            f"cannot download the pretrained weights of {arch} ({error}); "
-            "connect once, or train from scratch with --no-pretrained"
+            f"{path} is no readable classifier checkpoint ({type(error).__name__}); {remedy}"
+        ) from error
+
+
+def _network(arch: str, image_size: int) -> nn.Module:
+    """The whole untrained network; some are built for one size of images."""
+    if arch in OWN_BACKBONES:
+        return OWN_BACKBONES[arch]()
+    name = torchvision_name(arch)
+    sized: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        sized["image_size"] = image_size
+    elif name.startswith("maxvit_"):
+        sized["input_size"] = (image_size, image_size)
+    try:
+        return torchvision.models.get_model(name, weights=None, **sized)
+    except (ValueError, AssertionError) as error:
+        raise _cannot_take(arch, image_size, error) from error
+
+
+def _cannot_take(arch: str, image_size: int, error: Exception) -> InputError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return InputError(
+        f"{arch} cannot take images of {image_size} pixels ({reason}); give another --image_size, "
+        "such as 224"
+    )
+
+
+def _load_pretrained(network: nn.Module, arch: str, weights: str, image_size: int) -> None:
+    """Fill `network` with pretrained weights, but its last linear layer."""
+    state = _pretrained_state(arch, weights)
+    if any(key.startswith("body.") for key in state):  # of this project, trained on other classes
+        state = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+    head, own = _last_linear(network), network.state_dict()
+    state |= {f"{head}.{part}": own[f"{head}.{part}"] for part in ("weight", "bias")}
+    try:
+        if isinstance(network, VisionTransformer):
+            state = interpolate_embeddings(image_size, network.patch_size, state)
+        network.load_state_dict(state)
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()[:160]
+        raise InputError(
+            f"weights {weights} do not fit a {arch}: {reason}; give a state dict of that network"
+        ) from error
+
+
+def _pretrained_state(arch: str, weights: str) -> dict[str, Tensor]:
+    """Tensors by torchvision's names, from a file or by a name that torchvision knows."""
+    if Path(weights).is_file():
+        content = _load_file(weights, "give a state dict saved by torch.save")
+        state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+        if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
+            raise InputError(f"{weights} holds no state dict; give one that torch.save wrote")
+    else:
+        state = _download(arch, weights)
+    # torchvision's own files of DenseNet say norm.1 where the network says norm1.
+    renamed = r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"
+    return {
+        re.sub(renamed, r"\1\2", str(key).removeprefix("module.")): value
+        for key, value in state.items()
+    }
+
+
+def _download(arch: str, weights: str) -> Mapping[str, Tensor]:
+    if arch in OWN_BACKBONES:
+        raise InputError(
+            f"there are no pretrained weights for {arch}; use --no-pretrained, or give a file by "
+            "--weights"
+        )
+    known = torchvision.models.get_model_weights(torchvision_name(arch)).__members__
+    if weights not in known:
+        raise InputError(
+            f"weights {weights} is neither a file nor a name that {arch} has; "
+            f"known: {', '.join(known) or 'none'}"
+        )
+    try:
+        return known[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"cannot download the pretrained weights of {arch} ({error}); connect once, give a "
+            "file by --weights, or train from scratch with --no-pretrained"
         ) from error
 
 
@@ -203,7 +303,7 @@ def _headless(network: nn.Module) -> tuple[nn.Module, int]:
 
 def _from_torchvision_names(state: Mapping[str, Tensor], arch: str) -> dict[str, Tensor]:
     """Keys of a plain torchvision network as this project's `body.*` and `head.*`."""
-    head = _last_linear(_build(arch, pretrained=False))
+    head = None if arch in TOWERS else _last_linear(_network(arch, 224))
     if f"{head}.bias" not in state:
         raise InputError(f"the checkpoint lacks {head}.bias, so it does not fit a {arch}")
     return {

@@ -39,13 +39,14 @@ from expansion.image_datasets import (
     unlabeled_records,
     write_subset,
 )
-from expansion.recipe import Recipe, Schedule
+from expansion.recipe import PAIRING, Recipe, Schedule
 from expansion.runs import is_done, to_yaml
 from expansion.splits import hold_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from expansion.backbones import Classifier
     from expansion.training import Trainer
 
 logger = logging.getLogger(__name__)
@@ -91,10 +92,17 @@ class TrainData:
 
 @dataclass(frozen=True)
 class Learning:
-    """How an arm learns, by name: its settings, if it has any, and its objective."""
+    """How an arm learns.
+
+    Attributes:
+        config: Names the class of its settings, if it has any.
+        objective: Names its objective.
+        mixes_labels: Whether it mixes images and softens labels by itself.
+    """
 
     config: str | None
     objective: str
+    mixes_labels: bool = False
 
     def config_class(self) -> type | None:
         return import_object(self.config) if self.config else None
@@ -107,7 +115,7 @@ def parse_training(
     config_class: type[TrainConfig],
     choose: Callable[[Mapping[str, Any]], Learning],
 ) -> tuple[Any, Recipe, Learning, Any]:
-    """Command line (positional or long options) > `--config` > dataset file > recipe file.
+    """Command line (positional or long options) > `--config` > dataset file > backbone > default.
 
     Args:
         positionals: Names of the optional positional arguments, in order; "gpu" is a device number.
@@ -155,13 +163,21 @@ def parse_training(
             source.values.get("data_dir", data_dir),
         )
     dataset = dataset_config(str(name), str(data_dir))
-    sources = [
-        load_yaml(CONFIG_DIR / "classifiers" / "default.yaml"),
-        Source(dataset.classifier or {}, f"dataset {name}: classifier"),
-        *typed,
-    ]
+    of_dataset = Source(dataset.classifier or {}, f"dataset {name}: classifier")
+    sources = [*_recipe_files([of_dataset, *typed]), of_dataset, *typed]
     config, recipe, *rest = compose(classes, sources)
     return config, recipe, learning, rest[0] if rest else None
+
+
+def _recipe_files(sources: Sequence[Source]) -> list[Source]:
+    """The default recipe and, where there is one, that of the backbone that `sources` choose."""
+    folder = CONFIG_DIR / "classifiers"
+    default = load_yaml(folder / "default.yaml")
+    arch = Recipe.arch
+    for source in (default, *sources):
+        arch = source.values.get("arch", arch)
+    own = {path.stem: path for path in folder.glob("*.yaml")}.get(str(arch))
+    return [default] if own is None else [default, load_yaml(own)]
 
 
 def _first_look(arguments: Sequence[str]) -> tuple[list[Source], dict[str, Any]]:
@@ -248,11 +264,17 @@ def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) 
     if config.dry_run:
         print(_describe(config, recipe, data, arm))
         return
-    from expansion.backbones import check_arch
+    from expansion.backbones import check_backbone
     from expansion.training import run_once
 
-    check_arch(recipe.arch)
+    if not all(is_done(arm.folder / f"seed{seed}") for seed in config.seeds):
+        check_backbone(_build_classifier(recipe, data))
     accelerator = make_accelerator(recipe.mixed_precision)
+    require(
+        recipe.augment not in PAIRING or recipe.batch_size >= 2 * accelerator.num_processes,
+        f"batch_size {recipe.batch_size}: {recipe.augment} mixes images of one process; give at "
+        f"least {2 * accelerator.num_processes} for {accelerator.num_processes} processes",
+    )
     for seed in config.seeds:
         run_folder = arm.folder / f"seed{seed}"
         make_trainer = functools.partial(_make_trainer, recipe, data, arm, seed, accelerator)
@@ -282,26 +304,36 @@ def _identity(recipe: Recipe, data: TrainData, arm: Arm, seed: int) -> dict[str,
     }
 
 
+def _build_classifier(recipe: Recipe, data: TrainData) -> Classifier:
+    from expansion.backbones import Classifier
+
+    return Classifier(
+        recipe.arch,
+        len(data.dataset.class_names),
+        recipe.image_size,
+        recipe.pretrained,
+        recipe.weights,
+    )
+
+
 def _make_trainer(
     recipe: Recipe, data: TrainData, arm: Arm, seed: int, accelerator: Accelerator
 ) -> Trainer:
     import torch
 
-    from expansion.backbones import Classifier
     from expansion.objectives import Run, TrainingImages
     from expansion.training import Trainer
 
     torch.manual_seed(seed)
-    class_names = data.dataset.class_names
     run = Run(
-        classifier=Classifier(recipe.arch, len(class_names), recipe.image_size, recipe.pretrained),
+        classifier=_build_classifier(recipe, data),
         recipe=recipe,
         seed=seed,
         run_dir=arm.folder / f"seed{seed}",
         accelerator=accelerator,
         test_records=data.test,
         val_records=data.val,
-        class_names=class_names,
+        class_names=data.dataset.class_names,
         prompt_names=data.dataset.prompt_names,
         progress_bar=_progress_bar,
     )

@@ -16,9 +16,9 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from expansion.augmentations import AugmentedBatch
 from expansion.backbones import Classifier
 from expansion.batches import SeededImages, StreamBatches, stream_loader
 from expansion.image_datasets import ImageRecord
@@ -74,6 +74,7 @@ class Objective(ABC):
     """
 
     steps_before: int = 0  # optimiser steps spent before this run, as in an earlier stage
+    progress: float = 0.0  # share of the run that is done; the trainer sets it before every step
 
     def __init__(self, recipe: Recipe, seed: int, num_images: int):
         self.recipe, self.seed, self.num_images = recipe, seed, num_images
@@ -136,16 +137,19 @@ class Supervised(Objective):
         records: Training images.
         recipe: Preprocessing, augmentation, workers.
         seed: Order and augmentation.
+        num_classes: Of the classifier.
     """
 
-    def __init__(self, records: Sequence[ImageRecord], recipe: Recipe, seed: int):
+    def __init__(self, records: Sequence[ImageRecord], recipe: Recipe, seed: int, num_classes: int):
         super().__init__(recipe, seed, len(records))
         self.records = records
+        self.augmented = AugmentedBatch(recipe, num_classes)
 
     @classmethod
     def build(cls, images: TrainingImages, config: Any, run: Run) -> Supervised:
         """All images under the labels they came with."""
-        return cls([*images.real, *images.generated], run.recipe, run.seed)
+        records = [*images.real, *images.generated]
+        return cls(records, run.recipe, run.seed, run.classifier.num_classes)
 
     def batches(
         self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
@@ -161,9 +165,9 @@ class Supervised(Objective):
         )
 
     def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        pixels, targets = batch
-        logits = model(pixels)
-        return F.cross_entropy(logits, targets), logits.argmax(dim=1) == targets
+        inputs, labels = self.augmented.inputs(*batch, self.progress)
+        logits = model(inputs)
+        return self.augmented.loss(logits, labels), self.augmented.hits(logits, labels)
 
 
 @torch.no_grad()

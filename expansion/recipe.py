@@ -7,7 +7,22 @@ from dataclasses import dataclass
 
 from expansion.config import option, require
 
-AUGMENTATIONS = ("default", "randaugment")
+AUGMENTATIONS = (
+    "default",
+    "randaugment",
+    "autoaugment",
+    "augmix",
+    "random_erasing",
+    "cutout",
+    "gridmask",
+    "mixup",
+    "cutmix",
+)
+PAIRING = ("mixup", "cutmix")  # mix each image with another one of its batch
+NEEDS_LOSS = (*PAIRING, "augmix")  # change labels or loss, not images alone
+LARGEST_ADAMW_LR = 0.05  # beyond it nothing trains; the papers' commands give SGD's 0.1
+# Share of images (CutMix: of batches) that the augmentation acts on, where it is not 1.
+PROBABILITIES = {"random_erasing": 0.5, "gridmask": 0.8, "cutmix": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,15 +31,25 @@ class Recipe:
 
     arch: str = option(
         "resnet50",
-        "backbone: any torchvision classifier, resnet18_cifar or resnet10_tiny (both for 32 "
-        "pixels)",
+        "backbone: any torchvision classifier, clip_vit_b32 (CLIP's image tower), resnet18_cifar or "
+        "resnet10_tiny (both for 32 pixels)",
         flags=("-a",),
     )
-    pretrained: bool = option(False, "start from ImageNet weights")
-    lr: float = option(0.1, "peak learning rate of SGD")
+    pretrained: bool = option(False, "start from ImageNet's weights, CLIP from its own")
+    weights: str | None = option(
+        None,
+        "which pretrained weights: a name that torchvision has for the backbone or a file of its "
+        "state dict; for CLIP a hub id or local folder; default: IMAGENET1K_V1, or OpenAI's",
+    )
+    optimizer: str = option("sgd", "optimiser", choices=("sgd", "adamw"))
+    lr: float = option(0.1, "peak learning rate")
     momentum: float = option(0.9, "SGD momentum")
-    nesterov: bool = option(True, "Nesterov momentum")
-    weight_decay: float = option(1e-4, "L2 weight decay")
+    nesterov: bool = option(True, "Nesterov momentum of SGD")
+    weight_decay: float = option(1e-4, "weight decay: L2 under SGD, decoupled under AdamW")
+    lr_warmup: float = option(
+        0.0, "share of the optimiser steps, the first ones, over which the rate rises linearly"
+    )
+    label_smoothing: float = option(0.0, "share of a label that is spread over all classes")
     batch_size: int = option(64, "images per optimiser step, all processes together")
     budget: str = option(
         "epochs",
@@ -41,8 +66,19 @@ class Recipe:
     rotation: float = option(15.0, "random rotation of at most this many degrees")
     horizontal_flip: bool = option(True, "mirror images at random; wrong for digits and text")
     augment: str = option(
-        "default", "augmentation beside rotation, crop and flip", choices=AUGMENTATIONS
+        "default",
+        "augmentation of labelled images beside rotation, crop and flip",
+        choices=AUGMENTATIONS,
     )
+    augment_probability: float | None = option(
+        None,
+        "share of images that random_erasing or gridmask (at the end of its ramp) act on, of "
+        "batches for cutmix; default: the papers' 0.5, 0.8, 0.5",
+    )
+    randaugment_ops: int = option(2, "operations of RandAugment")
+    randaugment_magnitude: int = option(9, "strength of RandAugment's operations, 0 to 30")
+    mix_alpha: float = option(1.0, "MixUp and CutMix: the share is drawn from Beta(alpha, alpha)")
+    jsd_weight: float = option(12.0, "AugMix: factor on the divergence of its three views")
     val_fraction: float = option(
         0.0, "share of the real training images held out to select the epoch that is reported"
     )
@@ -58,7 +94,15 @@ class Recipe:
             self.budget == "steps" or self.max_train_steps is None,
             f"max_train_steps {self.max_train_steps} counts only with --budget steps",
         )
-        for name in ("batch_size", "epochs", "image_size", "max_train_steps", "eval_steps"):
+        for name in (
+            "batch_size",
+            "epochs",
+            "image_size",
+            "max_train_steps",
+            "eval_steps",
+            "randaugment_ops",
+            "mix_alpha",
+        ):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} {value}: give a positive number")
         require(
@@ -66,6 +110,53 @@ class Recipe:
             f"resize_size {self.resize_size} is smaller than image_size {self.image_size}",
         )
         require(0 <= self.val_fraction < 1, f"val_fraction {self.val_fraction}: give 0 to below 1")
+        require(
+            self.pretrained or self.weights is None,
+            f"weights {self.weights} count only with --pretrained",
+        )
+        self._check_optimizer()
+        self._check_augmentation()
+
+    def _check_optimizer(self) -> None:
+        require(
+            self.optimizer == "sgd" or self.lr <= LARGEST_ADAMW_LR,
+            f"lr {self.lr:g} is far too much for AdamW; give about 1e-3, or --optimizer sgd",
+        )
+        require(
+            self.momentum > 0 or not self.nesterov,
+            f"momentum {self.momentum:g} leaves nothing to Nesterov; add --no-nesterov",
+        )
+        for name in ("lr_warmup", "label_smoothing"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{name} {value}: give 0 to below 1")
+
+    def _check_augmentation(self) -> None:
+        probability, kind = self.augment_probability, self.augment
+        require(
+            probability is None or kind in PROBABILITIES,
+            f"augment_probability {probability} counts only with --augment "
+            + ", ".join(PROBABILITIES),
+        )
+        require(
+            probability is None or 0 < probability <= 1,
+            f"augment_probability {probability}: give more than 0, at most 1",
+        )
+        require(
+            kind not in PAIRING or self.batch_size > 1,
+            f"batch_size {self.batch_size}: {kind} mixes images of a batch; give 2 or more",
+        )
+        require(
+            0 <= self.randaugment_magnitude <= 30,
+            f"randaugment_magnitude {self.randaugment_magnitude}: give 0 to 30",
+        )
+        require(self.jsd_weight >= 0, f"jsd_weight {self.jsd_weight}: give 0 or more")
+
+    @property
+    def probability(self) -> float:
+        """Share of images, or batches, that the augmentation acts on."""
+        if self.augment_probability is not None:
+            return self.augment_probability
+        return PROBABILITIES.get(self.augment, 1.0)
 
 
 class Schedule:
@@ -90,13 +181,22 @@ class Schedule:
             self.batch_sizes = [recipe.batch_size] * recipe.max_train_steps
             self.steps_per_epoch = num_images / recipe.batch_size
             self.eval_steps = recipe.eval_steps or math.ceil(recipe.max_train_steps / 10)
+        self.warmup_steps = round(recipe.lr_warmup * len(self.batch_sizes))
+
+    def progress(self, step: int) -> float:
+        """Share of the run that is done before optimiser step `step`, from 0."""
+        return step / len(self.batch_sizes)
 
     def learning_rate(self, step: int) -> float:
-        """Rate of optimiser step `step`, from 0."""
+        """Rate of optimiser step `step`, from 0.
+
+        lr (1 + cos(pi done)) / 2, times min(1, (step + 1) / warmup_steps).
+        """
         done = step
         if self.recipe.budget == "epochs":
             done = step - step % int(self.steps_per_epoch)
-        return 0.5 * self.recipe.lr * (1 + math.cos(math.pi * done / len(self.batch_sizes)))
+        warmth = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        return 0.5 * self.recipe.lr * warmth * (1 + math.cos(math.pi * self.progress(done)))
 
     def evaluates_after(self, step: int) -> bool:
         """Whether the test set is evaluated after `step` steps."""

@@ -72,6 +72,21 @@ def eval_loader(
     return loader
 
 
+def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD or AdamW (PyTorch's betas 0.9, 0.999) over all parameters, at the peak learning rate."""
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(
+            module.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
+        )
+    return torch.optim.SGD(
+        module.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+
+
 class Trainer:
     """Trains the classifier of a run in place.
 
@@ -87,14 +102,9 @@ class Trainer:
         self.run_dir = run.run_dir
         self.schedule = Schedule(recipe, objective.num_images, 2 * run.accelerator.num_processes)
         self.module = objective.wrap(run.classifier).to(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(
-            self.module.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            weight_decay=recipe.weight_decay,
+        self.model, self.optimizer = run.accelerator.prepare(
+            self.module, make_optimizer(self.module, recipe)
         )
-        self.model, self.optimizer = run.accelerator.prepare(self.module, optimizer)
         self.test_loader = eval_loader(run.test_records, recipe, run.accelerator)
         self.val_loader = None
         if run.val_records:
@@ -130,6 +140,7 @@ class Trainer:
         torch.manual_seed(stable_seed("step", self.run.seed, step))  # dropout, mixing
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(step)
+        self.objective.progress = self.schedule.progress(step)
         device = self.accelerator.device
         batch = [part.to(device, non_blocking=True) for part in batch]
         with self.accelerator.autocast():

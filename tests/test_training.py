@@ -22,7 +22,7 @@ from expansion.errors import InputError
 from expansion.image_datasets import load_dataset
 from expansion.objectives import Supervised
 from expansion.recipe import Recipe, Schedule
-from expansion.training import Trainer, evaluate
+from expansion.training import Trainer, evaluate, make_optimizer
 from expansion.writer import ExpansionWriter
 
 STEPS = ("--budget", "steps", "--max_train_steps", 6, "--eval_steps", 2)
@@ -99,6 +99,65 @@ def test_the_cosine_moves_per_epoch_or_per_step(options, rates, evaluations):
     steps = range(len(schedule.batch_sizes))
     assert [schedule.learning_rate(step) for step in steps] == pytest.approx(rates, abs=1e-6)
     assert [step + 1 for step in steps if schedule.evaluates_after(step + 1)] == evaluations
+
+
+@pytest.mark.parametrize("options", [{"epochs": 2}, {"budget": "steps", "max_train_steps": 6}])
+def test_the_warm_up_scales_the_cosine_by_the_share_of_its_steps(options):
+    """10 images in batches of 4: 6 steps, of which 4.2, so 4, warm up."""
+    cold = Schedule(Recipe(batch_size=4, **options), num_images=10)
+    warm = Schedule(Recipe(batch_size=4, lr_warmup=0.7, **options), num_images=10)
+    factors = [warm.learning_rate(step) / cold.learning_rate(step) for step in range(6)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    assert [warm.progress(step) for step in (0, 3)] == [0, 0.5]
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [  # w = 2, gradient 3, two steps. SGD: g = 3 + 0.1 w; v = 0.5 v + g; w -= 0.01 (g + 0.5 v)
+        ({"optimizer": "sgd", "momentum": 0.5}, 2 - 0.01 * 1.5 * 3.2 - 0.01 * (1.5 * 3.1952 + 0.25 * 3.2)),
+        ({"optimizer": "sgd", "momentum": 0.0, "nesterov": False}, 2 - 0.01 * 3.2 - 0.01 * 3.1968),
+        # AdamW with a constant gradient: w = (1 - 0.01 * 0.1) w - 0.01
+        ({"optimizer": "adamw"}, (2 * 0.999 - 0.01) * 0.999 - 0.01),
+    ],
+)
+def test_two_steps_of_the_optimiser_by_hand(options, expected):
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(module.weight, 2.0)
+    optimizer = make_optimizer(module, Recipe(lr=0.01, weight_decay=0.1, **options))
+    for _ in range(2):
+        module.weight.grad = torch.full((1, 1), 3.0)
+        optimizer.step()
+    assert module.weight.item() == pytest.approx(expected, abs=2e-6)
+
+
+def test_adamw_trains_and_goes_on_where_it_stopped(small_set, tmp_path, monkeypatch):
+    options = (*STEPS, "--optimizer", "adamw", "--lr", 0.01, "--lr_warmup", 0.5)
+    folders = [tmp_path / "whole", tmp_path / "stopped"]
+    train(small_set, folders[0], *options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, Trainer, 3)
+        train(small_set, folders[1], *options)
+    train(small_set, folders[1], *options)
+    ours, theirs = (checkpoint(next(folder.rglob("seed1"))) for folder in folders)
+    assert ours["history"] == theirs["history"]
+    averages = [state["optimizer"]["state"][0]["exp_avg_sq"] for state in (ours, theirs)]
+    assert torch.equal(*averages) and averages[0].abs().max() > 0
+    assert [row["lr"] for row in ours["history"]] == pytest.approx([0.00622, 0.005, 0.00067], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--momentum 0", "momentum 0 leaves nothing to Nesterov; add --no-nesterov"),
+        ("--label_smoothing 1", "label_smoothing 1.0: give 0 to below 1"),
+        ("--lr_warmup 1", "lr_warmup 1.0: give 0 to below 1"),
+        ("--optimizer adamw --lr 0.1", "lr 0.1 is far too much for AdamW"),
+    ],
+)
+def test_a_wrong_optimiser_is_refused_before_anything_is_written(small_set, tmp_path, options, words):
+    with pytest.raises(InputError, match=words):
+        train(small_set, tmp_path, *options.split())
+    assert not list(tmp_path.iterdir())
 
 
 def test_evaluation_is_the_mean_cross_entropy_and_the_share_of_right_answers():
@@ -269,7 +328,7 @@ def test_randaugment_changes_what_the_network_sees_of_real_and_generated_images(
     records = load_dataset(str(small_set)).records("train")
     recipe = {"image_size": 32, "resize_size": 36, "workers": 0, "batch_size": 6}
     first, again, other = (
-        next(iter(Supervised(records, Recipe(**recipe, augment=augment), 1).batches([6], 0, Accelerator())))
+        next(iter(Supervised(records, Recipe(**recipe, augment=augment), 1, 3).batches([6], 0, Accelerator())))
         for augment in ("default", "default", "randaugment")
     )
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], other[1])

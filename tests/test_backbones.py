@@ -1,4 +1,4 @@
-"""Classifier preprocessing, and backbones as features and head, saved and loaded."""
+"""Backbones as features and head: shapes, a step of training, saved, loaded, as a guide, pretrained."""
 
 from __future__ import annotations
 
@@ -9,29 +9,36 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from torch.nn import functional as F
 
+import train_original
+from distdiff.config import DistDiffConfig
+from distdiff.energy import PrototypeEnergy
+from distdiff.prototypes import build_prototypes, extract_features
 from expansion.backbones import (
     ALIASES,
     OWN_BACKBONES,
     Classifier,
     check_arch,
+    check_backbone,
     classifier_state,
     load_classifier,
 )
+from expansion.clip_backbone import TOWERS, Tower
 from expansion.errors import InputError
-from expansion.recipe import Recipe
-from expansion.transforms import (
-    AUGMENT_STEPS,
-    eval_transform,
-    normalize,
-    prototype_transform,
-    to_unit_tensor,
-    train_transform,
-)
+from expansion.image_datasets import ImageRecord
+from tests.test_clip_labels import clip_dir  # noqa: F401
 
-ARCHS = sorted({*OWN_BACKBONES, *ALIASES, "resnet18", "swin_v2_t"})
-SMALL = {"arch": "resnet10_tiny", "image_size": 24, "resize_size": 28}
+MODERN = ("convnext_tiny", "densenet121", "efficientnet_b0", "swin_v2_t")
+ARCHS = sorted({*OWN_BACKBONES, *ALIASES, *MODERN, "resnet18", "vit_b_32", "clip_tiny"})
+TINY_CLIP = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+TINY_CLIP |= {"num_attention_heads": 2, "projection_dim": 8, "image_size": 16, "patch_size": 8}
+
+
+@pytest.fixture(autouse=True)
+def clip_tiny(monkeypatch) -> None:
+    """A CLIP of 16 pixels among the backbones, shaped as that of `clip_dir`."""
+    monkeypatch.setitem(TOWERS, "clip_tiny", Tower("nobody/no-such-clip", TINY_CLIP))
 
 
 @functools.cache
@@ -43,68 +50,6 @@ def classifier_of(arch: str) -> Classifier:
 @pytest.fixture
 def pixels() -> torch.Tensor:
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def image() -> Image.Image:
-    gradient = Image.linear_gradient("L").resize((50, 40))
-    return Image.merge("RGB", (gradient, gradient.rotate(90, expand=False), gradient.transpose(1)))
-
-
-def test_normalize_subtracts_the_imagenet_mean_and_divides_by_the_deviation():
-    images = torch.stack([torch.full((2, 2), value) for value in (0.714, 0.0, 1.0)])
-    expected = (
-        torch.tensor([1.0, -0.456 / 0.224, (1 - 0.406) / 0.225]).view(3, 1, 1).expand(3, 2, 2)
-    )
-    torch.testing.assert_close(normalize(images), expected)
-    torch.testing.assert_close(normalize(images.expand(4, 3, 2, 2)), expected.expand(4, 3, 2, 2))
-
-
-def test_a_unit_tensor_holds_channels_first_from_0_to_1():
-    image = Image.new("RGB", (3, 2), (255, 51, 0))
-    tensor = to_unit_tensor(image)
-    assert tensor.shape == (3, 2, 3) and tensor.dtype == torch.float32
-    torch.testing.assert_close(tensor.mean(dim=(1, 2)), torch.tensor([1.0, 0.2, 0.0]))
-
-
-def test_the_eval_transform_is_a_resize_a_centre_crop_and_the_normalisation(image):
-    recipe = Recipe(**SMALL)
-    found = eval_transform(recipe)(image)
-    resized = image.resize((28, 28), Image.Resampling.BICUBIC).crop((2, 2, 26, 26))
-    torch.testing.assert_close(found, normalize(to_unit_tensor(resized)))
-    assert torch.equal(found, eval_transform(recipe)(image))
-
-
-def test_the_prototype_transform_squashes_the_whole_image(image):
-    found = prototype_transform(32)(image)
-    resized = image.resize((32, 32), Image.Resampling.BILINEAR)
-    torch.testing.assert_close(found, normalize(to_unit_tensor(resized)))
-
-
-@pytest.mark.parametrize("augment", AUGMENT_STEPS)
-def test_the_train_transform_repeats_under_one_seed_and_varies_over_seeds(image, augment):
-    transform = train_transform(Recipe(**SMALL, augment=augment))
-
-    def draw(seed: int) -> torch.Tensor:
-        torch.manual_seed(seed)
-        return transform(image)
-
-    assert draw(0).shape == (3, 24, 24) and draw(0).dtype == torch.float32
-    assert torch.equal(draw(0), draw(0))
-    assert len({draw(seed).sum().item() for seed in range(6)}) == 6
-
-
-def test_without_flip_rotation_and_margin_the_train_transform_is_the_eval_transform(image):
-    still = Recipe(
-        arch="resnet10_tiny", image_size=24, resize_size=24, rotation=0.0, horizontal_flip=False
-    )
-    expected = eval_transform(still)(image)
-    assert all(torch.equal(train_transform(still)(image), expected) for _ in range(8))
-    flipping = Recipe(arch="resnet10_tiny", image_size=24, resize_size=24, rotation=0.0)
-    torch.manual_seed(0)
-    views = [train_transform(flipping)(image) for _ in range(16)]
-    assert {torch.equal(v, expected) for v in views} == {True, False}
-    assert all(torch.equal(v, expected) or torch.equal(v.flip(-1), expected) for v in views)
 
 
 @torch.no_grad()
@@ -120,7 +65,7 @@ def test_the_logits_are_the_head_applied_to_the_features(arch, pixels):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("arch", [*OWN_BACKBONES, "mobilenetv2", "swin_v2_t"])
+@pytest.mark.parametrize("arch", [*OWN_BACKBONES, *MODERN, "mobilenetv2", "clip_tiny"])
 def test_a_saved_classifier_loads_strictly_frozen_and_in_eval_mode(arch, pixels, tmp_path):
     path = tmp_path / "model_best.pth.tar"
     torch.save(classifier_state(classifier_of(arch)), path)
@@ -129,6 +74,65 @@ def test_a_saved_classifier_loads_strictly_frozen_and_in_eval_mode(arch, pixels,
     assert torch.equal(loaded(pixels), classifier_of(arch)(pixels))
     assert (loaded.arch, loaded.num_classes, loaded.image_size) == (arch, 5, 32)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+@pytest.mark.parametrize("arch", [*OWN_BACKBONES, *MODERN, "mobilenetv2", "resnet18", "clip_tiny"])
+def test_a_step_of_training_changes_every_part(arch):
+    torch.manual_seed(0)
+    classifier = Classifier(arch, 5, 32).train()
+    before = {name: p.detach().clone() for name, p in classifier.named_parameters()}
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1)
+    F.cross_entropy(classifier(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+    optimizer.step()
+    same = [n for n, p in classifier.named_parameters() if torch.equal(p, before[n])]
+    assert all(p.isfinite().all() for p in classifier.parameters())
+    assert len(same) <= 0.4 * len(before)  # dropped paths and keys without effect
+    assert not any(name.startswith("head") for name in same)
+
+
+@pytest.mark.parametrize("arch", [*MODERN, "resnet18", "mobilenetv2", "vit_b_32", "clip_tiny"])
+def test_a_backbone_guides_by_prototypes_and_a_finite_gradient(arch, tmp_path):
+    guide = classifier_of(arch).requires_grad_(False)
+    for number in range(4):
+        colours = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(number))
+        torchvision.utils.save_image(colours, tmp_path / f"{number}.png")
+    images = [ImageRecord(tmp_path / f"{i}.png", f"{i}.png", i // 2, "c") for i in range(4)]
+    features = extract_features(guide, images)
+    assert features.shape == (4, guide.head.in_features)
+    prototypes = build_prototypes(features, torch.tensor([0, 0, 1, 1]), 2, 2)
+    config = DistDiffConfig(encoder_weight_path="guide")
+    decoded = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(9)) - 0.5
+    decoded.requires_grad_()
+    energy = PrototypeEnergy(guide, prototypes, config)(decoded, torch.tensor([0, 1]))
+    energy.sum().backward()
+    assert energy.shape == (2,) and energy.isfinite().all() and (energy > 0).all()
+    assert decoded.grad.isfinite().all() and decoded.grad.abs().amax(dim=(1, 2, 3)).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("arch", "width"),
+    [("resnet18", 512), ("densenet121", 1024), ("efficientnet_b0", 1280), ("clip_tiny", 8)],
+)
+def test_images_of_224_pixels_give_features_of_the_same_width(arch, width):
+    classifier = Classifier(arch, 5, 224).train()
+    check_backbone(classifier)
+    assert classifier.training
+    with torch.no_grad():
+        features = classifier.eval().features(torch.zeros(1, 3, 224, 224))
+    assert features.shape == (1, width) == (1, classifier.head.in_features)
+
+
+@pytest.mark.parametrize(
+    ("arch", "size"), [("alexnet", 32), ("maxvit_t", 32), ("vit_b_16", 24), ("clip_tiny", 4)]
+)
+def test_a_size_that_a_backbone_cannot_take_is_found_before_anything_is_written(
+    arch, size, digits_dir, tmp_path
+):
+    line = f"-d digits --data_dir {digits_dir} --checkpoint_dir {tmp_path} -a {arch}"
+    with pytest.raises(InputError, match=f"{arch} cannot take images of {size} pixels") as error:
+        train_original.main([*line.split(), "--image_size", str(size), "--seeds", "1"])
+    assert "\n" not in str(error.value) and "--image_size" in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arch", ["googlenet", "squeezenet1_0", "mobilenet_v3_small"])
@@ -248,7 +252,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_without_running_it(zipped, 
 def test_an_unknown_arch_comes_with_a_close_name_and_every_alias_is_known():
     with pytest.raises(InputError, match="unknown arch 'resnet5'; did you mean 'resnet50'"):
         check_arch("resnet5")
-    for arch in (*ALIASES, *OWN_BACKBONES, "vit_b_16"):
+    for arch in (*ALIASES, *OWN_BACKBONES, "vit_b_16", "clip_vit_b32"):
         check_arch(arch)
 
 
