@@ -270,7 +270,7 @@ def test_labelled_images_are_mixed_beside_unlabelled_ones(images, augment):
     config = SoftMatchConfig(consistency_weight=0.0)
     objective = SoftMatch(images[:10], images[10:], config, recipe, num_classes=2, seed=1)
     pixels, targets, weak, strong = next(iter(objective.batches([4], 0, Accelerator())))
-    assert weak.shape == strong.shape == (4, 3, 32, 32)
+    assert weak.shape == strong.shape == (2, 3, 32, 32)  # half as many images as labelled ones
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
     torch.manual_seed(7)
     loss, hits = objective.loss(model, [pixels, targets, weak, strong])
