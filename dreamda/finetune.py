@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config, scratch = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of every file it saves
-    dataset = load_dataset(config.dataset, config.data_dir)
+    dataset = load_dataset(config.dataset, config.data_dir, config.test_fraction)
     if not config.captions:
         config = dataclasses.replace(config, captions=(dataset.config.prompt_template,))
     output_dir = Path(config.output_dir)

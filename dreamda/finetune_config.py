@@ -32,6 +32,9 @@ class FinetuneConfig:
     dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
     dataset_split: str = option("train", "images to train on", choices=("train", "prior"))
     data_dir: str = option("data", "where named datasets lie")
+    test_fraction: float | None = option(
+        None, "share of each class that is for testing, of a set that is not split"
+    )
     shots: int | None = option(None, "use only this many images per class")
     subset_seed: int = option(0, "which images --shots keeps")
     pretrained_model_name_or_path: str | None = option(

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     output = check_output(config)
-    dataset = load_dataset(config.dataset, config.data_dir)
+    dataset = load_dataset(config.dataset, config.data_dir, config.test_fraction)
     combined = combine_words(config, dataset)
     if config.model is None:
         prompts = {name: texts[: config.num_prompts] for name, texts in combined.items()}

@@ -14,6 +14,9 @@ class PromptsConfig:
 
     dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
     data_dir: str = option("data", "where named datasets lie")
+    test_fraction: float | None = option(
+        None, "share of each class that is for testing, of a set that is not split"
+    )
     output: str | None = option(None, "JSON file to write: {class: [prompts]}")
     overwrite: bool = option(False, "replace the output file if it exists")
     num_prompts: int = option(100, "prompts per class")

@@ -228,6 +228,33 @@ def test_a_failed_shard_fails_the_whole_experiment(workplace):
     assert "--split 0" in calls and "train_expand.py" not in calls
 
 
+DATASET_SCRIPTS = [
+    path
+    for path in sorted((ROOT / "scripts").glob("*.sh"))
+    if path.stem not in ("demo", "test", "environment", "single_exp")
+]
+
+
+@pytest.mark.parametrize("script", DATASET_SCRIPTS, ids=lambda path: path.stem)
+def test_a_datasets_script_runs_both_methods_on_its_dataset(script, workplace):
+    assert (ROOT / "configs" / "datasets" / f"{script.stem}.yaml").is_file()
+    fake = workplace / "python"
+    fake.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\n')
+    fake.chmod(0o755)
+    calls = workplace / "calls"
+    environ = {**os.environ, "PYTHON": str(fake), "GPUS": "0 1", "CALLS": str(calls)}
+    done = subprocess.run(["sh", str(script)], env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words = calls.read_text().splitlines()
+    methods = [line.split("--method ")[1].split()[0] for line in words if "--method" in line]
+    assert sorted(methods) == ["distdiff"] * 2 + ["dreamda"] * 2
+    assert all(script.stem in line for line in words)
+    assert [line.split("--labels ")[1] for line in words if "--labels" in line] == [
+        *("seed", "seed", "amst")
+    ]
+    assert words[-1] == f"parse_logs.py checkpoint/{script.stem} --table"
+
+
 @pytest.mark.parametrize("document", ["README.md", "INSTALL.md"])
 def test_every_file_that_a_document_names_exists(document):
     text = (ROOT / document).read_text()
