@@ -83,7 +83,7 @@ def clip_labels(
         device=run.accelerator.device,
         revision=config.clip_revision,
     )
-    found = clip.predict(records, workers=run.recipe.workers).max(dim=1)
+    found = clip.predict(records, workers=run.recipe.num_workers).max(dim=1)
     return [
         ClipLabel(r.file_name, r.label, label, round(probability, 6), r.true_label)
         for r, label, probability in zip(records, found.indices.tolist(), found.values.tolist())

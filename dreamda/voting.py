@@ -216,7 +216,7 @@ def dropout_votes(
     ]
     images = SeededImages(records, eval_transform(recipe))
     votes = []
-    for pixels, _ in DataLoader(images, batch_sampler=batches, num_workers=recipe.workers):
+    for pixels, _ in DataLoader(images, batch_sampler=batches, num_workers=recipe.num_workers):
         features = module.body(pixels.to(device)).float()
         shape = (len(module.heads), config.mc_passes, *features.shape)
         masks = torch.rand(shape, generator=generator).lt(keep).to(device) / keep

@@ -116,7 +116,7 @@ def image_stream(
     accelerator: Accelerator,
 ) -> DataLoader:
     """Shuffled (transformed images, labels) of this process, from batch `first` on."""
-    keep = recipe.workers == 0 and len(records) * recipe.resize_size**2 <= KEEP_DECODED_PIXELS
+    keep = recipe.num_workers == 0 and len(records) * recipe.resize_size**2 <= KEEP_DECODED_PIXELS
     batches = StreamBatches(
         len(records),
         batch_sizes,
@@ -127,7 +127,7 @@ def image_stream(
     )
     on_gpu = accelerator.device.type == "cuda"
     images = SeededImages(records, transform, keep_decoded=keep)
-    return stream_loader(images, batches, recipe.workers, pin_memory=on_gpu)
+    return stream_loader(images, batches, recipe.num_workers, pin_memory=on_gpu)
 
 
 class Supervised(Objective):

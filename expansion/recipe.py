@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 from expansion.config import option, require
@@ -83,7 +84,11 @@ class Recipe:
         0.0, "share of the real training images held out to select the epoch that is reported"
     )
     mixed_precision: str = option("no", "autocast", choices=("no", "fp16", "bf16"))
-    workers: int = option(4, "processes that load images; 0: none but the main one", flags=("-j",))
+    workers: int = option(
+        4,
+        "processes that load images, at most one per core; 0: none but the main one",
+        flags=("-j",),
+    )
 
     def __post_init__(self):
         require(
@@ -157,6 +162,11 @@ class Recipe:
         if self.augment_probability is not None:
             return self.augment_probability
         return PROBABILITIES.get(self.augment, 1.0)
+
+    @property
+    def num_workers(self) -> int:
+        """Loading processes on this machine."""
+        return min(self.workers, os.cpu_count() or 1)
 
 
 class Schedule:

@@ -66,7 +66,7 @@ def eval_loader(
         [(i, 0) for i in range(start, min(start + 256, len(mine)))]
         for start in range(0, len(mine), 256)
     ]
-    loader = DataLoader(images, batch_sampler=batches, num_workers=recipe.workers)
+    loader = DataLoader(images, batch_sampler=batches, num_workers=recipe.num_workers)
     if len(records) * recipe.image_size**2 <= KEEP_DECODED_PIXELS // 8:
         return list(loader)
     return loader
