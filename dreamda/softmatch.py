@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamda.self_training_config import SoftMatchConfig
-from expansion.augmentations import AugmentedBatch
 from expansion.backbones import Classifier
 from expansion.image_datasets import ImageRecord
-from expansion.objectives import Objective, Run, TrainingImages, image_stream, predict
+from expansion.objectives import Run, Supervised, TrainingImages, image_stream, predict
 from expansion.recipe import Recipe
 from expansion.seeding import stable_seed
-from expansion.transforms import plain_transform, strong_transform, train_transform
+from expansion.transforms import plain_transform, strong_transform
 
 
 class SoftMatchWeights:
@@ -110,7 +109,7 @@ def consistency_loss(probabilities: Tensor, logits: Tensor, weights: Tensor, tar
     return (weights * F.cross_entropy(logits, targets, reduction="none")).mean()
 
 
-class SoftMatch(Objective):
+class SoftMatch(Supervised):
     """Cross-entropy on labelled images plus weighted consistency on unlabelled ones (Eq. 8-9).
 
     Args:
@@ -135,10 +134,8 @@ class SoftMatch(Objective):
         seed: int,
         head_dropout: float = 0.0,
     ):
-        super().__init__(recipe, seed, len(labeled))
-        self.labeled, self.unlabeled, self.config = labeled, unlabeled, config
-        self.head_dropout = head_dropout
-        self.augmented = AugmentedBatch(recipe, num_classes)
+        super().__init__(labeled, recipe, seed, num_classes)
+        self.unlabeled, self.config, self.head_dropout = unlabeled, config, head_dropout
         counts = torch.bincount(torch.tensor([r.label for r in labeled]), minlength=num_classes)
         target = {
             "uniform": torch.full((num_classes,), 1 / num_classes),
@@ -168,15 +165,7 @@ class SoftMatch(Objective):
     def batches(
         self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
     ) -> Iterator[list[Tensor]]:
-        labeled = image_stream(
-            self.labeled,
-            train_transform(self.recipe),
-            self.recipe,
-            batch_sizes,
-            seed=self.seed,
-            first=first,
-            accelerator=accelerator,
-        )
+        labeled = super().batches(batch_sizes, first, accelerator)
         if not self.unlabeled:
             yield from labeled
             return
@@ -193,12 +182,10 @@ class SoftMatch(Objective):
             yield [pixels, targets, weak, strong]
 
     def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        pixels, targets, *views = batch
+        if not self.unlabeled:
+            return super().loss(model, batch)
+        pixels, targets, weak, strong = batch
         inputs, labels = self.augmented.inputs(pixels, targets, self.progress)
-        if not views:
-            logits = model(inputs)
-            return self.augmented.loss(logits, labels), self.augmented.hits(logits, labels)
-        weak, strong = views
         # Not in train mode as in SoftMatch's code: a pseudo-label should not vary with dropout.
         probabilities = predict(model, weak)
         logits, strong_logits = model(torch.cat([inputs, strong])).split([len(inputs), len(strong)])
