@@ -103,9 +103,8 @@ def test_only_the_unet_is_tuned_unless_told_otherwise(digits_dir, tmp_path, no_s
     changed = [a != b for a, b in zip(weights(out), weights(TINY_MODEL))]
     assert changed == [False, True, False]
     scheduler = "scheduler/scheduler_config.json"
-    assert json.loads((out / scheduler).read_text()) == json.loads(
-        (TINY_MODEL / scheduler).read_text()
-    )
+    written, given = (json.loads((f / scheduler).read_text()) for f in (out, TINY_MODEL))
+    assert written | {"_diffusers_version": ""} == given | {"_diffusers_version": ""}
     text = (out / "README.md").read_text()
     assert "20 images of the train split of digits: 2 steps, batch 2, seed 0" in text
     pictures = [word.split(")")[0] for word in text.split("](")[1:]]
