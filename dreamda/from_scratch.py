@@ -216,9 +216,3 @@ def fold_latent_scale(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     quant.bias[channels:] -= 2 * scale.log()  # the other half is the log-variance
     post_quant.bias += F.conv2d(mean[None, :, None, None], post_quant.weight)[0, :, 0, 0]
     post_quant.weight *= scale[None, :, None, None]
-
-
-def psnr(images: Tensor, decoded: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB; both (B, 3, H, W) in [-1, 1]."""
-    error = (images - decoded.clamp(-1, 1)).square().mean().item()
-    return 10 * math.log10(4 / error)
