@@ -15,7 +15,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ from expansion.sampler import SamplerConfig
 from expansion.writer import ExpansionWriter, merge_manifests, missing_items
 
 if TYPE_CHECKING:
-    from expansion.generation import Outcome
+    from expansion.generation import Outcome, Unit, Work
     from expansion.sampler import Sampler
 
 logger = logging.getLogger("expand")
@@ -179,7 +179,17 @@ def _generate(
         ExpansionWriter(plan.output_dir, plan.split, plan.total_split) as writer,
         tqdm(total=len(missing), desc=config.method, unit="image", disable=None) as bar,
     ):
-        return generate(sampler, job, plan.shard_units, missing, writer, bar.update)
+        return generate(sampler, job, _work(plan.shard_units, missing), writer, bar.update)
+
+
+def _work(units: Sequence[Unit], missing: Collection[tuple[str, int]]) -> Iterator[Work]:
+    """The units that lack images, with what they lack."""
+    for unit in units:
+        lacking = [
+            (r.file_name, variant) for r, variant in unit if (r.file_name, variant) in missing
+        ]
+        if lacking:
+            yield unit, lacking
 
 
 def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

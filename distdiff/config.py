@@ -51,7 +51,11 @@ class DistDiffConfig(SamplerConfig):
         choices=("paper", "released"),
     )
     loss_scale: float = option(1024.0, "factor on the energy during back-propagation in 16 bits")
-    gradient_checkpointing: bool = option(False, "less memory for the guided steps, more time")
+    gradient_checkpointing: bool = option(
+        False,
+        "recompute activations in the guided steps from the start: less memory, more time; "
+        "without it, only once memory ran out",
+    )
     log_energy: bool = option(
         True, "also measure the energy without guidance and after it, for the manifest"
     )

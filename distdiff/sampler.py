@@ -16,6 +16,7 @@ from distdiff.prototypes import Prototypes, build_prototypes, extract_features
 from expansion.backbones import Classifier, load_classifier
 from expansion.image_datasets import ImageRecord
 from expansion.img2img import Img2ImgSampler
+from expansion.phases import phase
 from expansion.sampler import Batch, Samples
 
 
@@ -34,6 +35,7 @@ class DistDiffSampler(Img2ImgSampler):
         super().__init__(pipeline, config)
         self.guide = guide.to(pipeline.device) if guide is not None else None
         self.guidance: Guidance | None = None
+        self.checkpoints = config.gradient_checkpointing
 
     @classmethod
     def build(
@@ -91,11 +93,12 @@ class DistDiffSampler(Img2ImgSampler):
         latents, _ = self.denoiser.run(latents, before, prompt_embeds)
         latents, figures = self._guided_window(latents, window, prompt_embeds, targets, generators)
         latents, _ = self.denoiser.run(latents, after, prompt_embeds)
-        details = [
-            {name: round(values[i].item(), 6) for name, values in figures.items()}
-            for i in range(len(latents))
-        ]
-        return Samples(self.codec.decode(latents), details)
+        return Samples(self.codec.decode(latents), figures)
+
+    def save_memory(self) -> bool:
+        """Recompute activations in the guided steps, unless that is done already."""
+        done, self.checkpoints = self.checkpoints, bool(self.config.targets)
+        return self.checkpoints and not done
 
     def _guided_window(
         self,
@@ -108,27 +111,29 @@ class DistDiffSampler(Img2ImgSampler):
         """Latents after the window, and figures (B,) about the guidance."""
         guidance = self.guidance
         if self.config.guidance_type == "direct_guidance":
-            with self._gradient_checkpointing():
+            with phase("guide"), self._gradient_checkpointing():
                 guided = guidance.direct(latents, window, prompt_embeds, targets)
             return guided.latents, guided.figures
         figures: dict[str, Tensor] = {}
         if self.config.log_energy:
-            figures["energy_unguided"] = guidance.look_ahead_energy(
-                latents, window, prompt_embeds, targets
-            )
-        with self._gradient_checkpointing():
+            with phase("guide"):
+                figures["energy_unguided"] = guidance.look_ahead_energy(
+                    latents, window, prompt_embeds, targets
+                )
+        with phase("guide"), self._gradient_checkpointing():
             guided = guidance.transform(latents, window, prompt_embeds, targets, generators)
         figures |= guided.figures
         latents, predictions = self.denoiser.run(guided.latents, window, prompt_embeds)
         if self.config.log_energy:
-            figures["energy_end"] = guidance.energy(predictions, targets)
+            with phase("guide"):
+                figures["energy_end"] = guidance.energy(predictions, targets)
         return latents, figures
 
     @contextmanager
     def _gradient_checkpointing(self) -> Iterator[None]:
-        """Recompute activations of U-Net and decoder inside, if the config asks for it."""
+        """Recompute activations of U-Net and decoder inside, if memory is scarce."""
         switched = []
-        if self.config.gradient_checkpointing:
+        if self.checkpoints:
             networks = (self.pipeline.unet, self.pipeline.vae)
             switched = [network for network in networks if not network.is_gradient_checkpointing]
         for network in switched:

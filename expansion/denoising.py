@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from expansion.phases import phase
 from expansion.sampler import SamplerConfig
 from expansion.stable_diffusion import ddim_scheduler
 
@@ -31,6 +32,9 @@ class Denoiser:
         self.scheduler.set_timesteps(config.num_inference_steps)
         all_timesteps = self.scheduler.timesteps.tolist()
         self.timesteps: list[int] = all_timesteps[-config.executed_steps :]
+        placed = torch.tensor(all_timesteps, device=pipeline.device)
+        # Copied to the device once: a copy in every step would wait for all work in the queue.
+        self._on_device = dict(zip(all_timesteps, placed))
 
     @property
     def uses_guidance(self) -> bool:
@@ -59,8 +63,13 @@ class Denoiser:
             timestep: Training timestep, one for all rows or (R,).
             prompt_embeds: (R, L, D).
         """
-        model_input = rows.to(self.unet.dtype)
-        return self.unet(model_input, timestep, encoder_hidden_states=prompt_embeds).sample.float()
+        if not isinstance(timestep, Tensor):
+            timestep = self._on_device[timestep]
+        with phase("denoise"):
+            output = self.unet(
+                rows.to(self.unet.dtype), timestep, encoder_hidden_states=prompt_embeds
+            )
+        return output.sample.float()
 
     def guide(self, prediction: Tensor) -> Tensor:
         """Rows as `predict` gives them to the U-Net, (2B or B, 4, h, w), to (B, 4, h, w)."""

@@ -92,13 +92,29 @@ class Batch:
     targets: Tensor
     source_seeds: Sequence[int]
 
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The variants from `start` to before `stop`, with the real images they need."""
+        index = self.source_index[start:stop]
+        used = index.unique()
+        return Batch(
+            images=self.images[used],
+            sources=[self.sources[i] for i in used.tolist()],
+            source_index=(index[:, None] == used).int().argmax(dim=1),
+            prompts=self.prompts[start:stop],
+            targets=self.targets[start:stop],
+            source_seeds=[self.source_seeds[i] for i in used.tolist()],
+        )
+
 
 @dataclass(frozen=True)
 class Samples:
-    """Generated images (B, 3, H, W) in [0, 1], and figures about each for the manifest."""
+    """Generated images (B, 3, H, W) in [0, 1], and figures (B,) about them for the manifest."""
 
     images: Tensor
-    details: Sequence[Mapping[str, float]] = field(default_factory=tuple)
+    details: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Sampler(Protocol):
@@ -124,3 +140,7 @@ class Sampler(Protocol):
         Randomness comes from that row's generator, or, where variants of one real image share it,
         from `batch.source_seeds`.
         """
+
+    def save_memory(self) -> bool:
+        """Use less memory from now on, at the cost of time; False if there is no way to."""
+        return False

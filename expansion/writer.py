@@ -29,6 +29,7 @@ from PIL import Image, PngImagePlugin
 from expansion.errors import InputError
 from expansion.image_datasets import ImageRecord
 from expansion.naming import variant_name
+from expansion.phases import phase
 from expansion.runs import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -73,17 +74,23 @@ class ExpansionWriter:
         """
         self.pending.append(self.pool.submit(self._write, pixels, dict(row)))
         if len(self.pending) > MAX_PENDING:
-            self._collect(self.pending[: MAX_PENDING // 2])
+            with phase("idle"):
+                self._collect(self.pending[: MAX_PENDING // 2])
             del self.pending[: MAX_PENDING // 2]
 
+    def record_failure(self, file_name: str, variant: int, reason: str) -> None:
+        """Say that a variant of the real image `file_name` could not be made."""
+        logger.error("%s, not written: %s variant %d", reason, file_name, variant)
+
     def _write(self, pixels: np.ndarray, row: dict[str, Any]) -> None:
-        path = self.output_dir / row["file_name"]
-        path.parent.mkdir(exist_ok=True)
-        encoded = io.BytesIO()
-        Image.fromarray(pixels).save(encoded, format="PNG", pnginfo=_png_text(row))
-        write_atomic(path, encoded.getvalue())
-        with self.lock:
-            append_line(self.manifest, json.dumps(row, ensure_ascii=False))
+        with phase("write"):
+            path = self.output_dir / row["file_name"]
+            path.parent.mkdir(exist_ok=True)
+            encoded = io.BytesIO()
+            Image.fromarray(pixels).save(encoded, format="PNG", pnginfo=_png_text(row))
+            write_atomic(path, encoded.getvalue())
+            with self.lock:
+                append_line(self.manifest, json.dumps(row, ensure_ascii=False))
 
     @staticmethod
     def _collect(futures: Iterable[Future]) -> None:

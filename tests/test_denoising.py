@@ -23,6 +23,7 @@ from expansion.denoising import Denoiser
 from expansion.generation import Job, generate, sample_finite
 from expansion.image_datasets import ImageRecord
 from expansion.img2img import Img2ImgSampler
+from expansion.memory import FittingSampler
 from expansion.prompts import template_prompts
 from expansion.sampler import Batch, SamplerConfig, Samples
 from expansion.stable_diffusion import LatentCodec, load_pipeline
@@ -261,13 +262,13 @@ class NanSampler:
 
 def test_a_nan_in_16_bits_is_repeated_once_in_float32_with_the_same_noise():
     sampler = NanSampler(torch.float16, nan_in=(torch.float16,))
-    samples = sample_finite(sampler, make_batch(), generators)
+    samples = sample_finite(FittingSampler(sampler), make_batch(), generators)
     assert [dtype for dtype, _ in sampler.seen] == [torch.float16, torch.float32]
     assert torch.equal(sampler.seen[0][1], sampler.seen[1][1])
     assert torch.equal(samples.images, sampler.seen[1][1])
     assert sampler.pipeline.unet.dtype == torch.float16
     quiet = NanSampler(torch.float16, nan_in=())
-    sample_finite(quiet, make_batch(), generators)
+    sample_finite(FittingSampler(quiet), make_batch(), generators)
     assert len(quiet.seen) == 1
 
 
@@ -280,10 +281,12 @@ def test_a_real_sampler_survives_the_repetition_in_float32():
 
     sampler = Img2ImgSampler(half, SamplerConfig(num_inference_steps=4, guidance_scale=2.0))
     hook = half.unet.register_forward_hook(spoil)
-    repeated = sample_finite(sampler, make_batch(), generators).images
+    repeated = sample_finite(FittingSampler(sampler), make_batch(), generators).images
     assert repeated.isfinite().all() and half.unet.dtype == torch.bfloat16
     hook.remove()
-    plain = sample_finite(sampler, make_batch(), generators).images  # and goes on in 16 bits
+    plain = sample_finite(
+        FittingSampler(sampler), make_batch(), generators
+    ).images  # and goes on in 16 bits
     assert (repeated - plain).abs().mean() < 0.05
 
 
@@ -304,7 +307,8 @@ def test_an_image_that_stays_nan_is_counted_and_not_written(tmp_path, make_folde
     )
     sampler = NanSampler(dtype, nan_in=(torch.float16, torch.float32))
     progress: list[int] = []
+    wanted = {(name, 0) for name in names}
     with ExpansionWriter(tmp_path, 0, 1) as writer:
-        outcome = generate(sampler, job, [unit], {(n, 0) for n in names}, writer, progress.append)
+        outcome = generate(sampler, job, [(unit, wanted)], writer, progress.append)
     assert (outcome.written, outcome.failed, progress) == (1, 1, [2])
     assert [p.name for p in tmp_path.glob("one/*")] == ["b_expand_0.png"]
