@@ -15,7 +15,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,16 @@ from expansion.errors import run_command
 from expansion.image_datasets import DEFAULT_DATASET, dataset_config, write_subset
 from expansion.plan import ExpandConfig, Plan, describe, identity_of, make_plan
 from expansion.prompts import overlong_warning
-from expansion.runs import check_claim, claim_folder, write_atomic
+from expansion.runs import (
+    check_claim,
+    check_writable,
+    claim_folder,
+    noticing_removal,
+    remove_partial_files,
+    write_atomic,
+)
 from expansion.sampler import SamplerConfig
+from expansion.stopping import StopRequest, finishing_first
 from expansion.writer import ExpansionWriter, merge_manifests, missing_items
 
 if TYPE_CHECKING:
@@ -115,17 +123,24 @@ def execute(plan: Plan) -> int:
     begun = time.monotonic()
     written = failed = 0
     if missing:
+        check_writable(plan.output_dir)
         sampler = _build_sampler(plan, device, dtype)
         _warn_of_long_prompts(plan, sampler)
         claim_folder(plan.output_dir, "expansion.yaml", identity, remedy)
         _write_classes(plan)
         config = plan.config
         write_subset(plan.records, config.shots, config.subset_seed, config.subset_file)
-        outcome = _generate(plan, sampler, identity, missing)
+        with finishing_first() as stop, noticing_removal(plan.output_dir):
+            outcome = _generate(plan, sampler, identity, missing, stop)
         written, failed = outcome.written, outcome.failed
+        if outcome.stopped:
+            return _report_stop(plan, stop, len(mine) - len(missing), written, len(mine))
     seconds = max(time.monotonic() - begun, 1e-3)
     rows = merge_manifests(plan.output_dir)
     unfinished = missing_items(plan.output_dir, plan.items, plan.stems)
+    if not unfinished and len(rows) < len(plan.items):
+        # Another process ended, and merged more rows, between the reading and the writing above.
+        rows = merge_manifests(plan.output_dir)
     logger.info(
         f"shard {plan.split} of {plan.total_split}: {written} images written, "
         f"{len(mine) - len(missing)} already there, {failed} failed, "
@@ -136,9 +151,28 @@ def execute(plan: Plan) -> int:
     logger.info(f"{plan.output_dir}: {done} of {len(plan.items)} images of all shards")
     if not unfinished:
         _write_contact_sheet(plan)
+        abandoned = remove_partial_files(plan.output_dir)
+        if abandoned:
+            logger.info(f"removed {abandoned} half-written files of processes that were killed")
         for name, mean in _mean_details(rows).items():
             logger.info(f"mean {name}: {mean:.4f}")
     return 1 if failed else 0
+
+
+def _report_stop(plan: Plan, stop: StopRequest, before: int, written: int, total: int) -> int:
+    """Say where the shard stopped; returns the exit status.
+
+    Args:
+        before: Images of the shard that were there already, of `total`.
+    """
+    done = before + written
+    logger.info(
+        f"stopped by {stop.signal.name}: {written} images written; shard {plan.split} of "
+        f"{plan.total_split} has {done} of {total} images, {total - done} are missing; run the "
+        "same command to go on"
+    )
+    merge_manifests(plan.output_dir)
+    return stop.exit_status
 
 
 def _build_sampler(plan: Plan, device: str, dtype: str) -> Sampler:
@@ -157,7 +191,11 @@ def _build_sampler(plan: Plan, device: str, dtype: str) -> Sampler:
 
 
 def _generate(
-    plan: Plan, sampler: Sampler, identity: Mapping[str, Any], missing: Collection[tuple[str, int]]
+    plan: Plan,
+    sampler: Sampler,
+    identity: Mapping[str, Any],
+    missing: Collection[tuple[str, int]],
+    stop: Callable[[], bool],
 ) -> Outcome:
     from tqdm import tqdm
 
@@ -179,7 +217,8 @@ def _generate(
         ExpansionWriter(plan.output_dir, plan.split, plan.total_split) as writer,
         tqdm(total=len(missing), desc=config.method, unit="image", disable=None) as bar,
     ):
-        return generate(sampler, job, _work(plan.shard_units, missing), writer, bar.update)
+        work = _work(plan.shard_units, missing)
+        return generate(sampler, job, work, writer, bar.update, stop)
 
 
 def _work(units: Sequence[Unit], missing: Collection[tuple[str, int]]) -> Iterator[Work]:

@@ -18,6 +18,7 @@ import logging
 import os
 import threading
 import uuid
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -51,14 +52,15 @@ class ExpansionWriter:
         process = uuid.uuid4().hex[:8]
         self.manifest = output_dir / f"manifest.{split}-of-{total_split}.{process}.jsonl"
         self.pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="writer")
-        self.pending: list[Future] = []
+        self.pending: deque[Future] = deque()
         self.lock = threading.Lock()
 
     def __enter__(self) -> ExpansionWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.pool.shutdown(wait=True)
+        at_once = isinstance(exception[1], KeyboardInterrupt)  # a second signal: leave the queue
+        self.pool.shutdown(wait=True, cancel_futures=at_once)
         if exception[0] is None:
             self._collect(self.pending)
 
@@ -72,11 +74,12 @@ class ExpansionWriter:
         Raises:
             OSError: An earlier image could not be written.
         """
+        while self.pending and self.pending[0].done():  # a full disk shows here, not hours later
+            self.pending.popleft().result()
         self.pending.append(self.pool.submit(self._write, pixels, dict(row)))
         if len(self.pending) > MAX_PENDING:
             with phase("idle"):
-                self._collect(self.pending[: MAX_PENDING // 2])
-            del self.pending[: MAX_PENDING // 2]
+                self._collect(self.pending.popleft() for _ in range(MAX_PENDING // 2))
 
     def record_failure(self, file_name: str, variant: int, reason: str) -> None:
         """Say that a variant of the real image `file_name` could not be made."""
