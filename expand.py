@@ -197,9 +197,8 @@ def _generate(
     missing: Collection[tuple[str, int]],
     stop: Callable[[], bool],
 ) -> Outcome:
-    from tqdm import tqdm
-
     from expansion.generation import Job, generate
+    from expansion.progress import SteadyBar
     from expansion.stable_diffusion import default_resolution
 
     config = plan.config
@@ -215,7 +214,7 @@ def _generate(
     )
     with (
         ExpansionWriter(plan.output_dir, plan.split, plan.total_split) as writer,
-        tqdm(total=len(missing), desc=config.method, unit="image", disable=None) as bar,
+        SteadyBar(total=len(missing), desc=config.method, unit="image", disable=None) as bar,
     ):
         work = _work(plan.shard_units, missing)
         return generate(sampler, job, work, writer, bar.update, stop)

@@ -223,7 +223,9 @@ class Rig:
 
     def prepare(self, methods: Sequence[str]) -> None:
         """Make an undisturbed set per method, in a new Python if any process is to be one."""
-        self.server.start([self.work_dir / "guide.pth.tar"], self.work_dir / "guide.log", GUIDE).wait()
+        self.server.start(
+            [self.work_dir / "guide.pth.tar"], self.work_dir / "guide.log", GUIDE
+        ).wait()
         for method in methods:
             folders = [self.work_dir / "reference" / f"{method}{i}" for i in range(2)]
             for folder, cold in zip(folders, (self.cold_share > 0, False)):
@@ -248,6 +250,9 @@ class Rig:
         first_kill = self.counts.kills
         complete = False
         while not complete and self.counts.kills - first_kill < num_kills:
+            state = state_of(folder, len(rows_of(self.references[kind.method].folder)))
+            if state.listed >= state.total and self.random.random() < 0.8:
+                break  # what little is left to do does not deserve more of the kills
             complete = self._attempt(name, kind, folder)
         if not complete:
             process = self.start(kind.method, folder)

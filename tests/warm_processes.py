@@ -25,7 +25,9 @@ MODULES = (
     *("expansion.img2img", "expansion.backbones", "distdiff.sampler", "dreamda.sampler"),
     *("transformers.models.clip", "diffusers.models.unets.unet_2d_condition", "accelerate"),
     *("diffusers.models.autoencoders.autoencoder_kl", "expansion.stable_diffusion"),
+    *("train_original", "train_expand", "expansion.training", "expansion.objectives"),
 )
+NUM_DIGITS = 20  # that an Expansion makes
 EXPAND = "import expand; from expansion.errors import run_command; run_command(expand.main)"
 WRITING_EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.truncate"}
 
@@ -145,6 +147,28 @@ class WarmProcesses:
         if die is not None:
             request["die"] = (str(die[0]), *die[1:])
         return WarmProcess(self, self.ask(request), log)
+
+
+class Expansion:
+    """Starts expansions of 20 digits in five batches into one folder."""
+
+    def __init__(self, server: WarmProcesses, data_dir: Path, output: Path, log: Path):
+        self.server, self.data_dir, self.output, self.log = server, data_dir, output, log
+
+    def start(self, *options: object, code: str = "", log: str = "log.txt") -> WarmProcess:
+        line = f"-d digits --data_dir {self.data_dir} --method img2img --shots 1 --batch_size 4"
+        line += " --num_images_per_prompt 2 --num_inference_steps 4 --device cpu"
+        arguments = [*line.split(), "--output_dir", self.output, *options]
+        return self.server.start(arguments, self.log.with_name(log), f"{code}\n{EXPAND}")
+
+    def run(self, *options: object, code: str = "") -> tuple[int, list[str]]:
+        """(exit status, lines of output)."""
+        status = self.start(*options, code=code).wait()
+        return status, self.log.read_text().splitlines()
+
+    @property
+    def images(self) -> list[Path]:
+        return sorted(self.output.glob("*/*.png"))
 
 
 def die_at_change(folder: str, number: int, seconds: float) -> None:
