@@ -157,8 +157,8 @@ class Plan:
 
     @property
     def shard_name(self) -> str:
-        """What the summary calls this process."""
-        return "joined" if self.split is None else f"shard {self.split} of {self.total_split}"
+        """What the summary calls the work of this process."""
+        return "all shards" if self.split is None else f"shard {self.split} of {self.total_split}"
 
     @cached_property
     def tars(self) -> TarLayout | None:

@@ -16,7 +16,8 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class ExpansionWriter:
         self.staging = staging
         self.manifest = ProcessManifest(output_dir, split, total_split)
         self.pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="writer")
-        self.pending: list[Future] = []
+        self.pending: deque[Future] = deque()
         self.failures: set[Pair] = set()
         self.last_unit = time.monotonic()
 
@@ -64,10 +65,11 @@ class ExpansionWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.pool.shutdown(wait=True)
+        at_once = isinstance(exception[1], KeyboardInterrupt)  # a second signal: leave the queue
+        self.pool.shutdown(wait=True, cancel_futures=at_once)
         try:
             if exception[0] is None:
-                self._collect(self.pending)
+                self.drain()
         finally:
             if self.manifest.path.exists():
                 with contextlib.suppress(OSError):  # the image's error is worth more
@@ -83,11 +85,17 @@ class ExpansionWriter:
         Raises:
             OSError: An earlier image could not be written.
         """
+        while self.pending and self.pending[0].done():  # a full disk shows here, not hours later
+            self.pending.popleft().result()
         self.pending.append(self.pool.submit(self._write, pixels, dict(row)))
         if len(self.pending) > MAX_PENDING:
             with phase("idle"):
-                self._collect(self.pending[: MAX_PENDING // 2])
-            del self.pending[: MAX_PENDING // 2]
+                self.drain(MAX_PENDING // 2)
+
+    def drain(self, num_left: int = 0) -> None:
+        """Wait until at most `num_left` images are not on disk; raises OSError as `write` does."""
+        while len(self.pending) > num_left:
+            self.pending.popleft().result()
 
     def record_failure(self, file_name: str, variant: int, reason: str) -> None:
         """Say that a variant of the real image `file_name` could not be made."""
@@ -113,11 +121,6 @@ class ExpansionWriter:
                 path.parent.mkdir(exist_ok=True)
                 write_atomic(path, encoded)
             self.manifest.append(row)
-
-    @staticmethod
-    def _collect(futures: Iterable[Future]) -> None:
-        for future in futures:
-            future.result()
 
 
 def write_staged(path: Path, content: bytes, attempts: int = 5) -> None:
