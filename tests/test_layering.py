@@ -24,7 +24,8 @@ TORCH_FREE = [
         for name in (
             "errors stopping config seeding sharding runs prompts sampler checkpoints recipe naming figures "
             "image_datasets records readers list_readers mat_reader array_files array_readers "
-            "check_dataset splits plan experiment writer devices"
+            "check_dataset splits plan experiment writer devices manifest expanded_set tars work_queue "
+            "status"
         ).split()
     ),
     "distdiff.config",
