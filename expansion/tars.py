@@ -111,6 +111,8 @@ def pack_complete(
         with contextlib.suppress(FileNotFoundError):  # another process has packed it meanwhile
             _pack(stored, layout, number, absent)
             shutil.rmtree(staging, ignore_errors=True)
+    with contextlib.suppress(OSError):  # more tars are not packed yet
+        (stored.output_dir / STAGING).rmdir()
 
 
 class RecentTars:
