@@ -16,7 +16,7 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from expansion.config import (
 )
 from expansion.devices import usable_device
 from expansion.errors import run_command
-from expansion.expanded_set import StoredSet, generated_record
+from expansion.expanded_set import Pair, StoredSet, generated_record
 from expansion.image_datasets import (
     DEFAULT_DATASET,
     dataset_config,
@@ -159,7 +159,7 @@ def execute(plan: Plan) -> int:
         config = plan.config
         write_subset(plan.records, config.shots, config.subset_seed, config.subset_file)
         with finishing_first() as stop, noticing_removal(plan.output_dir):
-            outcome = _generate(plan, sampler, identity, stored, len(missing), stop)
+            outcome = _generate(plan, sampler, identity, stored, missing, stop)
         written, failed = outcome.written, outcome.failed
         if outcome.stopped:
             return _report_stop(plan, stored, stop, written)
@@ -233,7 +233,7 @@ def _generate(
     sampler: Sampler,
     identity: Mapping[str, Any],
     stored: StoredSet,
-    num_missing: int,
+    missing: Collection[Pair],
     stop: Callable[[], bool],
 ) -> Outcome:
     from expansion.generation import Job, generate
@@ -251,16 +251,21 @@ def _generate(
         prompts=plan.prompts,
         stems=plan.stems,
     )
-    units = plan.shard_units
+    # What is complete now stays so: only the others are looked at again, each before its turn.
+    units = [
+        (number, items)
+        for number, items in plan.shard_units
+        if any((record.file_name, variant) in missing for record, variant in items)
+    ]
     if plan.split is None:
         random.Random().shuffle(units)  # another order in each process; it decides nothing else
     staging = tars.staging_of if tars else None
     with (
         Claims(plan.output_dir, len(plan.units)) as claims,
         ExpansionWriter(plan.output_dir, plan.split, plan.total_split, staging) as writer,
-        SteadyBar(total=num_missing, desc=config.method, unit="image", disable=None) as bar,
+        SteadyBar(total=len(missing), desc=config.method, unit="image", disable=None) as bar,
     ):
-        note_start(writer.manifest, plan, num_missing)
+        note_start(writer.manifest, plan, len(missing))
 
         def progress(num_images: int) -> None:
             bar.update(num_images)

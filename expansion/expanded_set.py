@@ -47,9 +47,9 @@ class StoredSet:
         self._manifests = ManifestReader(output_dir)
         self.refresh()
 
-    def refresh(self) -> None:
-        """Read what manifests list since the last time."""
-        for line in self._manifests.new_lines():
+    def refresh(self, growing_only: bool = False) -> None:
+        """Read what manifests list since the last time; see `ManifestReader.new_lines`."""
+        for line in self._manifests.new_lines(growing_only):
             if line.is_event:
                 continue
             row = line.row()

@@ -99,9 +99,16 @@ class ManifestReader:
         # path -> (inode, bytes read, lines read); another inode is a manifest that was replaced.
         self.places: dict[Path, tuple[int, int, int]] = {}
 
-    def new_lines(self) -> Iterator[Line]:
-        """Lines that were not returned before, in the order of their manifests' names."""
+    def new_lines(self, growing_only: bool = False) -> Iterator[Line]:
+        """Lines that were not returned before, in the order of their manifests' names.
+
+        Args:
+            growing_only: Do not look again at manifests of tars, of which there may be thousands:
+                they are written once, or replaced after damage.
+        """
         for path in manifest_paths(self.output_dir):
+            if growing_only and path in self.places and not is_of_process(path):
+                continue
             try:
                 state = path.stat()
             except FileNotFoundError:  # removed since it was listed
@@ -130,6 +137,11 @@ def manifest_paths(output_dir: Path) -> list[Path]:
         return []
     found = [n for n in names if n.startswith("manifest.") and n.endswith(".jsonl")]
     return [output_dir / name for name in sorted(found)]
+
+
+def is_of_process(path: Path) -> bool:
+    """Whether a manifest is of a process, rather than of a tar."""
+    return path.name.count(".") == 3
 
 
 def read_manifest(output_dir: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from expansion.config import config_hash
 from expansion.errors import InputError
-from expansion.manifest import Line, ManifestReader, ProcessManifest
+from expansion.manifest import Line, ManifestReader, ProcessManifest, is_of_process
 from expansion.runs import write_atomic
 
 if TYPE_CHECKING:
@@ -170,13 +170,13 @@ def _read(output_dir: Path) -> tuple[list[Process], set[bytes]]:
     packed = set()
     for line in ManifestReader(output_dir).new_lines():
         if line.path not in processes:
-            _, whose, *rest = line.path.name.split(".")
-            numbers = [int(n) for n in whose.split("-of-") if n.isdigit()]
-            shard = (numbers[0], numbers[1]) if len(numbers) == 2 else None
-            if len(rest) < 2:
+            if not is_of_process(line.path):
                 packed.add(_name(line))
                 continue
-            processes[line.path] = Process(rest[0], shard)
+            _, whose, process, _ = line.path.name.split(".")
+            numbers = [int(n) for n in whose.split("-of-") if n.isdigit()]
+            shard = (numbers[0], numbers[1]) if len(numbers) == 2 else None
+            processes[line.path] = Process(process, shard)
         processes[line.path].add(line)
     return list(processes.values()), packed
 

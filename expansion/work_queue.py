@@ -110,5 +110,5 @@ def pending_work(
 
 
 def _look_again(stored: StoredSet, claims: Claims) -> None:
-    stored.refresh()
+    stored.refresh(growing_only=True)
     claims.release_done(stored)
