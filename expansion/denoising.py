@@ -14,7 +14,7 @@ from torch import Tensor
 
 from expansion.phases import phase
 from expansion.sampler import SamplerConfig
-from expansion.stable_diffusion import ddim_scheduler
+from expansion.stable_diffusion import ddim_scheduler, weight_dtype
 
 
 class Denoiser:
@@ -67,7 +67,7 @@ class Denoiser:
             timestep = self._on_device[timestep]
         with phase("denoise"):
             output = self.unet(
-                rows.to(self.unet.dtype), timestep, encoder_hidden_states=prompt_embeds
+                rows.to(weight_dtype(self.unet)), timestep, encoder_hidden_states=prompt_embeds
             )
         return output.sample.float()
 

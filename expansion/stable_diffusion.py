@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from expansion.caching import RecentlyUsed
 from expansion.checkpoints import check_model_folder, check_scheduler
@@ -107,6 +107,11 @@ def default_resolution(pipeline: StableDiffusionPipeline) -> int:
     return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
 
 
+def weight_dtype(network: nn.Module) -> torch.dtype:
+    """Of the first weight; diffusers' own `dtype` walks over all of them, which takes 1 ms."""
+    return next(network.parameters()).dtype
+
+
 class PromptEncoder:
     """Prompt embeddings, computed once per distinct text, one text at a time.
 
@@ -162,7 +167,7 @@ class LatentCodec:
     def encode_one(self, source: str, image: Tensor, generator: torch.Generator) -> Tensor:
         """A posterior sample (1, 4, h, w) of the real image (3, H, W) that `source` names."""
         posterior = self.posteriors.get(
-            (source, self.vae.dtype), lambda: self._posterior(image[None] * 2 - 1)
+            (source, weight_dtype(self.vae)), lambda: self._posterior(image[None] * 2 - 1)
         )
         return posterior.sample(generator).float() * self.vae.config.scaling_factor
 
@@ -173,10 +178,11 @@ class LatentCodec:
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """The decoder's own output: about [-1, 1], not clamped; (B, 3, H, W), float32."""
-        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        scaled = (latents / self.vae.config.scaling_factor).to(weight_dtype(self.vae))
         parts = scaled.split(max(1, LATENTS_AT_ONCE // scaled[0, 0].numel()))
         return torch.cat([self.vae.decode(part).sample.float() for part in parts])
 
     def _posterior(self, pixel_values: Tensor) -> DiagonalGaussianDistribution:
         with phase("encode"):
-            return self.vae.encode(pixel_values.to(self.vae.device, self.vae.dtype)).latent_dist
+            images = pixel_values.to(self.vae.device, weight_dtype(self.vae))
+            return self.vae.encode(images).latent_dist
