@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
@@ -69,6 +69,29 @@ def load_pipeline(
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
     return pipeline
+
+
+def load_tiny_decoder(name_or_path: str, pipeline: StableDiffusionPipeline) -> AutoencoderTiny:
+    """A distilled autoencoder (TAESD and its kin) for the latents of `pipeline`, frozen.
+
+    Raises:
+        InputError: It cannot be loaded, or makes images of another size.
+    """
+    try:
+        with quiet_libraries():
+            decoder = AutoencoderTiny.from_pretrained(
+                name_or_path, dtype=weight_dtype(pipeline.vae), use_safetensors=True
+            )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot load the tiny decoder {name_or_path}: {reason}") from error
+    factor = 2 ** (len(decoder.config.decoder_block_out_channels) - 1)
+    if factor != pipeline.vae_scale_factor:
+        raise InputError(
+            f"the tiny decoder {name_or_path} enlarges latents {factor} times, the checkpoint "
+            f"{pipeline.vae_scale_factor} times; give the one that was made for it"
+        )
+    return decoder.eval().requires_grad_(False).to(pipeline.device)
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
