@@ -119,7 +119,7 @@ def load_dataset(
     can_split = test_fraction is not None and isinstance(layout, SplitOptions)
     if can_split:
         layout = dataclasses.replace(layout, test_fraction=test_fraction, train_per_class=None)
-    title = name if _yaml_path(name).is_file() else root.name
+    title = _title(name, root)
     reader = READERS[config.reader][1](layout, root, title)
     require(
         test_fraction is None or (can_split and reader.splits_by_seed),
@@ -132,6 +132,11 @@ def load_dataset(
 def dataset_config(name: str, data_dir: str | Path = "data") -> DatasetConfig:
     """Settings of a dataset without reading its folders; raises InputError for an unknown name."""
     return _resolve(name, Path(data_dir))[0]
+
+
+def dataset_title(name: str, data_dir: str | Path = "data") -> str:
+    """What folders of results call a dataset, found as in `dataset_config`."""
+    return _title(name, _resolve(name, Path(data_dir))[2])
 
 
 def unlabeled_records(folder: str | Path) -> list[ImageRecord]:
@@ -290,6 +295,10 @@ def _resolve_folder(root: Path) -> tuple[DatasetConfig, Any, Path]:
     if layout is None or (train.is_dir() and any(p.is_dir() for p in train.iterdir())):
         return DatasetConfig(), FolderLayout(), root
     return DatasetConfig(reader="list"), layout, root
+
+
+def _title(name: str, root: Path) -> str:
+    return name if _yaml_path(name).is_file() else root.name
 
 
 def _yaml_path(name: str) -> Path:

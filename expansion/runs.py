@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,20 @@ def partial_path(path: Path) -> Path:
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name in the same folder, then rename it."""
+    content = content.encode() if isinstance(content, str) else content
+    try:
+        _write_and_rename(path, content)
+    except FileNotFoundError:
+        _write_and_rename(path, content)  # see remove_partial_files
+    except OSError as error:
+        error.filename = str(path)  # a full disk is reported without one
+        raise
+
+
+def _write_and_rename(path: Path, content: bytes) -> None:
     partial = partial_path(path)
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.write_bytes(content)
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -58,6 +69,44 @@ def write_if_absent(path: Path, content: str) -> bool:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def remove_partial_files(folder: Path) -> int:
+    """Remove what killed processes left half-written in a finished folder; returns how many files.
+
+    Whether a process on another machine still lives cannot be known: one that does and loses its
+    file here writes it again.
+    """
+    removed = 0
+    for path in folder.rglob(".*.partial"):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            removed += 1
+    return removed
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError unless files can be made in `folder`, which need not exist yet."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{place} cannot be written; change its permissions or choose another folder"
+        )
+
+
+@contextlib.contextmanager
+def noticing_removal(folder: Path) -> Iterator[None]:
+    """A FileNotFoundError inside that comes from the loss of `folder` becomes an InputError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if folder.is_dir():
+            raise
+        raise InputError(
+            f"{folder} vanished during the run; see to the disk, then run the same command again"
+        ) from error
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -109,8 +158,9 @@ def claim_folder(folder: Path, file_name: str, identity: Mapping[str, Any], reme
         InputError: See `check_claim`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file_name
     content = to_yaml({**identity, "made_with": provenance()})
-    if not write_if_absent(folder / file_name, content):
+    if path.exists() or not write_if_absent(path, content):
         check_claim(folder, file_name, identity, remedy)
 
 

@@ -135,7 +135,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, arguments, undisturbed
     assert 5 <= len(before) <= 7
     expand.main(arguments(tmp_path))
     assert content(tmp_path) == content(undisturbed)
-    complete = {json.loads(line)["file_name"] for line in _first_manifest(tmp_path)}
+    lines = [json.loads(line) for line in _first_manifest(tmp_path)]
+    complete = {line["file_name"] for line in lines if "event" not in line}
     assert len(complete) >= 5  # finished before the kill, so not made again
     assert all(times(tmp_path)[Path(name).name] == before[Path(name).name] for name in complete)
 

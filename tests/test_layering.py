@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 METHOD_PACKAGES = ("distdiff", "dreamda", "baselines")
-LAYER_0 = {"errors", "config", "seeding", "sharding", "runs", "prompts"}
+LAYER_0 = {"errors", "stopping", "config", "seeding", "sharding", "runs", "prompts"}
 LAYER_2 = {"training", "experiment", "generation", "contenders"}
 COMMANDS = {"expansion.benchmark"}  # a command in all but its place
 OBJECT_NAME = re.compile(r"([a-z_0-9]+(?:\.[a-z_0-9]+)*):[A-Za-z_]\w*")  # "module:Class"
@@ -23,9 +23,10 @@ TORCH_FREE = [
     *(
         f"expansion.{name}"
         for name in (
-            "errors config seeding sharding runs prompts sampler checkpoints recipe naming figures "
+            "errors stopping config seeding sharding runs prompts sampler checkpoints recipe naming figures "
             "image_datasets records readers list_readers mat_reader array_files array_readers "
-            "check_dataset splits plan experiment writer devices phases benchmark"
+            "check_dataset splits plan experiment writer devices manifest expanded_set tars work_queue "
+            "status phases benchmark batch_size"
         ).split()
     ),
     "distdiff.config",
