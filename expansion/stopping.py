@@ -55,15 +55,24 @@ class StopRequest:
 
 @contextmanager
 def ending_at_once() -> Iterator[StopRequest]:
-    """SIGINT and SIGTERM raise Stopped inside."""
+    """SIGINT and SIGTERM raise Stopped inside.
+
+    From then on nothing is printed of errors in finalizers: a signal to the whole process group
+    also ends the workers that these wait for.
+    """
     request = StopRequest()
+    report = sys.unraisablehook
 
     def stop(number: int, _: FrameType | None) -> None:
+        sys.unraisablehook = lambda _: None
         if request.note(number) != "repetition":  # one could disturb the clean-up after the first
             raise Stopped
 
-    with _handler(stop):
-        yield request
+    try:
+        with _handler(stop):
+            yield request
+    finally:
+        sys.unraisablehook = report
 
 
 @contextmanager

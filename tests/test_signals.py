@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import signal
@@ -191,6 +192,18 @@ def test_trainings_that_are_killed_go_on_to_the_same_result(training):
         assert training.start(name).wait() == 0
         assert training.outcome(name) == training.outcome("whole"), number
     assert kills >= 4
+
+
+@SIGNALS
+def test_a_signal_to_training_and_its_loading_processes_is_one_line_too(training, number, status):
+    """As from a terminal or SLURM: every process of the group gets it."""
+    more = "import sys\nsys.argv += '--workers 2 --max_train_steps 3000 --eval_steps 3'.split()"
+    process = training.start("workers", more)
+    wait_for(lambda: any((training.folder / "workers").rglob("checkpoint.pth.tar")), process)
+    os.killpg(process.pid, number)
+    assert process.wait(seconds=20) == status
+    name = signal.Signals(number).name
+    assert process.log.read_text() == f"stopped by {name}; run the same command to go on\n"
 
 
 @SIGNALS
