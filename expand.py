@@ -30,7 +30,7 @@ from expansion.config import (
     load_yaml,
     unknown_name,
 )
-from expansion.devices import usable_device
+from expansion.devices import keep_freed_memory, usable_device
 from expansion.errors import run_command
 from expansion.image_datasets import DEFAULT_DATASET, dataset_config, write_subset
 from expansion.plan import ExpandConfig, Plan, describe, identity_of, make_plan
@@ -238,6 +238,8 @@ def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _device_and_dtype(config: ExpandConfig) -> tuple[str, str]:
     device = usable_device(config.device)
+    if device == "cpu":
+        keep_freed_memory()
     automatic = "float16" if device.startswith("cuda") else "float32"
     return device, automatic if config.dtype == "auto" else config.dtype
 

@@ -88,6 +88,29 @@ def noticing_removal(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def write_if_absent(path: Path, content: str) -> bool:
+    """Write a file whole unless it is there; of several processes one is the first: True."""
+    if path.exists():
+        return False
+    partial = partial_path(path)
+    try:
+        partial.write_text(content)
+        os.link(partial, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP):
+            raise
+        if path.exists():  # a file system without hard links
+            return False
+        partial.replace(path)
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
 def to_yaml(values: Mapping[str, Any]) -> str:
     """YAML text in the order of the keys; tuples become lists."""
     return yaml.safe_dump(json.loads(json.dumps(values, default=str)), sort_keys=False, width=100)
@@ -137,25 +160,9 @@ def claim_folder(folder: Path, file_name: str, identity: Mapping[str, Any], reme
         InputError: See `check_claim`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_name
-    if path.exists():
+    content = to_yaml({**identity, "made_with": provenance()})
+    if not write_if_absent(folder / file_name, content):
         check_claim(folder, file_name, identity, remedy)
-        return
-    partial = partial_path(path)
-    try:
-        partial.write_text(to_yaml({**identity, "made_with": provenance()}))
-        os.link(partial, path)  # fails if another process was first
-    except FileExistsError:
-        check_claim(folder, file_name, identity, remedy)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP):
-            raise
-        check_claim(folder, file_name, identity, remedy)  # a file system without hard links
-        if not path.exists():
-            partial.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def is_done(run_dir: Path) -> bool:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from expansion.caching import RecentlyUsed
 from expansion.checkpoints import check_model_folder, check_scheduler
@@ -71,6 +71,29 @@ def load_pipeline(
     return pipeline
 
 
+def load_tiny_decoder(name_or_path: str, pipeline: StableDiffusionPipeline) -> AutoencoderTiny:
+    """A distilled autoencoder (TAESD and its kin) for the latents of `pipeline`, frozen.
+
+    Raises:
+        InputError: It cannot be loaded, or makes images of another size.
+    """
+    try:
+        with quiet_libraries():
+            decoder = AutoencoderTiny.from_pretrained(
+                name_or_path, dtype=weight_dtype(pipeline.vae), use_safetensors=True
+            )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot load the tiny decoder {name_or_path}: {reason}") from error
+    factor = 2 ** (len(decoder.config.decoder_block_out_channels) - 1)
+    if factor != pipeline.vae_scale_factor:
+        raise InputError(
+            f"the tiny decoder {name_or_path} enlarges latents {factor} times, the checkpoint "
+            f"{pipeline.vae_scale_factor} times; give the one that was made for it"
+        )
+    return decoder.eval().requires_grad_(False).to(pipeline.device)
+
+
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
     """Write a diffusers folder with weights in `dtype`; the pipeline itself is left in float32.
 
@@ -105,6 +128,11 @@ def ddim_scheduler(pipeline: StableDiffusionPipeline) -> DDIMScheduler:
 def default_resolution(pipeline: StableDiffusionPipeline) -> int:
     """Side in pixels that the U-Net was trained for."""
     return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+
+
+def weight_dtype(network: nn.Module) -> torch.dtype:
+    """Of the first weight; diffusers' own `dtype` walks over all of them, which takes 1 ms."""
+    return next(network.parameters()).dtype
 
 
 class PromptEncoder:
@@ -162,7 +190,7 @@ class LatentCodec:
     def encode_one(self, source: str, image: Tensor, generator: torch.Generator) -> Tensor:
         """A posterior sample (1, 4, h, w) of the real image (3, H, W) that `source` names."""
         posterior = self.posteriors.get(
-            (source, self.vae.dtype), lambda: self._posterior(image[None] * 2 - 1)
+            (source, weight_dtype(self.vae)), lambda: self._posterior(image[None] * 2 - 1)
         )
         return posterior.sample(generator).float() * self.vae.config.scaling_factor
 
@@ -173,10 +201,11 @@ class LatentCodec:
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """The decoder's own output: about [-1, 1], not clamped; (B, 3, H, W), float32."""
-        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        scaled = (latents / self.vae.config.scaling_factor).to(weight_dtype(self.vae))
         parts = scaled.split(max(1, LATENTS_AT_ONCE // scaled[0, 0].numel()))
         return torch.cat([self.vae.decode(part).sample.float() for part in parts])
 
     def _posterior(self, pixel_values: Tensor) -> DiagonalGaussianDistribution:
         with phase("encode"):
-            return self.vae.encode(pixel_values.to(self.vae.device, self.vae.dtype)).latent_dist
+            images = pixel_values.to(self.vae.device, weight_dtype(self.vae))
+            return self.vae.encode(images).latent_dist
