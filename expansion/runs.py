@@ -52,6 +52,8 @@ def _write_and_rename(path: Path, content: bytes) -> None:
 
 def write_if_absent(path: Path, content: str) -> bool:
     """Write a file whole unless it is there; of several processes one is the first: True."""
+    if path.exists():
+        return False
     partial = partial_path(path)
     try:
         partial.write_text(content)
@@ -158,9 +160,8 @@ def claim_folder(folder: Path, file_name: str, identity: Mapping[str, Any], reme
         InputError: See `check_claim`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_name
     content = to_yaml({**identity, "made_with": provenance()})
-    if path.exists() or not write_if_absent(path, content):
+    if not write_if_absent(folder / file_name, content):
         check_claim(folder, file_name, identity, remedy)
 
 

@@ -133,8 +133,8 @@ def test_a_disk_that_becomes_read_only_ends_in_one_line(expansion, small_disk, w
 
 
 def test_a_folder_that_vanishes_is_named_and_made_anew(expansion, whole_set):
-    code = f"import os\ndef fault(folder): os.rename(folder, folder + '.gone')\n{BEFORE_THE_THIRD_BATCH}"
-    status, lines = expansion.run(code=code)
+    fault = "import os\ndef fault(folder): os.rename(folder, folder + '.gone')\n"
+    status, lines = expansion.run(code=fault + BEFORE_THE_THIRD_BATCH)
     assert status == 2 and lines[-1].startswith(
         f"error: {expansion.output} vanished during the run"
     )

@@ -23,7 +23,7 @@ TORCH_FREE = [
     *(
         f"expansion.{name}"
         for name in (
-            "errors stopping config seeding sharding runs prompts sampler checkpoints recipe naming figures "
+            "errors stopping config seeding sharding runs prompts sampler checkpoints recipe naming "
             "image_datasets records readers list_readers mat_reader array_files array_readers "
             "check_dataset splits plan experiment writer devices manifest expanded_set tars work_queue "
             "status phases benchmark batch_size"
