@@ -31,7 +31,7 @@ from expansion.config import (
     unknown_name,
 )
 from expansion.devices import usable_device
-from expansion.errors import run_command
+from expansion.errors import brief, run_command
 from expansion.image_datasets import DEFAULT_DATASET, dataset_config, write_subset
 from expansion.plan import ExpandConfig, Plan, describe, identity_of, make_plan
 from expansion.prompts import overlong_warning
@@ -77,7 +77,7 @@ def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, bool]:
         or next((s.values[key] for s in reversed(given) if key in s.values), default)
         for key, default in (("method", DEFAULT_METHOD), ("dataset", DEFAULT_DATASET))
     )
-    if method not in SAMPLERS:
+    if method not in tuple(SAMPLERS):
         raise unknown_name("method", method, list(SAMPLERS))
     config_class = import_object(SAMPLERS[method][0])
     parser = argparse.ArgumentParser(
@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, bool]:
     add_options(parser, ExpandConfig, "run")
     add_options(parser, config_class, f"method {method}")
     options = parser.parse_args(arguments)
-    dataset = dataset_config(name, options.data_dir if "data_dir" in options else "data")
+    dataset = dataset_config(name if isinstance(name, str) else brief(name), options.data_dir if "data_dir" in options else "data")
     sources = [
         *(load_yaml(path) for path in _method_files(method)),
         Source({"method": method}, "method"),
@@ -184,8 +184,13 @@ def _generate(
 
 def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means over all images of the figures that the method left in the manifest."""
-    names = [name for name in rows[0].get("details", {})] if rows else []
-    return {name: sum(row["details"][name] for row in rows) / len(rows) for name in names}
+    names = rows[0].get("details", {}) if rows else {}
+    columns = {name: [row.get("details", {}).get(name) for row in rows] for name in names}
+    return {
+        name: sum(values) / len(rows)
+        for name, values in columns.items()
+        if all(isinstance(value, float) for value in values)
+    }
 
 
 def _device_and_dtype(config: ExpandConfig) -> tuple[str, str]:

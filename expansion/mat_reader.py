@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from expansion.config import option, require
-from expansion.errors import InputError
+from expansion.errors import InputError, brief
 from expansion.list_readers import Row, RowsReader, lack
 from expansion.readers import require_root
 from expansion.records import shown
@@ -69,7 +68,7 @@ def _annotated_rows(path: Path, names: Sequence[str], folder: str) -> list[Row]:
             f"{path}: its annotations have no fields fname and class; "
             "give the file that holds the labels",
         )
-        number = int(entry["class"])
+        number = _whole(path, entry["class"])
         require(
             1 <= number <= len(names),
             f"{path}: class {number} of {entry['fname']}, but there are {len(names)} class names",
@@ -83,7 +82,7 @@ def _mat_classes(layout: MatLayout, root: Path) -> list[str]:
     path = _find(root, [layout.class_file])
     if path is None:
         raise InputError(lack(root, "training", [layout.class_file]))
-    return [str(name) for name in np.atleast_1d(_load(path, "class_names"))]
+    return [str(name) for name in _vector(path, "class_names")]
 
 
 def _numbered_rows(layout: MatLayout, root: Path) -> dict[str, list[Row]]:
@@ -94,17 +93,17 @@ def _numbered_rows(layout: MatLayout, root: Path) -> dict[str, list[Row]]:
         if path is None:
             raise InputError(lack(root, "training", [str(name)]))
         paths.append(path)
-    labels = np.atleast_1d(_load(paths[0], "labels"))
+    labels = [_whole(paths[0], label) for label in _vector(paths[0], "labels")]
     rows: dict[str, list[Row]] = {}
     for split, vectors in (("train", layout.train_ids), ("test", layout.test_ids)):
-        ids = [int(i) for name in vectors for i in np.atleast_1d(_load(paths[1], name))]
+        ids = [_whole(paths[1], i) for name in vectors for i in _vector(paths[1], name)]
         outside = [str(i) for i in ids if not 1 <= i <= len(labels)]
         require(
             not outside,
             f"{paths[1]}: image {shown(outside)}, but {paths[0]} has {len(labels)} labels",
         )
         rows[split] = [
-            Row(layout.image_path.format(id=i), str(labels[i - 1]), int(labels[i - 1]))
+            Row(layout.image_path.format(id=i), str(labels[i - 1]), labels[i - 1])
             for i in sorted(ids)
         ]
     return rows
@@ -113,15 +112,31 @@ def _numbered_rows(layout: MatLayout, root: Path) -> dict[str, list[Row]]:
 def _load(path: Path, variable: str) -> Any:
     """One variable of a MATLAB file, structs as dictionaries."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
         found = loadmat(path, simplify_cells=True)
-    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError, zlib.error) as error:
+    except Exception as error:  # a damaged file makes the reader fail in any way
         raise InputError(f"cannot read {path} as a MATLAB file: {error}") from error
     names = [name for name in found if not name.startswith("__")]
     require(variable in found, f"{path} holds no {variable!r}, only {shown(names)}")
     return found[variable]
+
+
+def _vector(path: Path, variable: str) -> np.ndarray:
+    """A variable as a vector of scalars or of texts."""
+    found = np.atleast_1d(np.asarray(_load(path, variable), dtype=object))
+    require(found.ndim == 1, f"{path}: {variable!r} is no vector, its shape is {found.shape}")
+    return found
+
+
+def _whole(path: Path, value: Any) -> int:
+    """A number of a MATLAB file, where any number may be stored as a float."""
+    number = isinstance(value, int | float | np.integer | np.floating)
+    require(
+        number and float(value).is_integer(),
+        f"{path}: expected a whole number, got {brief(value)}",
+    )
+    return int(value)
 
 
 def _year_first(name: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from expansion.checkpoints import (
+    LARGEST_RESOLUTION,
     check_model_folder,
     file_fingerprint,
     locate_model,
@@ -34,6 +36,8 @@ from expansion.prompts import (
 from expansion.runs import to_yaml
 from expansion.sampler import SamplerConfig
 from expansion.sharding import make_units, resolve_shard, take_shard
+
+LARGEST_COUNT = 1_000_000  # variants or images of a batch; the plan lists every variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +95,14 @@ class ExpandConfig:
 
     def __post_init__(self):
         for name in ("num_images_per_prompt", "batch_size"):
-            require(
-                getattr(self, name) > 0, f"{name} {getattr(self, name)}: give a positive number"
-            )
+            value = getattr(self, name)
+            require(value > 0, f"{name} {value}: give a positive number")
+            require(value <= LARGEST_COUNT, f"{name} {value}: give at most {LARGEST_COUNT}")
+        resolution = self.resolution
+        require(
+            resolution is None or 0 < resolution <= LARGEST_RESOLUTION,
+            f"resolution {resolution}: give 1 to {LARGEST_RESOLUTION} pixels",
+        )
         require(
             self.prompts_file is None or self.prompt_template is None,
             f"prompts_file {self.prompts_file} and prompt_template {self.prompt_template!r}: "
@@ -153,6 +162,8 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     folders = folder_names(dataset.class_names)
     exp = config.exp or f"{config.method}_{config.num_images_per_prompt}x"
     output_dir = Path(config.data_dir) / f"{dataset.name}_expansion" / exp
+    output_dir = Path(config.output_dir) if config.output_dir else output_dir
+    _check_class_folders(output_dir, folders.values())
     return Plan(
         config=config,
         method_config=method_config,
@@ -162,11 +173,22 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
         prompts=_prompts(config, dataset, everything, records),
         stems=image_stems(everything, folders),
         folders=folders,
-        output_dir=Path(config.output_dir) if config.output_dir else output_dir,
+        output_dir=output_dir,
         model=model,
         split=split,
         total_split=total_split,
     )
+
+
+def _check_class_folders(output_dir: Path, folders: Iterable[str]) -> None:
+    """Raise InputError for one that would carry the images elsewhere, or can hold none."""
+    for path in (output_dir / folder for folder in folders):
+        require(
+            not path.is_symlink(),
+            f"{path} is a symbolic link, so its images would be written outside {output_dir}; "
+            "remove it, or link the whole folder",
+        )
+        require(path.is_dir() or not path.exists(), f"{path} is no folder; remove it")
 
 
 def _prompts(

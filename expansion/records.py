@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from expansion.errors import InputError
+from expansion.config import require
+from expansion.errors import InputError, is_text
 
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif".split())
 # EXIF orientation -> what makes the image upright; read alone, as other tags may be malformed.
@@ -27,9 +28,10 @@ EXIF_TURNS = dict(
         ],
     )
 )
-# What Pillow raises for a file that is no image, is cut off, or is far too large (before it
-# reserves memory for the pixels).
-READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Pillow knows some forty formats more, one of which calls another program (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "MPO")
+# A line of pixels made square by its shorter side would fill the memory.
+LARGEST_RATIO = 100  # of the sides
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,15 @@ class ImageRecord:
     def load(self) -> Image.Image:
         """The image as upright RGB. Raises InputError, naming the file, when it cannot be read."""
         try:
-            with Image.open(self.path) as image:
+            with Image.open(self.path, formats=FORMATS) as image:
                 turn = EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
                 image = _eight_bits(image).convert("RGB")
-        except READ_ERRORS as error:
+                low, high = sorted(image.size)
+                require(high <= LARGEST_RATIO * low, f"one of {image.width} x {image.height} pixels")
+        except Exception as error:  # a damaged file makes Pillow's decoders fail in any way
+            reason = str(error) or type(error).__name__
             raise InputError(
-                f"cannot read the image {self.path} ({error}); replace or remove it, "
+                f"cannot read the image {self.path} ({reason}); replace or remove it, "
                 "or go on without it with --on_error skip"
             ) from error
         if turn is not None:
@@ -79,6 +84,15 @@ def image_files(folder: Path) -> list[Path]:
         if p.suffix.lower() in IMAGE_SUFFIXES
         and p.is_file()
         and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    )
+
+
+def require_text(names: Iterable[str], place: str) -> None:
+    """Raise InputError for names that no manifest, prompt or image text can hold."""
+    odd = [name for name in names if not is_text(name)]
+    require(
+        not odd,
+        f"{place}: {len(odd)} names are no UTF-8 text: {shown(odd)}; rename them",
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from expansion.config import PROJECT_ROOT, load_yaml
-from expansion.errors import InputError
+from expansion.errors import InputError, brief
 
 LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 
@@ -119,5 +119,5 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         if isinstance(old, dict) and isinstance(new, dict):
             shown.append(_difference(old, new))
         else:
-            shown.append(f"{key}: {old!r} there, {new!r} now")
+            shown.append(f"{key if isinstance(key, str) else brief(key)}: {brief(old)} there, {brief(new)} now")
     return "; ".join(shown)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from expansion.caching import RecentlyUsed
 from expansion.checkpoints import check_model_folder, check_scheduler
-from expansion.errors import InputError
+from expansion.config import require
+from expansion.errors import InputError, brief
 from expansion.quiet import quiet_libraries
 from expansion.sampler import Batch
 
@@ -54,14 +55,30 @@ def load_pipeline(
                 requires_safety_checker=False,
                 use_safetensors=True,
             )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a damaged config or file makes the libraries fail in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"cannot load the model {name_or_path}: {reason}") from error
+    _check_parts(pipeline, name_or_path)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False)
         part.eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _check_parts(pipeline: StableDiffusionPipeline, name: str) -> None:
+    """Raise InputError for parts that were not made for each other."""
+    unet, vae, text = (part.config for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
+    for left, right, meaning in (
+        (unet.in_channels, vae.latent_channels, "latent channels of unet and vae"),
+        (unet.cross_attention_dim, text.hidden_size, "widths of unet and text_encoder"),
+        (pipeline.tokenizer.model_max_length, text.max_position_embeddings, "token windows"),
+    ):
+        require(
+            left == right,
+            f"cannot use the model {name}: {meaning} are {brief(left)} and {brief(right)}; give a "
+            "text-to-image checkpoint whose parts belong together",
+        )
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
@@ -92,7 +109,11 @@ def ddim_scheduler(pipeline: StableDiffusionPipeline) -> DDIMScheduler:
     """
     config = pipeline.scheduler.config
     check_scheduler(config, "the checkpoint's scheduler")
-    return DDIMScheduler.from_config(config, clip_sample=False, steps_offset=1)
+    try:
+        return DDIMScheduler.from_config(config, clip_sample=False, steps_offset=1)
+    except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError among them
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the checkpoint's noise schedule cannot be used: {reason}") from error
 
 
 def default_resolution(pipeline: StableDiffusionPipeline) -> int:

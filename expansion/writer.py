@@ -16,17 +16,19 @@ import io
 import json
 import logging
 import os
+import re
 import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from expansion.errors import InputError
+from expansion.config import JSON_ERRORS
+from expansion.errors import InputError, brief, is_text
 from expansion.image_datasets import ImageRecord
 from expansion.naming import variant_name
 from expansion.runs import write_atomic
@@ -124,15 +126,16 @@ def read_manifest(output_dir: Path) -> list[dict[str, Any]]:
     """
     rows: dict[str, dict[str, Any]] = {}
     for path in sorted(output_dir.glob("manifest.*.jsonl")):
+        if not path.is_file():
+            raise InputError(f"{path} is no file; remove it")
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         for number, line in enumerate(lines, start=1):
             if not line:
                 continue
             try:
-                row = json.loads(line)
-                name, _, _ = row["file_name"], row["class"], row["source"]
-                rows[name] = row
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                row = _checked_row(json.loads(line))
+                rows[row["file_name"]] = row
+            except JSON_ERRORS as error:
                 if number == len(lines):
                     continue
                 raise InputError(
@@ -142,11 +145,33 @@ def read_manifest(output_dir: Path) -> list[dict[str, Any]]:
     return [rows[name] for name in sorted(rows)]
 
 
+def _checked_row(row: Any) -> dict[str, Any]:
+    """A manifest row that names an image below the folder, its class and its real image.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not isinstance(row, dict):
+        raise ValueError("no object")
+    for key in ("file_name", "class", "source"):
+        if not isinstance(row.get(key), str) or not is_text(row[key]):
+            raise ValueError(f"{key} is {brief(row.get(key))}, not text")
+    path = PurePosixPath(row["file_name"])
+    # A backslash or a colon leads elsewhere on Windows, and `naming` writes neither.
+    if path.is_absolute() or ".." in path.parts or re.search(r"[\\:\x00]", row["file_name"]):
+        raise ValueError(f"{brief(row['file_name'])} is outside the folder")
+    if not isinstance(row.get("details", {}), dict):
+        raise ValueError(f"details are {brief(row['details'])}, no object")
+    return row
+
+
 def merge_manifests(output_dir: Path) -> list[dict[str, Any]]:
     """Write `metadata.jsonl` from all manifests and return its rows."""
     rows = read_manifest(output_dir)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    write_atomic(output_dir / "metadata.jsonl", "".join(lines))
+    # Half a surrogate pair, which UTF-8 cannot hold, becomes the escape that JSON has for it.
+    content = "".join(lines).encode("utf-8", "backslashreplace")
+    write_atomic(output_dir / "metadata.jsonl", content)
     return rows
 
 
@@ -174,11 +199,7 @@ def read_expansion(
                 "lacks; give the expansion that was made from this dataset"
             )
         path = output_dir / row["file_name"]
-        if ".." in Path(row["file_name"]).parts or Path(row["file_name"]).is_absolute():
-            raise InputError(
-                f"{output_dir}: the manifest names {row['file_name']!r}, outside the folder"
-            )
-        if not path.is_file():
+        if not os.path.isfile(path):
             absent.append(row["file_name"])
             continue
         label = labels[row["class"]]
