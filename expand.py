@@ -91,7 +91,10 @@ def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, bool]:
     add_options(parser, ExpandConfig, "run")
     add_options(parser, config_class, f"method {method}")
     options = parser.parse_args(arguments)
-    dataset = dataset_config(name if isinstance(name, str) else brief(name), options.data_dir if "data_dir" in options else "data")
+    dataset = dataset_config(
+        name if isinstance(name, str) else brief(name),
+        options.data_dir if "data_dir" in options else "data",
+    )
     sources = [
         *(load_yaml(path) for path in _method_files(method)),
         Source({"method": method}, "method"),

@@ -190,7 +190,12 @@ def load_classifier(
     classifier = Classifier(arch, count, image_size)
     try:
         classifier.load_state_dict(state)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # no tensors, or odd ones
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:  # no tensors, or odd ones
         raise InputError(
             f"{path} does not fit a {arch}: {str(error).splitlines()[-1].strip()[:160]}"
         ) from error

@@ -109,7 +109,7 @@ def _is_foreign(value: Any) -> bool:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """A component's JSON object. Raises InputError for damage and for sizes out of all proportion."""
+    """A component's JSON object. Raises InputError for damage and for sizes beyond any use."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, *JSON_ERRORS) as error:

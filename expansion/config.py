@@ -154,9 +154,9 @@ def require(condition: bool, message: str) -> None:
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> InputError:
     """The error for a name that is in no registry, with a close name or the known ones."""
-    suggestion = _suggest(name, known)
-    listed = "" if suggestion and len(known) > 12 else f"; known: {', '.join(sorted(known))}"
     shown = name if isinstance(name, str) else brief(name)
+    suggestion = _suggest(shown, known)
+    listed = "" if suggestion and len(known) > 12 else f"; known: {', '.join(sorted(known))}"
     return InputError(f"unknown {kind} '{shown}'{suggestion}{listed}")
 
 

@@ -80,7 +80,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.errno not in REMEDIES:
             raise
-        place = error.filename or "the output"
+        place = error.filename2 or error.filename or "the output"
         message = one_line(f"{place}: {error.strerror}; {REMEDIES[error.errno]}")
         print(f"error: {message}", file=sys.stderr)
     except KeyboardInterrupt:

@@ -315,7 +315,10 @@ def _prompt_names(name: str, config: DatasetConfig, reader: Reader) -> tuple[str
     )
     for text in spoken.values():
         number = type(text) in (int, float) and abs(text) < 1e15
-        require(isinstance(text, str) or number, f"dataset {name}: class_names: expected text, got {brief(text)}")
+        require(
+            isinstance(text, str) or number,
+            f"dataset {name}: class_names: expected text, got {brief(text)}",
+        )
     plain = {c: c.replace("_", " ") for c in unnamed}
     if config.lower_case:
         plain = {c: text.lower() for c, text in plain.items()}

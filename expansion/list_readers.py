@@ -321,9 +321,7 @@ def _taken_apart(
 
 def _cell(place: str, value: Any) -> str:
     """Text or a number of a row as text."""
-    require(
-        isinstance(value, str | int | float), f"{place}: expected text, got {brief(value)}"
-    )
+    require(isinstance(value, str | int | float), f"{place}: expected text, got {brief(value)}")
     return str(value)
 
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import (
+    AvifImagePlugin,
+    ExifTags,
+    Image,
+    Jpeg2KImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from expansion.config import require
 from expansion.errors import InputError, is_text
@@ -28,8 +35,11 @@ EXIF_TURNS = dict(
         ],
     )
 )
-# Pillow knows some forty formats more, one of which calls another program (EPS: Ghostscript).
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "MPO")
+# The formats that Pillow does not load by itself when it is told which ones to try.
+PLUGINS = (AvifImagePlugin, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin)
+# Whatever the suffix says. Pillow knows some forty formats more, one of which calls another program
+# (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "AVIF")
 # A line of pixels made square by its shorter side would fill the memory.
 LARGEST_RATIO = 100  # of the sides
 
@@ -62,7 +72,8 @@ class ImageRecord:
                 turn = EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
                 image = _eight_bits(image).convert("RGB")
                 low, high = sorted(image.size)
-                require(high <= LARGEST_RATIO * low, f"one of {image.width} x {image.height} pixels")
+                shape = f"{image.width} x {image.height} pixels are a line"
+                require(high <= LARGEST_RATIO * low, shape)
         except Exception as error:  # a damaged file makes Pillow's decoders fail in any way
             reason = str(error) or type(error).__name__
             raise InputError(
@@ -89,11 +100,8 @@ def image_files(folder: Path) -> list[Path]:
 
 def require_text(names: Iterable[str], place: str) -> None:
     """Raise InputError for names that no manifest, prompt or image text can hold."""
-    odd = [name for name in names if not is_text(name)]
-    require(
-        not odd,
-        f"{place}: {len(odd)} names are no UTF-8 text: {shown(odd)}; rename them",
-    )
+    odd = [name for name in dict.fromkeys(names) if not is_text(name)]
+    require(not odd, f"{place}: {len(odd)} names are no UTF-8 text: {shown(odd)}; rename them")
 
 
 def shown(names: Iterable[str], count: int = 5) -> str:

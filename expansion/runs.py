@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from expansion.config import PROJECT_ROOT, load_yaml
+from expansion.config import PROJECT_ROOT, load_yaml, require
 from expansion.errors import InputError, brief
 
 LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pillow")
@@ -70,6 +70,7 @@ def check_claim(folder: Path, file_name: str, identity: Mapping[str, Any], remed
     path = folder / file_name
     if not path.exists():
         return
+    require(path.is_file(), f"{path} is no file; remove it")
     wanted = yaml.safe_load(to_yaml(identity))
     found = dict(load_yaml(path).values)
     found.pop("made_with", None)
@@ -119,5 +120,6 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         if isinstance(old, dict) and isinstance(new, dict):
             shown.append(_difference(old, new))
         else:
-            shown.append(f"{key if isinstance(key, str) else brief(key)}: {brief(old)} there, {brief(new)} now")
+            title = key if isinstance(key, str) else brief(key)
+            shown.append(f"{title}: {brief(old)} there, {brief(new)} now")
     return "; ".join(shown)

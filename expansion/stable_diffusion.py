@@ -16,12 +16,14 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
+from transformers import CLIPTextModel
 
 from expansion.caching import RecentlyUsed
 from expansion.checkpoints import check_model_folder, check_scheduler
 from expansion.config import require
 from expansion.errors import InputError, brief
 from expansion.quiet import quiet_libraries
+from expansion.records import shown
 from expansion.sampler import Batch
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -49,6 +51,7 @@ def load_pipeline(
         with quiet_libraries():
             pipeline = StableDiffusionPipeline.from_pretrained(
                 name_or_path,
+                text_encoder=_text_encoder(name_or_path, dtype, revision),
                 revision=revision,
                 dtype=DTYPES[dtype],
                 safety_checker=None,
@@ -66,8 +69,31 @@ def load_pipeline(
     return pipeline.to(device)
 
 
+def _text_encoder(name: str, dtype: str, revision: str | None) -> CLIPTextModel:
+    """The text encoder alone. Raises ValueError where weights are missing.
+
+    The pipeline would fill them with random numbers and say nothing.
+    """
+    encoder, found = CLIPTextModel.from_pretrained(
+        name,
+        subfolder="text_encoder",
+        revision=revision,
+        dtype=DTYPES[dtype],
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if found["missing_keys"]:
+        raise ValueError(f"its text_encoder lacks {min(found['missing_keys'])}")
+    return encoder
+
+
 def _check_parts(pipeline: StableDiffusionPipeline, name: str) -> None:
-    """Raise InputError for parts that were not made for each other."""
+    """Raise InputError for parts that lack weights or were not made for each other."""
+    for part in ("unet", "vae"):
+        absent = [
+            key for key, value in getattr(pipeline, part).state_dict().items() if value.is_meta
+        ]
+        require(not absent, f"cannot load the model {name}: its {part} lacks {shown(absent, 1)}")
     unet, vae, text = (part.config for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
     for left, right, meaning in (
         (unet.in_channels, vae.latent_channels, "latent channels of unet and vae"),

@@ -3,8 +3,8 @@
     python -m tests.fuzz --count 5000 --seed 1
     python -m tests.fuzz --kinds manifest checkpoint --count 200 --seed 3
 
-Every input must be accepted or end in an InputError of one line. Status 1 and the traces follow if one
-ended in a traceback or a hang, wrote outside of its folder, or ran code.
+Every input must be accepted or end in an InputError of one line. Status 1 and the traces follow if
+one ended in a traceback or a hang, wrote outside of its folder, or ran code.
 """
 
 from __future__ import annotations

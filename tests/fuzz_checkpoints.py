@@ -38,9 +38,13 @@ def classifier(draw: random.Random, sandbox: Sandbox) -> Attempt:
     path = sandbox.place / "model_best.pth.tar"
     path.write_bytes(hostile_classifier(draw, sandbox))
     if draw.random() < 0.3:
-        return lambda: Classifier("resnet10_tiny", 3, 32, pretrained=True, weights=str(path)) and None
+        return lambda: (
+            Classifier("resnet10_tiny", 3, 32, pretrained=True, weights=str(path)) and None
+        )
     count = draw.choice((None, 2))
-    return lambda: load_classifier(path, num_classes=count).features(torch.zeros(1, 3, 32, 32)) is None
+    return lambda: (
+        load_classifier(path, num_classes=count).features(torch.zeros(1, 3, 32, 32)) is None
+    )
 
 
 def hostile_classifier(draw: random.Random, sandbox: Sandbox) -> bytes:
@@ -114,7 +118,12 @@ def _repacked(draw: random.Random, content: bytes, sandbox: Sandbox) -> bytes:
         for name in old.namelist():
             body = old.read(name)
             if name.endswith("data.pkl") and draw.random() < 0.7:
-                odd = (pickle.dumps(payload(sandbox.mark), 2), b"(" * 100_000, b".", damaged(draw, body))
+                odd = (
+                    pickle.dumps(payload(sandbox.mark), 2),
+                    b"(" * 100_000,
+                    b".",
+                    damaged(draw, body),
+                )
                 body = draw.choice(odd)
             new.writestr(f"../{name}" if draw.random() < 0.05 else name, body)
     return buffer.getvalue()
@@ -205,9 +214,23 @@ def _odd_index(draw: random.Random, folder: Path, sandbox: Sandbox) -> None:
     index = json.loads(path.read_text())
     part = draw.choice(("unet", "vae", "text_encoder", "tokenizer", "scheduler", "safety_checker"))
     names = (
-        *(["evil", "Evil"], ["os", "system"], ["subprocess", "Popen"], ["builtins", "eval"], ["evil"]),
+        *(
+            ["evil", "Evil"],
+            ["os", "system"],
+            ["subprocess", "Popen"],
+            ["builtins", "eval"],
+            ["evil"],
+        ),
         *(["diffusers", "FluxPipeline"], ["transformers", "AutoModel"], ["diffusers", "Evil"], "x"),
-        *(["transformers", "pipeline"], ["diffusers", "UNet1DModel"], [None, None], [], 1, None, {}),
+        *(
+            ["transformers", "pipeline"],
+            ["diffusers", "UNet1DModel"],
+            [None, None],
+            [],
+            1,
+            None,
+            {},
+        ),
     )
     if draw.random() < 0.3:
         index["_class_name"] = draw.choice((["evil", "Evil"], "Evil", "FluxPipeline", 1, None))
@@ -215,7 +238,7 @@ def _odd_index(draw: random.Random, folder: Path, sandbox: Sandbox) -> None:
         index[part] = draw.choice(names)
     path.write_text(json.dumps(index))
     code = EVIL.format(mark=str(sandbox.mark))
-    for place in (folder, folder / part):
+    for place in (folder, folder / part) if draw.random() < 0.4 else ():
         place.mkdir(exist_ok=True)
         for module in ("evil", "diffusers", "transformers", "pipeline", "modeling_evil"):
             (place / f"{module}.py").write_text(code)

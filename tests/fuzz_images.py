@@ -133,7 +133,9 @@ def _text_bomb(draw: random.Random) -> bytes:
 def _animation(draw: random.Random) -> bytes:
     frames = [Image.new("P", (8, 8), i) for i in range(5)]
     buffer = io.BytesIO()
-    frames[0].save(buffer, draw.choice(("GIF", "WEBP", "PNG", "TIFF")), save_all=True, append_images=frames)
+    frames[0].save(
+        buffer, draw.choice(("GIF", "WEBP", "PNG", "TIFF")), save_all=True, append_images=frames
+    )
     return buffer.getvalue()
 
 

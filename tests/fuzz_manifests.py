@@ -148,8 +148,17 @@ def manifest(draw: random.Random, sandbox: Sandbox) -> Attempt:
 
 def _hostile_row(draw: random.Random, row: dict, sandbox: Sandbox) -> bytes:
     place = (
-        *(str(sandbox.outside / "images/cat.png"), "../../../outside/images/cat.png", "ant/../../x"),
-        *("ant\\..\\x.png", "./ant/0-0_expand_0.png", "ANT/0-0_expand_0.png", "ant//0-0_expand_0.png"),
+        *(
+            str(sandbox.outside / "images/cat.png"),
+            "../../../outside/images/cat.png",
+            "ant/../../x",
+        ),
+        *(
+            "ant\\..\\x.png",
+            "./ant/0-0_expand_0.png",
+            "ANT/0-0_expand_0.png",
+            "ant//0-0_expand_0.png",
+        ),
         *("", ".", "ant", "x" * 300, "x/" * 3000, "new.png", "metadata.jsonl", "\ud800", "a\x00b"),
     )
     action = draw.random()
@@ -169,7 +178,13 @@ def links(draw: random.Random, sandbox: Sandbox) -> Attempt:
     if draw.random() < 0.5:
         _silently(lambda: expand.main(expand_arguments(root, out)))
     out.mkdir(exist_ok=True)
-    targets = (sandbox.outside, sandbox.outside / "new", sandbox.outside / "secret.txt", "..", "ant")
+    targets = (
+        sandbox.outside,
+        sandbox.outside / "new",
+        sandbox.outside / "secret.txt",
+        "..",
+        "ant",
+    )
     for name in draw.sample(sorted(LINKED), draw.randrange(1, 4)):
         path = out / name
         if path.parent.is_dir() and not path.parent.is_symlink():
@@ -225,7 +240,9 @@ def _resume_or_train(draw: random.Random, root: Path, out: Path) -> Attempt:
         return lambda: expand.main(expand_arguments(root, out))
     recipe = ["-a", "resnet10_tiny", "--image_size", "32", "--resize_size", "32", "--dry_run"]
     options = ["--on_error", draw.choice(("fail", "skip")), "--seeds", "1"]
-    return lambda: train_expand.main(["-d", str(root), "--expanded_dir", str(out), *recipe, *options])
+    return lambda: train_expand.main(
+        ["-d", str(root), "--expanded_dir", str(out), *recipe, *options]
+    )
 
 
 def _silently(attempt: Attempt) -> None:

@@ -1,7 +1,7 @@
-"""Where hostile input is tried: a sandbox that notices tracebacks, hangs, escapes and code that ran.
+"""Where hostile input is tried: a sandbox that notices tracebacks, hangs, escapes and run code.
 
-One input is tried in a fresh folder, as a command would read it. Around that folder lie sentinel files;
-whatever changes there was written outside. Payloads leave a mark when they run.
+One input is tried in a fresh folder, as a command would read it. Around that folder lie sentinel
+files; whatever changes there was written outside. Payloads leave a mark when they run.
 """
 
 from __future__ import annotations

@@ -70,7 +70,10 @@ def metadata(draw: random.Random, sandbox: Sandbox) -> Attempt:
     for row in rows:
         stand_ins.draw(root / row["file_name"])
     odd = draw.randrange(len(rows))
-    rows[odd] = {**rows[odd], draw.choice(("file_name", "label", "split")): _odd_cell(draw, sandbox)}
+    rows[odd] = {
+        **rows[odd],
+        draw.choice(("file_name", "label", "split")): _odd_cell(draw, sandbox),
+    }
     if draw.random() < 0.5:
         lines = [json.dumps(row).encode() for row in rows]
         if draw.random() < 0.5:
@@ -83,7 +86,11 @@ def metadata(draw: random.Random, sandbox: Sandbox) -> Attempt:
 
 
 def _odd_cell(draw: random.Random, sandbox: Sandbox) -> Any:
-    places = (str(sandbox.outside / "images/cat.png"), "../../../outside/secret.txt", "metadata.csv")
+    places = (
+        str(sandbox.outside / "images/cat.png"),
+        "../../../outside/secret.txt",
+        "metadata.csv",
+    )
     return draw.choice((*places, odd_name(draw), odd_value(draw), "x" * 300, "9" * 5000, "0.png"))
 
 
@@ -98,7 +105,9 @@ def _csv(draw: random.Random, rows: list[dict]) -> bytes:
     if action < 0.2:
         return content + b"a" * 200_000
     if action < 0.4:
-        return content + draw.choice((b'"open', b"\x00,\x00\n", b"a,b,c,d,e,f\n", b"\n\n,,,\n", b'""""'))
+        return content + draw.choice(
+            (b'"open', b"\x00,\x00\n", b"a,b,c,d,e,f\n", b"\n\n,,,\n", b'""""')
+        )
     return damaged(draw, content) if action < 0.7 else content
 
 
@@ -123,7 +132,9 @@ def split_files(draw: random.Random, sandbox: Sandbox) -> Attempt:
     load_dataset("breastmnist", sandbox.place / "data")
     path = place / "unpacked.json"
     path.write_bytes(hostile_json(draw, json.loads(path.read_text())))
-    return lambda: image_datasets.main(["check", "breastmnist", "--data_dir", str(sandbox.place / "data")])
+    return lambda: image_datasets.main(
+        ["check", "breastmnist", "--data_dir", str(sandbox.place / "data")]
+    )
 
 
 def class_names_in_files(draw: random.Random, sandbox: Sandbox) -> Attempt:
@@ -133,16 +144,18 @@ def class_names_in_files(draw: random.Random, sandbox: Sandbox) -> Attempt:
         names = sorted({name or "x" for name in [*names, "ant", "Ant"]})
     root = sandbox.place / "data" / "cifar10"
     stand_ins.cifar10(root, names)
-    return lambda: image_datasets.main(["check", "cifar10", "--data_dir", str(sandbox.place / "data")])
+    return lambda: image_datasets.main(
+        ["check", "cifar10", "--data_dir", str(sandbox.place / "data")]
+    )
 
 
 def archive_folder(draw: random.Random, sandbox: Sandbox) -> Attempt:
     """Class folders that hold links and odd names beside a good test folder."""
-    root = sandbox.place / "photos"
+    root, other = sandbox.place / "photos", file_name(draw)
     for split in ("train", "test"):
-        for name in ("ant", file_name(draw)):
+        for name in ("ant", other):
             folder = root / split / name
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             write_image(folder / f"{draw.randrange(9)}.png", draw.randrange(256))
     targets = (sandbox.outside, "..", ".", "/dev", root, "nowhere")
     for folder in ("train/linked", "train/ant/linked", "test/linked", "val", "metadata.jsonl"):
@@ -172,7 +185,9 @@ def _hostile_pickle(draw: random.Random, content: bytes, sandbox: Sandbox) -> by
             deep = [deep]
         return pickle.dumps({**good, draw.choice(sorted(good)): deep}, protocol=2)
     if action == 5:
-        odd = draw.choice((np.array([{}]), np.zeros((2, 0)), np.zeros((1, 3072)), np.array("x"), None))
+        odd = draw.choice(
+            (np.array([{}]), np.zeros((2, 0)), np.zeros((1, 3072)), np.array("x"), None)
+        )
         return pickle.dumps({**good, draw.choice(sorted(good)): odd}, protocol=2)
     return pickle.dumps({**good, draw.choice(sorted(good)): odd_value(draw)}, protocol=2)
 
@@ -211,7 +226,9 @@ def _hostile_npz(draw: random.Random, content: bytes, sandbox: Sandbox) -> bytes
     elif action == 3:
         return _zip(draw, {f"{name}.npy": _npy_header("(2, 1000000000, 1000)", b"")})
     elif action == 4:
-        return _zip(draw, {f"{n}.npy": _npy_header("(3000000000,)", bytes(1 << 24)) for n in arrays})
+        return _zip(
+            draw, {f"{n}.npy": _npy_header("(3000000000,)", bytes(1 << 24)) for n in arrays}
+        )
     elif action == 5:
         evil = {"../../up.npy": b"x", "/abs.npy": b"x", f"{name}.npy": b"\x93NUMPY\x01\x00v\x00{"}
         return _zip(draw, evil)
@@ -228,7 +245,9 @@ def _npy_header(shape: str, body: bytes) -> bytes:
 
 def _zip(draw: random.Random, members: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", draw.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED))) as file:
+    with zipfile.ZipFile(
+        buffer, "w", draw.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED))
+    ) as file:
         for name, content in members.items():
             file.writestr(name, content)
     return buffer.getvalue()
@@ -240,7 +259,9 @@ def _hostile_gzip(draw: random.Random, content: bytes) -> bytes:
         sizes = b"".join(size.to_bytes(4, "big") for size in (2**31, 2**31, 4))
         return gzip.compress(plain[:4] + sizes + plain[16:])
     if draw.random() < 0.3:  # some 400 MB from 400 KB
-        return gzip.compress(plain[:4] + b"\x7f\xff\xff\xff" + plain[8:]) + gzip.compress(bytes(1 << 28))
+        return gzip.compress(plain[:4] + b"\x7f\xff\xff\xff" + plain[8:]) + gzip.compress(
+            bytes(1 << 28)
+        )
     return gzip.compress(damaged(draw, plain))
 
 
@@ -258,13 +279,25 @@ def _hostile_mat(draw: random.Random) -> bytes:
     names = ("annotations", "class_names", "labels", "trnid", "valid", "tstid", "other")
     buffer = io.BytesIO()
     content = {name: draw.choice(values)() for name in names if draw.random() < 0.9}
-    savemat(buffer, content, do_compression=draw.random() < 0.5, format=draw.choice(("5", "5", "5")))
+    savemat(
+        buffer, content, do_compression=draw.random() < 0.5, format=draw.choice(("5", "5", "5"))
+    )
     return damaged(draw, buffer.getvalue()) if draw.random() < 0.3 else buffer.getvalue()
 
 
 def _hostile_lines(draw: random.Random, content: bytes) -> bytes:
     lines = content.splitlines() or [b""]
     place = draw.randrange(len(lines))
-    odd = (b"", b"../../x 1 1 1", b"\xff\xfe", b"x" * 100_000, b"9" * 5000, b"1 " + b"9" * 5000, b"\x00")
-    lines[place] = draw.choice((*odd, odd_name(draw).encode("utf-8", "surrogatepass"), b"/abs 1 1 1"))
+    odd = (
+        b"",
+        b"../../x 1 1 1",
+        b"\xff\xfe",
+        b"x" * 100_000,
+        b"9" * 5000,
+        b"1 " + b"9" * 5000,
+        b"\x00",
+    )
+    lines[place] = draw.choice(
+        (*odd, odd_name(draw).encode("utf-8", "surrogatepass"), b"/abs 1 1 1")
+    )
     return b"\n".join(lines)

@@ -186,7 +186,9 @@ def template(draw: random.Random, sandbox: Sandbox) -> Attempt:
     text = f"{text}{{}}" if option == "--prompt_template" else text
     options = ["-d", "photos", "--method", "img2img", "--shots", "1", "--dry_run"]
     model = ["--pretrained_model_name_or_path", str(TINY_MODEL)]
-    return lambda: expand.main([*options, *model, f"{option}={text}" if option[1] == "-" else f"-d{text}"])
+    return lambda: expand.main(
+        [*options, *model, f"{option}={text}" if option[1] == "-" else f"-d{text}"]
+    )
 
 
 def _line(row: dict) -> bytes:
