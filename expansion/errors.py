@@ -54,6 +54,7 @@ def is_text(name: str) -> bool:
 def brief(value: Any) -> str:
     """`repr` of a value for a message, in a moment and of bounded length whatever it is."""
     shower = reprlib.Repr()
+    shower.maxlevel = 2
     shower.maxstring = shower.maxother = shower.maxlong = LONGEST_VALUE
     try:
         return shower.repr(value)

@@ -35,11 +35,11 @@ EXIF_TURNS = dict(
         ],
     )
 )
-# The formats that Pillow does not load by itself when it is told which ones to try.
+# Formats that are tried, whatever the suffix says. Pillow knows some forty more, one of which calls
+# another program (EPS: Ghostscript). It must be told to load the plugins of the less usual ones.
 PLUGINS = (AvifImagePlugin, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin)
-# Whatever the suffix says. Pillow knows some forty formats more, one of which calls another program
-# (EPS: Ghostscript).
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "AVIF")
+Image.preinit()
+FORMATS = sorted({Image.EXTENSION[suffix] for suffix in (*IMAGE_SUFFIXES, ".avif", ".jp2")})
 # A line of pixels made square by its shorter side would fill the memory.
 LARGEST_RATIO = 100  # of the sides
 

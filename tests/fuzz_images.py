@@ -190,7 +190,7 @@ def _plant_socket(draw: random.Random, path: Path, sandbox: Sandbox) -> None:
         home = os.getcwd()
         os.chdir(path.parent)  # a socket's path may have only 108 bytes
         try:
-            server.bind(os.fsencode(path.name))
+            server.bind(os.fsencode(path.name)[-100:])
         finally:
             os.chdir(home)
 

@@ -130,9 +130,10 @@ def manifest(draw: random.Random, sandbox: Sandbox) -> Attempt:
     _silently(lambda: expand.main(expand_arguments(root, out)))
     path = next(out.glob("manifest.*.jsonl"))
     lines = path.read_bytes().splitlines(keepends=True)
+    good = json.loads(lines[0])
     for _ in range(draw.randrange(1, 4)):
         place = draw.randrange(len(lines))
-        lines.insert(place, _hostile_row(draw, json.loads(lines[0]), sandbox) + b"\n")
+        lines.insert(place, _hostile_row(draw, good, sandbox) + b"\n")
     if draw.random() < 0.5:
         (out / "metadata.jsonl").unlink()
     if draw.random() < 0.3:
