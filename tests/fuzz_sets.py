@@ -20,7 +20,7 @@ from expansion import image_datasets
 from expansion.image_datasets import load_dataset
 from expansion.splits import SplitOptions, stored_split
 from tests import stand_ins
-from tests.fuzz_inputs import damaged, file_name, hostile_json, odd_name, odd_value
+from tests.fuzz_inputs import as_json, damaged, file_name, hostile_json, odd_name, odd_value
 from tests.fuzz_manifests import write_image
 from tests.fuzz_rig import Attempt, Sandbox, payload
 
@@ -75,7 +75,7 @@ def metadata(draw: random.Random, sandbox: Sandbox) -> Attempt:
         draw.choice(("file_name", "label", "split")): _odd_cell(draw, sandbox),
     }
     if draw.random() < 0.5:
-        lines = [json.dumps(row).encode() for row in rows]
+        lines = [as_json(row, draw).encode() for row in rows]
         if draw.random() < 0.5:
             lines[odd] = hostile_json(draw, rows[odd]).replace(b"\n", b" ")
         (root / "metadata.jsonl").write_bytes(b"\n".join(lines))
@@ -181,7 +181,7 @@ def _hostile_pickle(draw: random.Random, content: bytes, sandbox: Sandbox) -> by
         return pickle.dumps({**good, draw.choice(sorted(good)): bomb}, protocol=2)
     if action == 4:
         deep: Any = []
-        for _ in range(900):
+        for _ in range(300):
             deep = [deep]
         return pickle.dumps({**good, draw.choice(sorted(good)): deep}, protocol=2)
     if action == 5:
