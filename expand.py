@@ -192,7 +192,7 @@ def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {
         name: sum(values) / len(rows)
         for name, values in columns.items()
-        if all(isinstance(value, float) for value in values)
+        if all(isinstance(value, int | float) for value in values)
     }
 
 

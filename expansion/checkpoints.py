@@ -13,8 +13,8 @@ from expansion.config import JSON_ERRORS, PROJECT_ROOT, require
 from expansion.errors import InputError, brief
 from expansion.records import shown
 
-# Component -> the only classes that are loaded. A model_index.json may name any other one, and with
-# it any module to import, or code that lies in the folder.
+# Component -> the only classes that are loaded. A model_index.json may name others, of any library,
+# or code that lies in the folder, which diffusers refuses only once it loads.
 CLASSES = {
     "scheduler": ("diffusers", r"\w+Scheduler"),
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -73,12 +73,8 @@ def check_model_folder(name_or_path: str) -> None:
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse what a library would run, or would wait for for ever."""
-    for path in (p for part in (".", *COMPONENTS) for p in sorted((folder / part).glob("*"))):
-        require(
-            path.suffix != ".py" or not path.is_file(),
-            f"{path}: a checkpoint that brings its own code is not loaded; remove the file",
-        )
+    """Refuse what a library would wait for for ever: a pipe, a device, a link to nothing."""
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         require(path.is_file() or path.is_dir(), f"{path} is no file; copy the whole folder again")
 
 
@@ -94,7 +90,9 @@ def _check_index(path: Path) -> None:
             f"{path}: its {part} is {brief(named)}, not one of {library} that Stable Diffusion 1.x "
             "or 2.x has; give another checkpoint",
         )
-    custom = [part for part in sorted(index) if part[0] != "_" and _is_foreign(index[part])]
+    custom = [
+        part for part in sorted(index) if not part.startswith("_") and _is_foreign(index[part])
+    ]
     require(
         isinstance(index.get("_class_name"), str) and not custom,
         f"{path} names code of its own ({shown(custom) or '_class_name'}); give a checkpoint of "

@@ -17,7 +17,7 @@ from expansion.errors import InputError
 from tests import fuzz
 from tests.fuzz_rig import Sandbox, payload, try_input
 
-COUNT = 240  # inputs of all kinds
+COUNT = 200  # inputs of all kinds
 
 
 def test_hostile_input_of_every_kind_ends_well():
@@ -25,7 +25,7 @@ def test_hostile_input_of_every_kind_ends_well():
     assert not traces, "\n\n".join(f"{name}\n{trace}" for name, trace in traces.items())
     assert all(found.total() for found in counts.values())
     whole = sum(counts.values(), start=Counter())
-    assert whole["accepted"] > 20 and whole["InputError"] > 100
+    assert whole["accepted"] > 20 and whole["InputError"] > 80
 
 
 def not_a_number(place: Sandbox) -> None:

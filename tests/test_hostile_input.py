@@ -198,11 +198,18 @@ def test_a_model_index_that_names_other_code_is_refused(content, words, model):
         check_model_folder(str(model))
 
 
-@pytest.mark.parametrize("place", ["evil.py", "unet/diffusers.py"])
-def test_code_in_a_checkpoint_is_refused(place, model):
-    (model / place).write_text("raise SystemExit('code ran')")
-    with pytest.raises(InputError, match=f"{place}.*its own code"):
-        check_model_folder(str(model))
+@pytest.mark.parametrize("module", ["diffusers", "transformers"])
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "tokenizer", "feature_extractor"])
+def test_code_in_a_checkpoint_is_not_run(part, module, model, tmp_path):
+    mark = tmp_path / "code-ran"
+    (model / part).mkdir(exist_ok=True)
+    for place in (model, model / part):
+        (place / f"{module}.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
+    try:
+        load_pipeline(str(model))
+    except InputError as error:
+        assert "custom code" in str(error)
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])

@@ -24,7 +24,7 @@ from expansion.writer import merge_manifests, read_manifest
 fixed = settings(
     derandomize=True,
     deadline=None,
-    max_examples=150,
+    max_examples=100,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
