@@ -33,7 +33,7 @@ from expansion.config import (
     unknown_name,
 )
 from expansion.devices import keep_freed_memory, usable_device
-from expansion.errors import run_command
+from expansion.errors import brief, run_command
 from expansion.expanded_set import StoredSet, generated_record
 from expansion.image_datasets import (
     DEFAULT_DATASET,
@@ -109,7 +109,7 @@ def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, argpar
         or next((s.values[key] for s in reversed(given) if key in s.values), default)
         for key, default in (("method", DEFAULT_METHOD), ("dataset", DEFAULT_DATASET))
     )
-    if method not in SAMPLERS:
+    if method not in tuple(SAMPLERS):
         raise unknown_name("method", method, list(SAMPLERS))
     config_class = import_object(SAMPLERS[method][0])
     parser = argparse.ArgumentParser(
@@ -128,7 +128,10 @@ def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, argpar
     add_options(parser, ExpandConfig, "run")
     add_options(parser, config_class, f"method {method}")
     options = parser.parse_args(arguments)
-    dataset = dataset_config(name, options.data_dir if "data_dir" in options else "data")
+    dataset = dataset_config(
+        name if isinstance(name, str) else brief(name),
+        options.data_dir if "data_dir" in options else "data",
+    )
     sources = [
         *(load_yaml(path) for path in _method_files(method)),
         Source({"method": method}, "method"),
@@ -302,7 +305,8 @@ def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     columns: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.get("details", {}).items():
-            columns.setdefault(name, []).append(value)
+            if isinstance(value, int | float):
+                columns.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in columns.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from expansion.batch_size import remembered_batch_size
 from expansion.checkpoints import (
+    LARGEST_RESOLUTION,
     check_model_folder,
     file_fingerprint,
     locate_model,
@@ -38,6 +40,8 @@ from expansion.runs import to_yaml
 from expansion.sampler import SamplerConfig
 from expansion.sharding import make_units, resolve_shard, take_shard
 from expansion.tars import TarLayout, tar_prefix
+
+LARGEST_COUNT = 1_000_000  # variants or images of a batch; the plan lists every variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +113,14 @@ class ExpandConfig:
     def __post_init__(self):
         for name in ("num_images_per_prompt", "batch_size", "images_per_tar"):
             value = getattr(self, name)
-            require(value == "auto" or value > 0, f"{name} {value}: give a positive number")
+            if value != "auto":
+                require(value > 0, f"{name} {value}: give a positive number")
+                require(value <= LARGEST_COUNT, f"{name} {value}: give at most {LARGEST_COUNT}")
+        resolution = self.resolution
+        require(
+            resolution is None or 0 < resolution <= LARGEST_RESOLUTION,
+            f"resolution {resolution}: give 1 to {LARGEST_RESOLUTION} pixels",
+        )
         require(
             self.prompts_file is None or self.prompt_template is None,
             f"prompts_file {self.prompts_file} and prompt_template {self.prompt_template!r}: "
@@ -200,6 +211,8 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     absent = [name for label, name in enumerate(dataset.class_names) if label not in present]
     require(not absent, f"{dataset.root}: no readable training image of {', '.join(absent)}")
     folders = folder_names(dataset.class_names)
+    output_dir = output_folder(config, dataset.name)
+    _check_class_folders(output_dir, folders.values())
     return Plan(
         config=config,
         method_config=method_config,
@@ -210,7 +223,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
         stems=image_stems(everything, folders),
         folders=folders,
         exp=exp_name(config),
-        output_dir=output_folder(config, dataset.name),
+        output_dir=output_dir,
         model=model,
         split=split,
         total_split=total_split,
@@ -226,6 +239,17 @@ def output_folder(config: ExpandConfig, dataset_title: str) -> Path:
     """Folder of the expanded set."""
     default = Path(config.data_dir) / f"{dataset_title}_expansion" / exp_name(config)
     return Path(config.output_dir) if config.output_dir else default
+
+
+def _check_class_folders(output_dir: Path, folders: Iterable[str]) -> None:
+    """Raise InputError for one that would carry the images elsewhere, or can hold none."""
+    for path in (output_dir / folder for folder in folders):
+        require(
+            not path.is_symlink(),
+            f"{path} is a symbolic link, so its images would be written outside {output_dir}; "
+            "remove it, or link the whole folder",
+        )
+        require(path.is_dir() or not path.exists(), f"{path} is no folder; remove it")
 
 
 def _prompts(

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from expansion.config import PROJECT_ROOT, load_yaml
-from expansion.errors import InputError
+from expansion.config import PROJECT_ROOT, load_yaml, require
+from expansion.errors import InputError, brief
 
 LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 
@@ -142,6 +142,7 @@ def check_claim(folder: Path, file_name: str, identity: Mapping[str, Any], remed
     path = folder / file_name
     if not path.exists():
         return
+    require(path.is_file(), f"{path} is no file; remove it")
     wanted = yaml.safe_load(to_yaml(identity))
     found = dict(load_yaml(path).values)
     found.pop("made_with", None)
@@ -178,5 +179,6 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         if isinstance(old, dict) and isinstance(new, dict):
             shown.append(_difference(old, new))
         else:
-            shown.append(f"{key}: {old!r} there, {new!r} now")
+            title = key if isinstance(key, str) else brief(key)
+            shown.append(f"{title}: {brief(old)} there, {brief(new)} now")
     return "; ".join(shown)

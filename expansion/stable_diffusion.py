@@ -16,12 +16,15 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from expansion.caching import RecentlyUsed
 from expansion.checkpoints import check_model_folder, check_scheduler
-from expansion.errors import InputError
+from expansion.config import require
+from expansion.errors import InputError, brief
 from expansion.phases import phase
 from expansion.quiet import quiet_libraries
+from expansion.records import shown
 from expansion.sampler import Batch
 
 LATENTS_AT_ONCE = 4 * 64 * 64  # latent cells in one call of the decoder: four images of 512 pixels
@@ -51,15 +54,17 @@ def load_pipeline(
         with quiet_libraries():
             pipeline = StableDiffusionPipeline.from_pretrained(
                 name_or_path,
+                text_encoder=_text_encoder(name_or_path, dtype, revision),
                 revision=revision,
                 dtype=DTYPES[dtype],
                 safety_checker=None,
                 requires_safety_checker=False,
                 use_safetensors=True,
             )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a damaged config or file makes the libraries fail in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"cannot load the model {name_or_path}: {reason}") from error
+    _check_parts(pipeline, name_or_path)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False)
         part.eval()
@@ -94,6 +99,44 @@ def load_tiny_decoder(name_or_path: str, pipeline: StableDiffusionPipeline) -> A
     return decoder.eval().requires_grad_(False).to(pipeline.device)
 
 
+def _text_encoder(name: str, dtype: str, revision: str | None) -> CLIPTextModel:
+    """The text encoder alone. Raises ValueError where weights are missing.
+
+    The pipeline would fill them with random numbers and say nothing.
+    """
+    encoder, found = CLIPTextModel.from_pretrained(
+        name,
+        subfolder="text_encoder",
+        revision=revision,
+        dtype=DTYPES[dtype],
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if found["missing_keys"]:
+        raise ValueError(f"its text_encoder lacks {min(found['missing_keys'])}")
+    return encoder
+
+
+def _check_parts(pipeline: StableDiffusionPipeline, name: str) -> None:
+    """Raise InputError for parts that lack weights or were not made for each other."""
+    for part in ("unet", "vae"):
+        absent = [
+            key for key, value in getattr(pipeline, part).state_dict().items() if value.is_meta
+        ]
+        require(not absent, f"cannot load the model {name}: its {part} lacks {shown(absent, 1)}")
+    unet, vae, text = (part.config for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
+    for left, right, meaning in (
+        (unet.in_channels, vae.latent_channels, "latent channels of unet and vae"),
+        (unet.cross_attention_dim, text.hidden_size, "widths of unet and text_encoder"),
+        (pipeline.tokenizer.model_max_length, text.max_position_embeddings, "token windows"),
+    ):
+        require(
+            left == right,
+            f"cannot use the model {name}: {meaning} are {brief(left)} and {brief(right)}; give a "
+            "text-to-image checkpoint whose parts belong together",
+        )
+
+
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
     """Write a diffusers folder with weights in `dtype`; the pipeline itself is left in float32.
 
@@ -122,7 +165,11 @@ def ddim_scheduler(pipeline: StableDiffusionPipeline) -> DDIMScheduler:
     """
     config = pipeline.scheduler.config
     check_scheduler(config, "the checkpoint's scheduler")
-    return DDIMScheduler.from_config(config, clip_sample=False, steps_offset=1)
+    try:
+        return DDIMScheduler.from_config(config, clip_sample=False, steps_offset=1)
+    except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError among them
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the checkpoint's noise schedule cannot be used: {reason}") from error
 
 
 def default_resolution(pipeline: StableDiffusionPipeline) -> int:
