@@ -21,7 +21,7 @@ import train_expand
 from expansion.errors import InputError
 from expansion.image_datasets import load_dataset
 from expansion.sampler import Batch, Samples
-from expansion.writer import read_expansion
+from expansion.expanded_set import read_expansion
 from tests.conftest import TINY_MODEL
 from tests.fuzz_inputs import damaged, file_name, hostile_json, odd_name
 from tests.fuzz_rig import Attempt, Sandbox

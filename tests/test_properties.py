@@ -18,7 +18,7 @@ from expansion.naming import folder_names, image_stems, variant_name
 from expansion.seeding import image_seed, stable_seed
 from expansion.sharding import make_units, resolve_shard, take_shard
 from expansion.splits import few_shot, hold_out
-from expansion.writer import merge_manifests, read_manifest
+from expansion.manifest import merge_manifests, read_manifest
 
 # The same inputs on every machine and in every run, none kept on disk.
 fixed = settings(
