@@ -172,6 +172,7 @@ def execute(plan: Plan) -> int:
     elif plan.tars:  # all images are there, but perhaps not all tars
         pack_complete(stored, plan.tars, range(plan.tars.num_tars))
     seconds = max(time.monotonic() - begun, 1e-3)
+    plan.output_dir.mkdir(parents=True, exist_ok=True)  # of a shard that is empty and comes first
     rows = merge_manifests(plan.output_dir)
     stored.refresh()
     done, _ = _progress(plan, stored)

@@ -1,6 +1,6 @@
 """`expand.py --status`: how far the processes of an expanded set are, from the manifests alone.
 
-    <output>/.order/<hash>.json   the real images in order: which shard an image belongs to
+    <output>/.order.<hash>.json   the real images in order: which shard an image belongs to
 
 Rates are images per second of monotonic time. Wall-clock times only tell how long ago something
 happened; a clock that jumps makes that wrong, and nothing else.
@@ -24,7 +24,6 @@ from expansion.runs import write_atomic
 if TYPE_CHECKING:
     from expansion.plan import Plan
 
-ORDERS = ".order"
 RECENT_UNITS = 20  # the rate is that of the last units of a process
 SILENT_UNITS = 10  # a process that took so many times a unit's time since its last is "silent"
 SILENT_SECONDS = 60.0  # and this long at least
@@ -38,9 +37,8 @@ def note_start(manifest: ProcessManifest, plan: Plan, num_missing: int) -> None:
         "variants": plan.config.num_images_per_prompt,
     }
     name = config_hash(list(order["stems"].items()) + [order["variants"]])
-    path = manifest.path.parent / ORDERS / f"{name}.json"
+    path = _order_path(manifest.path.parent, name)
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
         write_atomic(path, json.dumps(order, ensure_ascii=False))
     manifest.note(
         "start",
@@ -163,6 +161,10 @@ def status_text(output_dir: Path) -> str:
     return f"{output_dir}\n\n{_table([header, *lines])}"
 
 
+def _order_path(output_dir: Path, name: str) -> Path:
+    return output_dir / f".order.{name}.json"
+
+
 def _read(output_dir: Path) -> tuple[list[Process], set[bytes]]:
     """The processes, and the images in finished tars."""
     processes: dict[Path, Process] = {}
@@ -186,7 +188,7 @@ def _order(output_dir: Path, started: Sequence[Process]) -> Order | None:
         return None
     newest = sorted(started, key=lambda process: process.start["time"])
     shards = next((p.shard[1] for p in reversed(newest) if p.shard), 1)
-    path = output_dir / ORDERS / f"{newest[-1].start['order']}.json"
+    path = _order_path(output_dir, newest[-1].start["order"])
     try:
         order = json.loads(path.read_text(encoding="utf-8"))
         return Order(order["stems"], order["variants"], newest[-1].start["unit"], shards)
