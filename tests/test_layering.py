@@ -15,7 +15,7 @@ from conftest import ROOT
 
 METHOD_PACKAGES = ("distdiff", "dreamda", "baselines")
 LAYER_0 = {"errors", "config", "seeding", "sharding", "runs", "prompts"}
-LAYER_2 = {"training", "experiment", "generation"}
+LAYER_2 = {"training", "experiment", "generation", "training_rates", "benchmark_training"}
 OBJECT_NAME = re.compile(r"([a-z_0-9]+(?:\.[a-z_0-9]+)*):[A-Za-z_]\w*")  # "module:Class"
 
 TORCH_FREE = [
