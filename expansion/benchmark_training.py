@@ -58,11 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line above."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from expansion.training_rates import Bench, checked_recipe  # imports torch
+
+    recipe = checked_recipe(options)
     with tempfile.TemporaryDirectory(prefix="benchmark_training_") as folder:
         records = make_images(Path(folder, "images"), options)
-        from expansion.training_rates import Bench  # imports torch
-
-        bench = Bench(records, options, Path(folder))
+        bench = Bench(records, recipe, options, Path(folder))
         kilobytes = statistics.mean(record.path.stat().st_size for record in records) / 1000
         sys.stdout.write(
             f"{len(records)} PNG images of {options.resize_size} pixels, {kilobytes:.0f} kB each\n"

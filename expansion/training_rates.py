@@ -65,34 +65,46 @@ class Clock:
         return self.times[1] - self.times[0]
 
 
+def checked_recipe(options: argparse.Namespace) -> Recipe:
+    """How every arm trains; raises InputError for an unknown backbone or sizes that do not fit."""
+    for arch in options.arch:
+        if arch != Patches.arch:
+            check_arch(arch)
+    steps = options.warmup + options.steps + 2  # the last, with its evaluation, is not timed
+    return Recipe(
+        image_size=options.image_size,
+        resize_size=options.resize_size,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        budget="steps",
+        max_train_steps=steps,
+        eval_steps=steps,
+        lr=0.01,
+        mixed_precision=options.mixed_precision,
+        compile=options.compile,
+    )
+
+
 class Bench:
     """The arms; each call of one is a run of its own and returns images per second.
 
     Args:
         records: `<folder>/images/<class>/*.png`.
+        recipe: Of `checked_recipe`.
         options: Of `benchmark_training`.
         folder: For run folders; temporary.
     """
 
-    def __init__(self, records: Sequence[ImageRecord], options: argparse.Namespace, folder: Path):
-        self.records, self.options, self.folder = records, options, folder
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        recipe: Recipe,
+        options: argparse.Namespace,
+        folder: Path,
+    ):
+        self.records, self.recipe, self.options, self.folder = records, recipe, options, folder
         self.num_classes = len({record.label for record in records})
         self.last = options.warmup + options.steps
-        self.recipe = Recipe(
-            image_size=options.image_size,
-            resize_size=options.resize_size,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            budget="steps",
-            max_train_steps=self.last + 2,  # the last one, with its evaluation, is not timed
-            eval_steps=self.last + 2,
-            lr=0.01,
-            mixed_precision=options.mixed_precision,
-            compile=options.compile,
-        )
-        for arch in options.arch:
-            if arch != Patches.arch:
-                check_arch(arch)
         self.accelerator = make_accelerator(options.mixed_precision)
         self.device = self.accelerator.device
         self.decoded = False
