@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from expansion.training_rates import Bench
 
 NUM_CLASSES = 10
-STAND_IN = "patches"  # see training_rates.Patches
+STAND_IN = "linear"  # training_rates.LinearClassifier
 
 
 @dataclass
@@ -86,9 +86,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--arch",
         nargs="*",
         default=[STAND_IN, "resnet10_tiny"],
-        help="backbones to train, as for train_expand.py; patches is one linear map of patches of 16 "
-        "pixels, so that loading decides, as it does beside a GPU; none: the loaders alone (default: "
-        "patches resnet10_tiny)",
+        help="backbones to train, as for train_expand.py; linear is one linear map, so that loading "
+        "decides, as it does beside a GPU; none: the loaders alone (default: linear resnet10_tiny)",
     )
     numbers = {
         "num_images": (384, "images in the set: real and generated ones together"),

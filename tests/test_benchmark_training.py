@@ -17,7 +17,7 @@ TINY += " --warmup 1 --rounds 2"
 
 
 def test_every_arm_has_its_rates_and_its_ratios(capsys):
-    benchmark_training.main(f"{TINY} -a patches resnet10_tiny".split())
+    benchmark_training.main(f"{TINY} -a linear resnet10_tiny".split())
     text = capsys.readouterr().out
     assert re.search(r"12 PNG images of 20 pixels, \d+ kB each", text)
     rows = re.findall(
@@ -27,7 +27,7 @@ def test_every_arm_has_its_rates_and_its_ratios(capsys):
     assert titles[:3] == ["loader, plain", "loader, ours, first pass", "loader, ours, later"]
     assert titles[3:] == [
         f"steps, {whose}, {arch}"
-        for arch in ("patches", "resnet10_tiny")
+        for arch in ("linear", "resnet10_tiny")
         for whose in ("plain", "ours")
     ]
     for title, low, middle, high, ratios in rows:
