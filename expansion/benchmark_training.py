@@ -56,7 +56,7 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line above."""
-    options = _parse(arguments)
+    options = parse_options(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from expansion.training_rates import Bench, checked_recipe  # imports torch
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m expansion.benchmark_training",
         description=__doc__,
@@ -86,8 +86,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--arch",
         nargs="*",
         default=[STAND_IN, "resnet10_tiny"],
-        help="backbones to train, as for train_expand.py; linear is one linear map, so that loading "
-        "decides, as it does beside a GPU; none: the loaders alone (default: linear resnet10_tiny)",
+        help="backbones to train, as for train_expand.py; linear is one linear map, so that "
+        "loading decides, as it does beside a GPU; none given: the loaders alone (default: linear "
+        "resnet10_tiny)",
     )
     numbers = {
         "num_images": (384, "images in the set: real and generated ones together"),

@@ -113,9 +113,9 @@ class Bench:
     def description(self) -> str:
         where = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
         return (
-            f"{where}, torch {torch.__version__}, {torch.get_num_threads()} threads of the network, "
-            f"{self.recipe.num_workers} loading processes, batches of {self.recipe.batch_size}, our "
-            f"mixed_precision {self.recipe.mixed_precision}"
+            f"{where}, torch {torch.__version__}, {torch.get_num_threads()} network threads, "
+            f"{self.recipe.num_workers} loading processes, batches of {self.recipe.batch_size}, "
+            f"our mixed_precision {self.recipe.mixed_precision}"
         )
 
     def plain_loader(self) -> float:

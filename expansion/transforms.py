@@ -62,7 +62,7 @@ def network_input(pixels: Tensor) -> Tensor:
     """
     if pixels.dtype != torch.uint8:
         return pixels
-    images = F.to_dtype(pixels, torch.float32, scale=True)
+    images = F.to_dtype(pixels.contiguous(), torch.float32, scale=True)
     # By whole rows: three channels at a time would be too short a run for vector instructions.
     mean, std = _statistics(images.device, images.dtype, pixels.shape[-2])
     images.flatten(-2).sub_(mean).div_(std)

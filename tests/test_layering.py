@@ -24,7 +24,7 @@ TORCH_FREE = [
         for name in (
             "errors config seeding sharding runs prompts sampler checkpoints recipe naming figures "
             "image_datasets records readers list_readers mat_reader array_files array_readers "
-            "check_dataset splits plan experiment writer devices"
+            "check_dataset splits plan experiment writer devices pixel_cache benchmark_training"
         ).split()
     ),
     "distdiff.config",

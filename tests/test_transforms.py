@@ -143,6 +143,8 @@ def test_the_networks_input_is_the_normalised_unit_tensor_to_the_last_bit(shape)
     assert torch.equal(found.reshape(-1, *found.shape[-3:]), torch.stack(images))
     assert found.stride(-3) == 1  # channels last in memory
     assert network_input(found) is found
+    turned = pixels.transpose(-3, -2)  # laid out otherwise
+    assert torch.equal(network_input(turned), found.transpose(-2, -1))
 
 
 def test_normalisation_lets_gradients_through_after_an_evaluation():
