@@ -162,7 +162,8 @@ def _identity(record: ImageRecord) -> tuple | None:
         status = os.stat(record.path)
     except OSError:
         return None
-    return (str(record.path), record.crop_bottom, status.st_mtime_ns, status.st_size)
+    place = (str(record.path), record.byte_range, record.crop_bottom)
+    return (*place, status.st_mtime_ns, status.st_size)
 
 
 def _make_block(count: int, side: int, kind: str) -> Block | None:

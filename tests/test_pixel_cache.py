@@ -104,6 +104,23 @@ def test_an_image_has_one_place_until_its_file_changes(records):
     assert np.array_equal(np.asarray(cache.load(cropped, after[1])), expected(cropped))
 
 
+def test_images_of_one_tar_have_places_of_their_own(records, tmp_path):
+    contents = [record.path.read_bytes() for record in records[:2]]
+    tar = tmp_path / "images.tar"
+    tar.write_bytes(b"".join(contents))
+    ranges = [(0, len(contents[0])), (len(contents[0]), len(contents[1]))]
+    packed = [
+        dataclasses.replace(record, path=tar, byte_range=part)
+        for record, part in zip(records, ranges)
+    ]
+    cache = make_cache("memory")
+    places = cache.reserve(packed)
+    assert places[0] != places[1]
+    for record, inside, place in zip(records, packed, places):
+        for _ in range(2):  # decoded, then kept
+            assert np.array_equal(np.asarray(cache.load(inside, place)), expected(record))
+
+
 def test_a_missing_file_has_no_place(records):
     records[2].path.unlink()
     places = make_cache("memory").reserve(records)
