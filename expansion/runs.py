@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import json
 import os
 import platform
@@ -80,10 +81,11 @@ def remove_partial_files(folder: Path) -> int:
     file here writes it again.
     """
     removed = 0
-    for path in folder.rglob(".*.partial"):
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-            removed += 1
+    for parent, _, names in os.walk(folder):  # not rglob, which fails at folders that vanish
+        for name in fnmatch.filter(names, ".*.partial"):
+            with contextlib.suppress(FileNotFoundError):
+                Path(parent, name).unlink()
+                removed += 1
     return removed
 
 

@@ -63,6 +63,7 @@ KINDS = {
         "img2img", tuple(("--total_split", "2", "--split", str(i)) for i in range(2))
     ),
     "same_shard": Kind("img2img", ((), ())),
+    "joined": Kind("img2img", (("--total_split", "2", "--split", "0"), ("--join",), ("--join",))),
 }
 
 
@@ -160,13 +161,14 @@ def compare(folder: Path, reference: Path) -> Counter:
 
 def state_of(folder: Path, total: int) -> State:
     """Read by nothing but the names of files and the number of lines in manifests."""
-    state = State(total)
+    state, listed = State(total), set()
     if (folder / "classes.json").exists():
         state.begun = (folder / "classes.json").stat().st_mtime_ns
     for path in folder.glob("manifest.*.jsonl"):
         *whole, last = path.read_bytes().split(b"\n")
-        state.listed += len(whole)
+        listed |= {json.loads(line)["file_name"] for line in whole if b'{"event"' not in line}
         state.loose += bool(last)
+    state.listed = len(listed)
     images = sum(path.parent != folder for path in folder.rglob("*.png"))
     state.loose += max(0, images - state.listed) + len(list(folder.rglob(".*.partial")))
     return state
