@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +121,8 @@ class Order:
         first = {stem: i * self.variants for i, stem in enumerate(self.stems.values())}
         found = set()
         for text in names:
-            stem, _, rest = json.loads(text).rpartition("_expand_")
+            name = json.loads(text) if b"\\" in text else text[1:-1].decode()
+            stem, _, rest = name.rpartition("_expand_")
             variant = rest.removesuffix(".png")
             if stem in first and variant.isdigit() and int(variant) < self.variants:
                 found.add(first[stem] + int(variant))
@@ -134,10 +135,8 @@ class Order:
 
     def per_shard(self, indices: set[int]) -> list[int]:
         """How many of the images belong to each shard."""
-        counts = [0] * self.shards
-        for index in indices:
-            counts[index // self.unit % self.shards] += 1
-        return counts
+        counts = Counter(index // self.unit % self.shards for index in indices)
+        return [counts[shard] for shard in range(self.shards)]
 
 
 def status_text(output_dir: Path) -> str:
@@ -209,10 +208,10 @@ def _lines(
         mine = [p for p in started if p.shard == (number, order.shards)]
         newest = max(mine, key=lambda process: process.start["time"], default=None)
         rate = newest.rate if newest and newest.state(now) == "running" else 0.0
-        total_rate += rate
         last = _last(newest, now) if newest else "not begun"
         if num_all == num_done:
-            last = "complete"
+            rate, last = 0.0, "complete"
+        total_rate += rate
         lines.append(_cells(title, num_done, num_all - num_done, num_failed, rate, last))
     for process in started:
         if process.shard is None and process.state(now) != "ended":

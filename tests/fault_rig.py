@@ -44,7 +44,7 @@ GUIDE = (  # an untrained guide classifier does
 )
 FAULTS = ("lost", "duplicated", "corrupt", "different", "left over", "failed")
 WHOLE_FILES = ("classes.json", "contact_sheet.png")
-PROCESS_NAME = re.compile(r"[0-9a-f]{8,}|\d+-of-\d+")
+PROCESS_NAME = re.compile(r"[0-9a-f]{8,}|\d+-of-\d+|joined")
 
 
 @dataclass(frozen=True)
