@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import random
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +31,40 @@ from expansion.config import (
     load_yaml,
     unknown_name,
 )
-from expansion.devices import usable_device
+from expansion.devices import keep_freed_memory, usable_device
 from expansion.errors import brief, run_command
-from expansion.image_datasets import DEFAULT_DATASET, dataset_config, write_subset
-from expansion.plan import ExpandConfig, Plan, describe, identity_of, make_plan
+from expansion.expanded_set import StoredSet, generated_record
+from expansion.image_datasets import (
+    DEFAULT_DATASET,
+    dataset_config,
+    dataset_title,
+    write_subset,
+)
+from expansion.manifest import merge_manifests
+from expansion.plan import (
+    ExpandConfig,
+    Plan,
+    describe,
+    identity_of,
+    layout_of,
+    make_plan,
+    output_folder,
+)
 from expansion.prompts import overlong_warning
-from expansion.runs import check_claim, claim_folder, write_atomic
+from expansion.runs import (
+    check_claim,
+    check_writable,
+    claim_folder,
+    noticing_removal,
+    remove_partial_files,
+    write_atomic,
+)
 from expansion.sampler import SamplerConfig
-from expansion.writer import ExpansionWriter, merge_manifests, missing_items
+from expansion.status import note_start, status_text
+from expansion.stopping import StopRequest, finishing_first
+from expansion.tars import RecentTars, pack_complete
+from expansion.work_queue import Claims, pending_work, remove_claims
+from expansion.writer import ExpansionWriter
 
 if TYPE_CHECKING:
     from expansion.generation import Outcome
@@ -55,16 +82,20 @@ DEFAULT_METHOD = "distdiff"
 
 
 def main(arguments: Sequence[str] | None = None) -> int | None:
-    config, method_config, dry_run = parse(sys.argv[1:] if arguments is None else arguments)
+    config, method_config, options = parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.status:
+        title = dataset_title(config.dataset, config.data_dir)
+        print(status_text(output_folder(config, title)))
+        return None
     plan = make_plan(config, method_config)
-    if dry_run:
+    if options.dry_run:
         print(describe(plan))
         return None
     return execute(plan)
 
 
-def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, bool]:
+def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, argparse.Namespace]:
     """Command line > `--config` files > dataset file > method file > defaults."""
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config", nargs="*", default=[])
@@ -88,6 +119,11 @@ def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, bool]:
     )
     parser.add_argument("--config", nargs="*", default=[], help="YAML files; later ones win")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    parser.add_argument(
+        "--status",
+        action="store_true",
+        help="print how far the processes of this set are, and stop",
+    )
     add_options(parser, ExpandConfig, "run")
     add_options(parser, config_class, f"method {method}")
     options = parser.parse_args(arguments)
@@ -101,47 +137,81 @@ def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, bool]:
         Source(dataset.expand or {}, f"dataset {name}: expand"),
         Source((dataset.methods or {}).get(method) or {}, f"dataset {name}: methods: {method}"),
         *given,
-        command_line_source(options, ignore=("config", "dry_run")),
+        command_line_source(options, ignore=("config", "dry_run", "status")),
     ]
     config, method_config = compose([ExpandConfig, config_class], sources)
-    return config, method_config, options.dry_run
+    return config, method_config, options
 
 
 def execute(plan: Plan) -> int:
-    """Generate what is missing of this shard; returns the exit status."""
+    """Generate what is missing of this shard, or of all; returns the exit status."""
     device, dtype = _device_and_dtype(plan.config)
     identity = identity_of(plan, dtype)
+    claimed = {**identity, **layout_of(plan)}
     remedy = "give another --exp or --output_dir, or remove the folder"
-    check_claim(plan.output_dir, "expansion.yaml", identity, remedy)
-    mine = [item for unit in plan.shard_units for item in unit]
-    missing = missing_items(plan.output_dir, mine, plan.stems)
-    begun = time.monotonic()
-    written = failed = 0
+    check_claim(plan.output_dir, "expansion.yaml", claimed, remedy)
+    stored = StoredSet(plan.output_dir, plan.stems)
+    missing = stored.missing(item for _, items in plan.shard_units for item in items)
+    begun, written, failed = time.monotonic(), 0, 0
     if missing:
+        check_writable(plan.output_dir)
         sampler = _build_sampler(plan, device, dtype)
         _warn_of_long_prompts(plan, sampler)
-        claim_folder(plan.output_dir, "expansion.yaml", identity, remedy)
+        claim_folder(plan.output_dir, "expansion.yaml", claimed, remedy)
         _write_classes(plan)
         config = plan.config
         write_subset(plan.records, config.shots, config.subset_seed, config.subset_file)
-        outcome = _generate(plan, sampler, identity, missing)
+        with finishing_first() as stop, noticing_removal(plan.output_dir):
+            outcome = _generate(plan, sampler, identity, stored, len(missing), stop)
         written, failed = outcome.written, outcome.failed
+        if outcome.stopped:
+            return _report_stop(plan, stored, stop, written)
+    elif plan.tars:  # all images are there, but perhaps not all tars
+        pack_complete(stored, plan.tars, range(plan.tars.num_tars))
     seconds = max(time.monotonic() - begun, 1e-3)
     rows = merge_manifests(plan.output_dir)
-    unfinished = missing_items(plan.output_dir, plan.items, plan.stems)
+    stored.refresh()
+    done, _ = _progress(plan, stored)
     logger.info(
-        f"shard {plan.split} of {plan.total_split}: {written} images written, "
-        f"{len(mine) - len(missing)} already there, {failed} failed, "
-        f"{plan.num_skipped} unreadable real images skipped; {seconds:.1f} s, "
+        f"{plan.shard_name}: {written} images written, {done - written} already there, "
+        f"{failed} failed, {plan.num_skipped} unreadable real images skipped; {seconds:.1f} s, "
         f"{written / seconds:.2f} images/s"
     )
-    done = len(plan.items) - len(unfinished)
-    logger.info(f"{plan.output_dir}: {done} of {len(plan.items)} images of all shards")
-    if not unfinished:
-        _write_contact_sheet(plan)
-        for name, mean in _mean_details(rows).items():
-            logger.info(f"mean {name}: {mean:.4f}")
+    num_missing = len(stored.missing(plan.items))
+    num_items = len(plan.items)
+    logger.info(f"{plan.output_dir}: {num_items - num_missing} of {num_items} images of all shards")
+    if not num_missing:
+        _round_off(plan, rows)
     return 1 if failed else 0
+
+
+def _progress(plan: Plan, stored: StoredSet) -> tuple[int, int]:
+    """Images of this shard that are there, whoever made them, and that there are to be."""
+    mine = [item for _, items in plan.shard_units for item in items]
+    return len(mine) - len(stored.missing(mine)), len(mine)
+
+
+def _report_stop(plan: Plan, stored: StoredSet, stop: StopRequest, written: int) -> int:
+    """Say where the shard stopped; returns the exit status."""
+    stored.refresh()
+    done, total = _progress(plan, stored)
+    logger.info(
+        f"stopped by {stop.signal.name}: {written} images written; {plan.shard_name} has {done} of "
+        f"{total} images, {total - done} are missing; run the same command to go on"
+    )
+    merge_manifests(plan.output_dir)
+    return stop.exit_status
+
+
+def _round_off(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What is left to do when no image is missing."""
+    remove_claims(plan.output_dir)
+    _write_contact_sheet(plan, rows)
+    abandoned = remove_partial_files(plan.output_dir)
+    if abandoned:
+        logger.info(f"removed {abandoned} half-written files of processes that were killed")
+    for name, mean in _mean_details(rows).items():
+        logger.info(f"mean {name}: {mean:.4f}")
 
 
 def _build_sampler(plan: Plan, device: str, dtype: str) -> Sampler:
@@ -160,14 +230,18 @@ def _build_sampler(plan: Plan, device: str, dtype: str) -> Sampler:
 
 
 def _generate(
-    plan: Plan, sampler: Sampler, identity: Mapping[str, Any], missing: Collection[tuple[str, int]]
+    plan: Plan,
+    sampler: Sampler,
+    identity: Mapping[str, Any],
+    stored: StoredSet,
+    num_missing: int,
+    stop: Callable[[], bool],
 ) -> Outcome:
-    from tqdm import tqdm
-
     from expansion.generation import Job, generate
+    from expansion.progress import SteadyBar
     from expansion.stable_diffusion import default_resolution
 
-    config = plan.config
+    config, tars = plan.config, plan.tars
     job = Job(
         method=config.method,
         model=identity["model"],
@@ -178,11 +252,29 @@ def _generate(
         prompts=plan.prompts,
         stems=plan.stems,
     )
+    units = plan.shard_units
+    if plan.split is None:
+        random.Random().shuffle(units)  # another order in each process; it decides nothing else
+    staging = tars.staging_of if tars else None
     with (
-        ExpansionWriter(plan.output_dir, plan.split, plan.total_split) as writer,
-        tqdm(total=len(missing), desc=config.method, unit="image", disable=None) as bar,
+        Claims(plan.output_dir, len(plan.units)) as claims,
+        ExpansionWriter(plan.output_dir, plan.split, plan.total_split, staging) as writer,
+        SteadyBar(total=num_missing, desc=config.method, unit="image", disable=None) as bar,
     ):
-        return generate(sampler, job, plan.shard_units, missing, writer, bar.update)
+        note_start(writer.manifest, plan, num_missing)
+
+        def progress(num_images: int) -> None:
+            bar.update(num_images)
+            writer.note_unit(num_images)
+
+        begun = RecentTars(stored, tars) if tars else lambda unit: None
+        work = pending_work(units, stored, claims, begun)
+        outcome = generate(sampler, job, work, writer, progress, stop)
+        if tars:
+            writer.drain()
+            stored.refresh()
+            pack_complete(stored, tars, range(tars.num_tars), writer.failures)
+        return outcome
 
 
 def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -192,12 +284,14 @@ def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {
         name: sum(values) / len(rows)
         for name, values in columns.items()
-        if all(isinstance(value, int | float) for value in values)
+        if all(isinstance(value, int | float) and abs(value) < 1e300 for value in values)
     }
 
 
 def _device_and_dtype(config: ExpandConfig) -> tuple[str, str]:
     device = usable_device(config.device)
+    if device == "cpu":
+        keep_freed_memory()
     automatic = "float16" if device.startswith("cuda") else "float32"
     return device, automatic if config.dtype == "auto" else config.dtype
 
@@ -222,22 +316,26 @@ def _write_classes(plan: Plan) -> None:
     write_atomic(plan.output_dir / "classes.json", text + "\n")
 
 
-def _write_contact_sheet(plan: Plan, num_rows: int = 10, num_columns: int = 8) -> None:
+def _write_contact_sheet(
+    plan: Plan, rows: Sequence[Mapping[str, Any]], num_rows: int = 10, num_columns: int = 8
+) -> None:
     """`contact_sheet.png`: real images and their variants, spread over the classes."""
-    from PIL import Image
-
     from expansion.figures import contact_sheet, save_figure
-    from expansion.naming import variant_name
 
     stride = max(1, len(plan.records) // num_rows)
-    variants = range(min(num_columns, plan.config.num_images_per_prompt))
-    rows = []
-    for record in plan.records[::stride][:num_rows]:
-        names = [variant_name(plan.stems[record.file_name], variant) for variant in variants]
-        images = [record.load(), *(Image.open(plan.output_dir / name) for name in names)]
-        rows.append((plan.dataset.prompt_names[record.label], images))
-    headings = ["real", *(f"variant {variant}" for variant in variants)]
-    save_figure(contact_sheet(rows, headings), plan.output_dir / "contact_sheet.png")
+    columns = range(min(num_columns, plan.config.num_images_per_prompt))
+    shown = plan.records[::stride][:num_rows]
+    sources = {record.file_name for record in shown}
+    found = {(row["source"], row["variant"]): row for row in rows if row["source"] in sources}
+    lines = []
+    for record in shown:
+        variants = [
+            generated_record(plan.output_dir, found[record.file_name, k], record.label).load()
+            for k in columns
+        ]
+        lines.append((plan.dataset.prompt_names[record.label], [record.load(), *variants]))
+    headings = ["real", *(f"variant {k}" for k in columns)]
+    save_figure(contact_sheet(lines, headings), plan.output_dir / "contact_sheet.png")
 
 
 def _method_files(method: str) -> list[Path]:

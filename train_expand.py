@@ -18,6 +18,7 @@ from typing import Any
 
 from expansion.config import config_hash, option, require, unknown_name
 from expansion.errors import run_command
+from expansion.expanded_set import read_expansion
 from expansion.experiment import (
     Arm,
     Learning,
@@ -31,8 +32,8 @@ from expansion.experiment import (
 )
 from expansion.image_datasets import ImageRecord, readable_records
 from expansion.label_noise import with_label_noise
+from expansion.manifest import read_manifest
 from expansion.recipe import NEEDS_LOSS, Recipe
-from expansion.writer import read_expansion, read_manifest
 
 logger = logging.getLogger("train_expand")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from torch import Generator, Tensor
 
 from distdiff.config import DistDiffConfig
@@ -16,7 +16,9 @@ from distdiff.prototypes import Prototypes, build_prototypes, extract_features
 from expansion.backbones import Classifier, load_classifier
 from expansion.image_datasets import ImageRecord
 from expansion.img2img import Img2ImgSampler
+from expansion.phases import phase
 from expansion.sampler import Batch, Samples
+from expansion.stable_diffusion import load_tiny_decoder, weight_dtype
 
 
 class DistDiffSampler(Img2ImgSampler):
@@ -26,14 +28,21 @@ class DistDiffSampler(Img2ImgSampler):
         pipeline: Any SD-1.x or 2.x checkpoint.
         config: See `DistDiffConfig`.
         guide: Frozen classifier of the dataset; None only without targets.
+        decoder: Makes the images whose energy guides, from scaled latents; default: the pipeline's.
     """
 
     def __init__(
-        self, pipeline: StableDiffusionPipeline, config: DistDiffConfig, guide: Classifier | None
+        self,
+        pipeline: StableDiffusionPipeline,
+        config: DistDiffConfig,
+        guide: Classifier | None,
+        decoder: AutoencoderTiny | None = None,
     ):
         super().__init__(pipeline, config)
+        self.decoder = decoder
         self.guide = guide.to(pipeline.device) if guide is not None else None
         self.guidance: Guidance | None = None
+        self.checkpoints = config.gradient_checkpointing
 
     @classmethod
     def build(
@@ -48,7 +57,10 @@ class DistDiffSampler(Img2ImgSampler):
             guide = load_classifier(
                 config.encoder_weight_path, arch=config.arch, num_classes=num_classes
             )
-        return cls(load_pipeline(), config, guide)
+        pipeline, decoder = load_pipeline(), None
+        if config.targets and config.guidance_decoder:
+            decoder = load_tiny_decoder(config.guidance_decoder, pipeline)
+        return cls(pipeline, config, guide, decoder)
 
     def prepare(self, records: Sequence[ImageRecord]) -> None:
         """Build the prototypes of all classes from the real images."""
@@ -69,10 +81,16 @@ class DistDiffSampler(Img2ImgSampler):
         energy = PrototypeEnergy(self.guide, placed, self.config)
 
         def prediction_energy(predictions: Sequence[Tensor], targets: Tensor) -> Tensor:
-            energies = [energy(self.codec.decode_raw(x), targets) for x in predictions]
+            energies = [energy(self._decode(x), targets) for x in predictions]
             return torch.stack(energies).mean(dim=0)
 
         self.guidance = Guidance(self.denoiser, prediction_energy, self.config)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W), about [-1, 1], float32, for the energy."""
+        if self.decoder is None:
+            return self.codec.decode_raw(latents)
+        return self.decoder.decode(latents.to(weight_dtype(self.decoder))).sample.float()
 
     @torch.no_grad()
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
@@ -91,11 +109,12 @@ class DistDiffSampler(Img2ImgSampler):
         latents, _ = self.denoiser.run(latents, before, prompt_embeds)
         latents, figures = self._guided_window(latents, window, prompt_embeds, targets, generators)
         latents, _ = self.denoiser.run(latents, after, prompt_embeds)
-        details = [
-            {name: round(values[i].item(), 6) for name, values in figures.items()}
-            for i in range(len(latents))
-        ]
-        return Samples(self.codec.decode(latents), details)
+        return Samples(self.codec.decode(latents), figures)
+
+    def save_memory(self) -> bool:
+        """Recompute activations in the guided steps, unless that is done already."""
+        done, self.checkpoints = self.checkpoints, bool(self.config.targets)
+        return self.checkpoints and not done
 
     def _guided_window(
         self,
@@ -108,27 +127,29 @@ class DistDiffSampler(Img2ImgSampler):
         """Latents after the window, and figures (B,) about the guidance."""
         guidance = self.guidance
         if self.config.guidance_type == "direct_guidance":
-            with self._gradient_checkpointing():
+            with phase("guide"), self._gradient_checkpointing():
                 guided = guidance.direct(latents, window, prompt_embeds, targets)
             return guided.latents, guided.figures
         figures: dict[str, Tensor] = {}
         if self.config.log_energy:
-            figures["energy_unguided"] = guidance.look_ahead_energy(
-                latents, window, prompt_embeds, targets
-            )
-        with self._gradient_checkpointing():
+            with phase("guide"):
+                figures["energy_unguided"] = guidance.look_ahead_energy(
+                    latents, window, prompt_embeds, targets
+                )
+        with phase("guide"), self._gradient_checkpointing():
             guided = guidance.transform(latents, window, prompt_embeds, targets, generators)
         figures |= guided.figures
         latents, predictions = self.denoiser.run(guided.latents, window, prompt_embeds)
         if self.config.log_energy:
-            figures["energy_end"] = guidance.energy(predictions, targets)
+            with phase("guide"):
+                figures["energy_end"] = guidance.energy(predictions, targets)
         return latents, figures
 
     @contextmanager
     def _gradient_checkpointing(self) -> Iterator[None]:
-        """Recompute activations of U-Net and decoder inside, if the config asks for it."""
+        """Recompute activations of U-Net and decoder inside, if memory is scarce."""
         switched = []
-        if self.config.gradient_checkpointing:
+        if self.checkpoints:
             networks = (self.pipeline.unet, self.pipeline.vae)
             switched = [network for network in networks if not network.is_gradient_checkpointing]
         for network in switched:

@@ -44,7 +44,10 @@ class GaussianNoise:
         num_drawn = 1 if self.shared else len(rows)
         noise = torch.stack(
             [torch.randn(num_drawn, *rows.shape[2:], generator=g) for g in self.generators], dim=1
-        ).to(tensor.device)
+        )
+        if tensor.is_cuda:  # from pinned memory the copy does not wait for the work in the queue
+            noise = noise.pin_memory()
+        noise = noise.to(tensor.device, non_blocking=True)
         std = rows.transpose(0, 1).flatten(1).std(dim=1)  # (B,)
         self._stds.append(std)
         unit = std[:, None, None, None] if self.relative else 1.0

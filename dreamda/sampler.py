@@ -122,12 +122,8 @@ class DreamDASampler(Img2ImgSampler):
             )
         return torch.cat(predictions)
 
-    def _details(
-        self, images: Tensor, batch: Batch, noise: GaussianNoise
-    ) -> list[dict[str, float]]:
+    def _details(self, images: Tensor, batch: Batch, noise: GaussianNoise) -> dict[str, Tensor]:
         """Per image: std of what was perturbed, and RMS distance to the real image, in [0, 1]."""
         real = batch.images[batch.source_index].to(images.device)
         distance = (images - real).square().mean(dim=(1, 2, 3)).sqrt()
-        columns = {"perturbed_std": noise.mean_std(), "distance_to_real": distance}
-        rows = torch.stack(list(columns.values()), dim=1).tolist()
-        return [dict(zip(columns, (round(value, 6) for value in row))) for row in rows]
+        return {"perturbed_std": noise.mean_std(), "distance_to_real": distance}

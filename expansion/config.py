@@ -39,7 +39,12 @@ CONFIG_DIR = PROJECT_ROOT / "configs"
 
 
 def option(
-    default: Any, help: str, *, choices: Sequence[str] | None = None, flags: Sequence[str] = ()
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    words: Sequence[str] = (),
+    flags: Sequence[str] = (),
 ) -> Any:
     """Declare a dataclass field that is also a YAML key and a command-line option.
 
@@ -47,9 +52,10 @@ def option(
         default: Value when neither YAML nor command line gives one.
         help: What it is, with unit and range; shown by `--help`.
         choices: The allowed strings, if only some are.
+        words: Strings that a number may also be, such as "auto".
         flags: Further spellings, such as `-d`.
     """
-    metadata = {"help": help, "choices": choices, "flags": tuple(flags)}
+    metadata = {"help": help, "choices": choices, "words": tuple(words), "flags": tuple(flags)}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -120,9 +126,10 @@ def add_options(parser: argparse.ArgumentParser, config_class: type, title: str)
         if kind is bool:
             keywords["action"] = argparse.BooleanOptionalAction
         else:
-            keywords["type"] = kind
+            keywords["type"] = _number_or_word(kind, field.metadata["words"])
             keywords["choices"] = field.metadata["choices"]
-            keywords["metavar"] = None if field.metadata["choices"] else kind.__name__.upper()
+            metavar = "|".join([kind.__name__.upper(), *field.metadata["words"]])
+            keywords["metavar"] = None if field.metadata["choices"] else metavar
             if is_list:
                 keywords["nargs"] = "+"
         group.add_argument(*field.metadata["flags"], f"--{field.name}", **keywords)
@@ -174,11 +181,25 @@ def _scalar_type(hint: Any) -> tuple[type, bool]:
     return typing.get_origin(hint) or hint, False
 
 
+def _number_or_word(kind: type, words: Sequence[str]) -> typing.Callable[[str], Any]:
+    """What reads a value of the command line; its name is in the parser's messages."""
+    if not words:
+        return kind
+
+    def read(text: str) -> Any:
+        return text if text in words else kind(text)
+
+    read.__name__ = " or ".join([kind.__name__, *words])
+    return read
+
+
 def _checked(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
     """`value` converted to the field's type, or InputError."""
     kind, is_list = _scalar_type(hint)
     if value is None and type(None) in typing.get_args(hint):
         return None
+    if isinstance(value, str) and value in field.metadata.get("words", ()):
+        return value
     if is_list:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"{where}: expected a list, got {brief(value)}")

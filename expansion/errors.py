@@ -10,13 +10,20 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from expansion.stopping import StopRequest, ending_at_once
+
 LONGEST_VALUE = 80  # characters of a wrong value that a message shows
 LONGEST_MESSAGE = 2000
 # Control characters, line breaks, changes of the writing direction, and what is no text at all.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+GO_ON = "run the same command to go on"
 REMEDIES = {
-    errno.ENOSPC: "make room, then run the same command to go on",
-    errno.EDQUOT: "make room, then run the same command to go on",
+    errno.ENOSPC: f"make room, then {GO_ON}",
+    errno.EDQUOT: f"make room, then {GO_ON}",
+    errno.EFBIG: f"raise the limit of file sizes (ulimit -f), then {GO_ON}",
+    errno.EMFILE: f"raise the limit of open files (ulimit -n), then {GO_ON}",
+    errno.EIO: f"check the disk, then {GO_ON}",
+    errno.ESTALE: f"check the network file system, then {GO_ON}",
     errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "change the permissions or choose another place",
     errno.EISDIR: "remove the folder, a file belongs there",
@@ -24,7 +31,6 @@ REMEDIES = {
     errno.EEXIST: "remove it or choose another place",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ELOOP: "remove the symbolic link, it leads to itself",
-    errno.EIO: "the disk fails; copy the folder elsewhere",
 }
 
 
@@ -65,26 +71,41 @@ def brief(value: Any) -> str:
 def run_command(main: Callable[[], int | None]) -> None:
     """Run the `main` of an entry script and exit with its status.
 
-    Wrong input and a full disk end in one line on stderr and exit code 2, Ctrl-C in 130.
-    Everything else is a defect of this program and keeps its traceback.
+    Wrong input and a full disk end in one line on stderr and exit code 2; Ctrl-C and SIGTERM end
+    in one line and 128 + number of the signal. Everything else is a defect of this program and
+    keeps its traceback.
     """
     # Names of files may be no text; a report that shows one must not fail.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    with ending_at_once() as stop:
+        status = _status(main, stop)
+    sys.exit(status)
+
+
+def _status(main: Callable[[], int | None], stop: StopRequest) -> int | None:
     try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except BrokenPipeError:  # the reader of stdout, such as head, has gone
-        sys.stderr.close()
-        sys.exit(1)
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        place = error.filename2 or error.filename or "the output"
-        message = one_line(f"{place}: {error.strerror}; {REMEDIES[error.errno]}")
-        print(f"error: {message}", file=sys.stderr)
+        return main()
     except KeyboardInterrupt:
-        print("stopped; run the same command to go on", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(2)
+        return _stopped(stop)
+    except Exception as error:
+        if stop():  # raised in a library's C code, the stop can come out as some other error
+            return _stopped(stop)
+        if isinstance(error, InputError):
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        if isinstance(error, BrokenPipeError):  # the reader of stdout, such as head, has gone
+            sys.stderr.close()
+            return 1
+        if isinstance(error, OSError) and error.errno in REMEDIES:
+            place = error.filename or "the output"
+            message = one_line(f"{place}: {error.strerror}; {REMEDIES[error.errno]}")
+            print(f"error: {message}", file=sys.stderr)
+            return 2
+        raise
+
+
+def _stopped(stop: StopRequest) -> int:
+    by = f" by {stop.signal.name}" if stop() else ""
+    print(f"stopped{by}; {GO_ON}", file=sys.stderr)
+    return stop.exit_status if stop() else 130

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from expansion.image_datasets import ImageRecord
+from expansion.memory import FittingSampler
 from expansion.naming import variant_name
+from expansion.phases import phase
 from expansion.prompts import Prompts
 from expansion.sampler import Batch, Sampler, Samples
 from expansion.seeding import image_generator, image_seed, stable_seed
@@ -24,6 +27,7 @@ from expansion.writer import ExpansionWriter
 logger = logging.getLogger(__name__)
 
 Unit = Sequence[tuple[ImageRecord, int]]  # (real image, variant number) of one batch
+Work = tuple[Unit, Collection[tuple[str, int]]]  # and (file_name, variant) of what is to be written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +57,11 @@ class Job:
 
 @dataclass
 class Outcome:
-    """Counts of a run."""
+    """Counts of a run, and whether it was told to stop before its end."""
 
     written: int = 0
     failed: int = 0
+    stopped: bool = False
 
 
 def square_image(image: Image.Image, resolution: int, mode: str, seed: int) -> Tensor:
@@ -102,64 +107,81 @@ def load_batch(unit: Unit, job: Job) -> Batch:
     )
 
 
-def sample_finite(sampler: Sampler, batch: Batch, generators: Callable[[], list]) -> Samples:
-    """`sampler.sample`, repeated once in float32 if a 16-bit network gave a NaN or infinity.
-
-    Args:
-        generators: Makes fresh generators, so that the repetition sees the same noise.
-    """
-    samples = sampler.sample(batch, generators())
-    dtype = sampler.pipeline.unet.dtype
-    if samples.images.isfinite().all() or dtype == torch.float32:
-        return samples
-    logger.warning("an image was not finite in %s; repeating its batch in float32", dtype)
-    sampler.pipeline.to(dtype=torch.float32)
-    try:
-        return sampler.sample(batch, generators())
-    finally:
-        sampler.pipeline.to(dtype=dtype)
-
-
 def generate(
     sampler: Sampler,
     job: Job,
-    units: Sequence[Unit],
-    missing: Collection[tuple[str, int]],
+    work: Iterable[Work],
     writer: ExpansionWriter,
     progress: Callable[[int], None],
+    stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Compute every unit that lacks an image and write the images it lacks.
+    """Compute units and write the images that are wanted of them.
 
     A unit is always computed whole, so that an image does not depend on what was there before.
 
     Args:
-        missing: (file_name, variant) of the images to write.
+        work: Units, each with the images to write; it is asked one unit ahead.
         progress: Called after each unit with its number of written or failed images.
+        stop: Asked before each unit; if true, no further one is begun.
     """
     outcome = Outcome()
-    wanted = [u for u in units if any((record.file_name, v) in missing for record, v in u)]
-    for unit, batch in _loaded_ahead(wanted, job):
-
-        def generators(unit: Unit = unit) -> list[torch.Generator]:
-            return [image_generator(job.seed, record.file_name, v) for record, v in unit]
-
-        samples = sample_finite(sampler, batch, generators)
+    fitting = FittingSampler(sampler)
+    for unit, wanted, batch in _loaded_ahead(work, job):
+        if stop():
+            outcome.stopped = True
+            break
+        samples = sample_finite(fitting, batch, _generators(job, unit))
         finite = samples.images.isfinite().flatten(1).all(dim=1).tolist()
         pixels = (samples.images.nan_to_num() * 255).round().to(torch.uint8)
         pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        written, failed = outcome.written, outcome.failed
+        details = _details(samples)
         for i, (record, variant) in enumerate(unit):
-            if (record.file_name, variant) not in missing:
+            if (record.file_name, variant) not in wanted:
                 continue
             if not finite[i]:
-                logger.error("not finite, not written: %s variant %d", record.file_name, variant)
+                writer.record_failure(record.file_name, variant, "not finite")
                 outcome.failed += 1
                 continue
-            details = samples.details[i] if samples.details else {}
-            writer.write(pixels[i], manifest_row(job, record, variant, details))
+            writer.write(pixels[i], manifest_row(job, record, variant, details[i]))
             outcome.written += 1
-        progress(outcome.written - written + outcome.failed - failed)
+        progress(len(wanted))
     return outcome
+
+
+def sample_finite(
+    fitting: FittingSampler, batch: Batch, generators: Callable[[], list[torch.Generator]]
+) -> Samples:
+    """`fitting.sample`, repeated once in float32 if a 16-bit network gave a NaN or infinity.
+
+    Args:
+        generators: Makes fresh generators, so that the repetition sees the same noise.
+    """
+    samples = fitting.sample(batch, generators)
+    pipeline = fitting.sampler.pipeline
+    dtype = pipeline.unet.dtype
+    if dtype == torch.float32 or samples.images.isfinite().all():
+        return samples
+    logger.warning("an image was not finite in %s; repeating its batch in float32", dtype)
+    pipeline.to(dtype=torch.float32)
+    try:
+        return fitting.sample(batch, generators)
+    finally:
+        pipeline.to(dtype=dtype)
+
+
+def _generators(job: Job, unit: Unit) -> Callable[[], list[torch.Generator]]:
+    return lambda: [image_generator(job.seed, record.file_name, v) for record, v in unit]
+
+
+def _details(samples: Samples) -> list[dict[str, float]]:
+    """Figures of each image, brought from the device at once."""
+    if not samples.details:
+        return [{}] * len(samples.images)
+    rows = torch.stack(list(samples.details.values()), dim=1).tolist()
+    return [
+        {name: round(x, 6) for name, x in zip(samples.details, row, strict=True) if math.isfinite(x)}
+        for row in rows
+    ]
 
 
 def manifest_row(
@@ -181,12 +203,24 @@ def manifest_row(
     }
 
 
-def _loaded_ahead(units: Sequence[Unit], job: Job) -> Iterator[tuple[Unit, Batch]]:
-    """Units with their images; the next unit is read while the current one is computed."""
+def _loaded_ahead(
+    work: Iterable[Work], job: Job
+) -> Iterator[tuple[Unit, Collection[tuple[str, int]], Batch]]:
+    """Work with its real images; the next unit is read while the current one is computed."""
+
+    def load_next() -> tuple[Unit, Collection[tuple[str, int]], Batch] | None:
+        with phase("load"):
+            for unit, wanted in remaining:
+                return unit, wanted, load_batch(unit, job)
+        return None
+
+    remaining = iter(work)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
-        following = pool.submit(load_batch, units[0], job) if units else None
-        for i, unit in enumerate(units):
-            batch = following.result()
-            if i + 1 < len(units):
-                following = pool.submit(load_batch, units[i + 1], job)
-            yield unit, batch
+        following = pool.submit(load_next)
+        while True:
+            with phase("idle"):
+                loaded = following.result()
+            if loaded is None:
+                return
+            following = pool.submit(load_next)
+            yield loaded

@@ -120,7 +120,7 @@ def load_dataset(
     can_split = test_fraction is not None and isinstance(layout, SplitOptions)
     if can_split:
         layout = dataclasses.replace(layout, test_fraction=test_fraction, train_per_class=None)
-    title = name if _is_known(name) else root.name
+    title = _title(name, root)
     reader = READERS[config.reader][1](layout, root, title)
     require(
         test_fraction is None or (can_split and reader.splits_by_seed),
@@ -133,6 +133,11 @@ def load_dataset(
 def dataset_config(name: str, data_dir: str | Path = "data") -> DatasetConfig:
     """Settings of a dataset without reading its folders; raises InputError for an unknown name."""
     return _resolve(name, Path(data_dir))[0]
+
+
+def dataset_title(name: str, data_dir: str | Path = "data") -> str:
+    """What folders of results call a dataset, found as in `dataset_config`."""
+    return _title(name, _resolve(name, Path(data_dir))[2])
 
 
 def unlabeled_records(folder: str | Path) -> list[ImageRecord]:
@@ -297,6 +302,10 @@ def _resolve_folder(root: Path) -> tuple[DatasetConfig, Any, Path]:
 def _is_known(name: str) -> bool:
     """Whether the name has a file of its own; no path, nor one too long for a file, has."""
     return os.path.isfile(_yaml_path(name))
+
+
+def _title(name: str, root: Path) -> str:
+    return name if _is_known(name) else root.name
 
 
 def _yaml_path(name: str) -> Path:

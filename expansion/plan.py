@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from expansion.checkpoints import (
     model_resolution,
 )
 from expansion.config import config_hash, option, require
+from expansion.expanded_set import Item
 from expansion.image_datasets import (
     DEFAULT_DATASET,
     ImageDataset,
@@ -36,7 +38,11 @@ from expansion.prompts import (
 from expansion.runs import to_yaml
 from expansion.sampler import SamplerConfig
 from expansion.sharding import make_units, resolve_shard, take_shard
+from expansion.status import ORDERS
+from expansion.tars import STAGING, TarLayout, tar_prefix
+from expansion.work_queue import CLAIMS
 
+OWN_FOLDERS = (CLAIMS, ORDERS, STAGING)
 LARGEST_COUNT = 1_000_000  # variants or images of a batch; the plan lists every variant
 
 
@@ -80,8 +86,17 @@ class ExpandConfig:
     test_fraction: float | None = option(
         None, "share of each class for testing, of a dataset without a test split"
     )
+    output_format: str = option(
+        "images",
+        "a PNG file per image, or tar shards as the webdataset library reads them",
+        choices=("images", "webdataset"),
+    )
+    images_per_tar: int = option(500, "images of each tar of --output_format webdataset")
     split: int | None = option(None, "number of this shard, from 0")
     total_split: int | None = option(None, "number of shards")
+    join: bool = option(
+        False, "help with whatever is missing of all shards, beside processes that run already"
+    )
     device: str = option("auto", "cuda, cpu, ...; auto: a GPU if there is one")
     dtype: str = option(
         "auto",
@@ -94,7 +109,7 @@ class ExpandConfig:
     on_error: str = option("fail", "what an unreadable real image does", choices=("fail", "skip"))
 
     def __post_init__(self):
-        for name in ("num_images_per_prompt", "batch_size"):
+        for name in ("num_images_per_prompt", "batch_size", "images_per_tar"):
             value = getattr(self, name)
             require(value > 0, f"{name} {value}: give a positive number")
             require(value <= LARGEST_COUNT, f"{name} {value}: give at most {LARGEST_COUNT}")
@@ -108,11 +123,16 @@ class ExpandConfig:
             f"prompts_file {self.prompts_file} and prompt_template {self.prompt_template!r}: "
             "give only one of them",
         )
+        require(
+            not self.join or (self.split is None and self.total_split is None),
+            f"--join helps every shard; leave out --split {self.split} and "
+            f"--total_split {self.total_split}",
+        )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run with its work laid out; nothing is loaded yet."""
+    """A run with its work laid out; nothing is loaded yet. `split` None: help all shards."""
 
     config: ExpandConfig
     method_config: SamplerConfig
@@ -122,28 +142,49 @@ class Plan:
     prompts: Prompts
     stems: dict[str, str]
     folders: dict[str, str]
+    exp: str
     output_dir: Path
     model: str
-    split: int
+    split: int | None
     total_split: int
 
-    @property
-    def items(self) -> list[tuple[ImageRecord, int]]:
+    @cached_property
+    def items(self) -> list[Item]:
         """Every (real image, variant) of all shards, in order."""
         count = self.config.num_images_per_prompt
         return [(record, variant) for record in self.records for variant in range(count)]
 
+    @cached_property
+    def units(self) -> list[list[Item]]:
+        """The units of all shards."""
+        return make_units(self.items, self.config.batch_size)
+
     @property
-    def shard_units(self) -> list[list[tuple[ImageRecord, int]]]:
-        """The units of this shard."""
-        return take_shard(
-            make_units(self.items, self.config.batch_size), self.split, self.total_split
-        )
+    def shard_units(self) -> list[tuple[int, list[Item]]]:
+        """The units of this shard, or of all, with their numbers."""
+        numbered = list(enumerate(self.units))
+        if self.split is None:
+            return numbered
+        return take_shard(numbered, self.split, self.total_split)
+
+    @property
+    def shard_name(self) -> str:
+        """What the summary calls the work of this process."""
+        return "all shards" if self.split is None else f"shard {self.split} of {self.total_split}"
+
+    @cached_property
+    def tars(self) -> TarLayout | None:
+        """Which image goes into which tar; None where images are files."""
+        if self.config.output_format == "images":
+            return None
+        return TarLayout(tar_prefix(self.exp), self.items, self.config.images_per_tar)
 
 
 def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     """Find and check everything that can be checked before weights load."""
-    split, total_split = resolve_shard(config.split, config.total_split)
+    split, total_split = None, 1
+    if not config.join:
+        split, total_split = resolve_shard(config.split, config.total_split)
     model = locate_model(config.pretrained_model_name_or_path)
     check_model_folder(model)
     method_config.check_run()
@@ -160,10 +201,8 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     absent = [name for label, name in enumerate(dataset.class_names) if label not in present]
     require(not absent, f"{dataset.root}: no readable training image of {', '.join(absent)}")
     folders = folder_names(dataset.class_names)
-    exp = config.exp or f"{config.method}_{config.num_images_per_prompt}x"
-    output_dir = Path(config.data_dir) / f"{dataset.name}_expansion" / exp
-    output_dir = Path(config.output_dir) if config.output_dir else output_dir
-    _check_class_folders(output_dir, folders.values())
+    output_dir = output_folder(config, dataset.name)
+    check_folders(output_dir, [*folders.values(), *OWN_FOLDERS])
     return Plan(
         config=config,
         method_config=method_config,
@@ -173,6 +212,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
         prompts=_prompts(config, dataset, everything, records),
         stems=image_stems(everything, folders),
         folders=folders,
+        exp=exp_name(config),
         output_dir=output_dir,
         model=model,
         split=split,
@@ -180,12 +220,23 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     )
 
 
-def _check_class_folders(output_dir: Path, folders: Iterable[str]) -> None:
+def exp_name(config: ExpandConfig) -> str:
+    """Name of the expanded set."""
+    return config.exp or f"{config.method}_{config.num_images_per_prompt}x"
+
+
+def output_folder(config: ExpandConfig, dataset_title: str) -> Path:
+    """Folder of the expanded set."""
+    default = Path(config.data_dir) / f"{dataset_title}_expansion" / exp_name(config)
+    return Path(config.output_dir) if config.output_dir else default
+
+
+def check_folders(output_dir: Path, folders: Iterable[str]) -> None:
     """Raise InputError for one that would carry the images elsewhere, or can hold none."""
     for path in (output_dir / folder for folder in folders):
         require(
             not path.is_symlink(),
-            f"{path} is a symbolic link, so its images would be written outside {output_dir}; "
+            f"{path} is a symbolic link, so files would be written outside {output_dir}; "
             "remove it, or link the whole folder",
         )
         require(path.is_dir() or not path.exists(), f"{path} is no folder; remove it")
@@ -213,7 +264,7 @@ def _prompts(
 def describe(plan: Plan) -> str:
     """The resolved settings and the size of the work, as text."""
     resolution = plan.config.resolution or model_resolution(plan.model)
-    mine = sum(map(len, plan.shard_units))
+    mine = sum(len(items) for _, items in plan.shard_units)
     first = plan.records[0]
     prompt = plan.prompts.prompt_of(first.file_name, first.label, variant=0)
     rows = plan.method_config.unet_rows_per_image(plan.config.num_images_per_prompt)
@@ -225,11 +276,10 @@ def describe(plan: Plan) -> str:
         f" ({plan.num_skipped} unreadable ones left out)\n"
         f"prompt of {first.file_name}: {prompt}\n"
         f"images to generate: {len(plan.items)}, {resolution}x{resolution} pixels\n"
-        f"shard {plan.split} of {plan.total_split}: "
-        f"{mine} images in {len(plan.shard_units)} units\n"
+        f"{plan.shard_name}: {mine} images in {len(plan.shard_units)} units\n"
         f"U-Net rows: {rows:g} per image, {rows * mine:.3g} for this shard\n"
         f"disk space: about {gigabytes:.2g} GB for this shard\n"
-        f"output: {plan.output_dir}"
+        f"output: {plan.output_dir}{f'/{plan.tars.pattern}' if plan.tars else ''}"
     )
 
 
@@ -251,3 +301,16 @@ def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
     if plan.method_config.depends_on_dataset:
         identity["real_images"] = config_hash([record.file_name for record in plan.records])
     return identity
+
+
+def layout_of(plan: Plan) -> dict[str, Any]:
+    """What decides, beside `identity_of`, which image lies in which tar; nothing for files."""
+    if plan.tars is None:
+        return {}
+    return {
+        "output_format": plan.config.output_format,
+        "tars": plan.tars.pattern,
+        "images_per_tar": plan.config.images_per_tar,
+        "num_images_per_prompt": plan.config.num_images_per_prompt,
+        "real_images": config_hash([record.file_name for record in plan.records]),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class ImageRecord:
             image.
         true_label: What a generated image really shows, where `label` was made wrong on purpose.
         crop_bottom: Rows of pixels cut off below: a credit line.
+        byte_range: (First byte, number of bytes) of the image where `path` is a tar of many.
     """
 
     path: Path
@@ -64,11 +66,12 @@ class ImageRecord:
     source: str | None = None
     true_label: int | None = None
     crop_bottom: int = 0
+    byte_range: tuple[int, int] | None = None
 
     def load(self) -> Image.Image:
         """The image as upright RGB. Raises InputError, naming the file, when it cannot be read."""
         try:
-            with Image.open(self.path, formats=FORMATS) as image:
+            with Image.open(self._file(), formats=FORMATS) as image:
                 turn = EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
                 image = _eight_bits(image).convert("RGB")
                 low, high = sorted(image.size)
@@ -77,7 +80,7 @@ class ImageRecord:
         except Exception as error:  # a damaged file makes Pillow's decoders fail in any way
             reason = str(error) or type(error).__name__
             raise InputError(
-                f"cannot read the image {self.path} ({reason}); replace or remove it, "
+                f"cannot read the image {self._shown()} ({reason}); replace or remove it, "
                 "or go on without it with --on_error skip"
             ) from error
         if turn is not None:
@@ -85,6 +88,18 @@ class ImageRecord:
         if 0 < self.crop_bottom < image.height:
             image = image.crop((0, 0, image.width, image.height - self.crop_bottom))
         return image
+
+    def _file(self) -> Path | io.BytesIO:
+        """What Pillow opens: the file, or the image's bytes alone, read from a tar."""
+        if self.byte_range is None:
+            return self.path
+        first, num_bytes = self.byte_range
+        with self.path.open("rb") as file:
+            file.seek(first)
+            return io.BytesIO(file.read(num_bytes))
+
+    def _shown(self) -> str:
+        return f"{self.path}" if self.byte_range is None else f"{self.file_name} in {self.path}"
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,84 @@ def partial_path(path: Path) -> Path:
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name in the same folder, then rename it."""
+    content = content.encode() if isinstance(content, str) else content
+    try:
+        _write_and_rename(path, content)
+    except FileNotFoundError:
+        _write_and_rename(path, content)  # see remove_partial_files
+    except OSError as error:
+        error.filename = str(path)  # a full disk is reported without one
+        raise
+
+
+def _write_and_rename(path: Path, content: bytes) -> None:
     partial = partial_path(path)
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.write_bytes(content)
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def write_if_absent(path: Path, content: str) -> bool:
+    """Write a file whole unless it is there; of several processes one is the first: True."""
+    partial = partial_path(path)
+    try:
+        partial.write_text(content)
+        os.link(partial, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP):
+            raise
+        if path.exists():  # a file system without hard links
+            return False
+        partial.replace(path)
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def remove_partial_files(folder: Path) -> int:
+    """Remove what killed processes left half-written in a finished folder; returns how many files.
+
+    Whether a process on another machine still lives cannot be known: one that does and loses its
+    file here writes it again.
+    """
+    removed = 0
+    for path in folder.rglob(".*.partial"):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            removed += 1
+    return removed
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError unless files can be made in `folder`, which need not exist yet."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{place} cannot be written; change its permissions or choose another folder"
+        )
+
+
+@contextlib.contextmanager
+def noticing_removal(folder: Path) -> Iterator[None]:
+    """A FileNotFoundError inside that comes from the loss of `folder` becomes an InputError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if folder.is_dir():
+            raise
+        raise InputError(
+            f"{folder} vanished during the run; see to the disk, then run the same command again"
+        ) from error
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -90,21 +160,9 @@ def claim_folder(folder: Path, file_name: str, identity: Mapping[str, Any], reme
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name
-    partial = partial_path(path)
-    try:
-        partial.write_text(to_yaml({**identity, "made_with": provenance()}))
-        os.link(partial, path)  # fails if another process was first
-    except FileExistsError:
+    content = to_yaml({**identity, "made_with": provenance()})
+    if path.exists() or not write_if_absent(path, content):
         check_claim(folder, file_name, identity, remedy)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP):
-            raise
-        check_claim(folder, file_name, identity, remedy)  # a file system without hard links
-        if not path.exists():
-            partial.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def is_done(run_dir: Path) -> bool:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from expansion.image_datasets import ImageRecord
 
 
+SOLVERS = ("ddim", "dpmsolver++", "unipc")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
     """Settings of denoising that all methods share; a method adds its own by inheritance."""
@@ -25,6 +28,12 @@ class SamplerConfig:
     num_inference_steps: int = option(50, "DDIM steps of the whole schedule")
     strength: float = option(
         0.5, "share of the schedule that is run, 0 to 1; more departs further from the real image"
+    )
+    solver: str = option(
+        "ddim",
+        "what takes the steps; dpmsolver++ and unipc are approximations of second order that need "
+        "fewer of them: give --num_inference_steps 20, say",
+        choices=SOLVERS,
     )
     guidance_scale: float = option(7.5, "classifier-free guidance; 1 or less: off")
     negative_prompt: str = option("", "prompt of the unconditional prediction")
@@ -92,13 +101,29 @@ class Batch:
     targets: Tensor
     source_seeds: Sequence[int]
 
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The variants from `start` to before `stop`, with the real images they need."""
+        index = self.source_index[start:stop]
+        used = index.unique()
+        return Batch(
+            images=self.images[used],
+            sources=[self.sources[i] for i in used.tolist()],
+            source_index=(index[:, None] == used).int().argmax(dim=1),
+            prompts=self.prompts[start:stop],
+            targets=self.targets[start:stop],
+            source_seeds=[self.source_seeds[i] for i in used.tolist()],
+        )
+
 
 @dataclass(frozen=True)
 class Samples:
-    """Generated images (B, 3, H, W) in [0, 1], and figures about each for the manifest."""
+    """Generated images (B, 3, H, W) in [0, 1], and figures (B,) about them for the manifest."""
 
     images: Tensor
-    details: Sequence[Mapping[str, float]] = field(default_factory=tuple)
+    details: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Sampler(Protocol):
@@ -124,3 +149,7 @@ class Sampler(Protocol):
         Randomness comes from that row's generator, or, where variants of one real image share it,
         from `batch.source_seeds`.
         """
+
+    def save_memory(self) -> bool:
+        """Use less memory from now on, at the cost of time; False if there is no way to."""
+        return False

@@ -13,18 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from expansion.caching import RecentlyUsed
 from expansion.checkpoints import check_model_folder, check_scheduler
 from expansion.config import require
 from expansion.errors import InputError, brief
+from expansion.phases import phase
 from expansion.quiet import quiet_libraries
 from expansion.records import shown
 from expansion.sampler import Batch
+
+LATENTS_AT_ONCE = 4 * 64 * 64  # latent cells in one call of the decoder: four images of 512 pixels
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -66,7 +69,34 @@ def load_pipeline(
         part.requires_grad_(False)
         part.eval()
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    pipeline.to(device)
+    if pipeline.device.type == "cuda":  # what tensor cores convolve; no gain was seen on a CPU
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vae.to(memory_format=torch.channels_last)
+    return pipeline
+
+
+def load_tiny_decoder(name_or_path: str, pipeline: StableDiffusionPipeline) -> AutoencoderTiny:
+    """A distilled autoencoder (TAESD and its kin) for the latents of `pipeline`, frozen.
+
+    Raises:
+        InputError: It cannot be loaded, or makes images of another size.
+    """
+    try:
+        with quiet_libraries():
+            decoder = AutoencoderTiny.from_pretrained(
+                name_or_path, dtype=weight_dtype(pipeline.vae), use_safetensors=True
+            )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot load the tiny decoder {name_or_path}: {reason}") from error
+    factor = 2 ** (len(decoder.config.decoder_block_out_channels) - 1)
+    if factor != pipeline.vae_scale_factor:
+        raise InputError(
+            f"the tiny decoder {name_or_path} enlarges latents {factor} times, the checkpoint "
+            f"{pipeline.vae_scale_factor} times; give the one that was made for it"
+        )
+    return decoder.eval().requires_grad_(False).to(pipeline.device)
 
 
 def _text_encoder(name: str, dtype: str, revision: str | None) -> CLIPTextModel:
@@ -147,6 +177,11 @@ def default_resolution(pipeline: StableDiffusionPipeline) -> int:
     return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
 
 
+def weight_dtype(network: nn.Module) -> torch.dtype:
+    """Of the first weight; diffusers' own `dtype` walks over all of them, which takes 1 ms."""
+    return next(network.parameters()).dtype
+
+
 class PromptEncoder:
     """Prompt embeddings, computed once per distinct text, one text at a time.
 
@@ -160,9 +195,13 @@ class PromptEncoder:
         self.embed = functools.lru_cache(max_texts)(self._embed)
 
     def _embed(self, text: str, dtype: torch.dtype) -> Tensor:
-        embeds, _ = self.pipeline.encode_prompt(
-            text, self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+        with phase("encode"):
+            embeds, _ = self.pipeline.encode_prompt(
+                text,
+                self.pipeline.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
+            )
         return embeds[0].to(dtype)
 
     def __call__(self, prompts: Sequence[str], negative_prompt: str | None) -> Tensor:
@@ -198,18 +237,22 @@ class LatentCodec:
     def encode_one(self, source: str, image: Tensor, generator: torch.Generator) -> Tensor:
         """A posterior sample (1, 4, h, w) of the real image (3, H, W) that `source` names."""
         posterior = self.posteriors.get(
-            (source, self.vae.dtype), lambda: self._posterior(image[None] * 2 - 1)
+            (source, weight_dtype(self.vae)), lambda: self._posterior(image[None] * 2 - 1)
         )
         return posterior.sample(generator).float() * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], float32."""
-        return (self.decode_raw(latents) / 2 + 0.5).clamp(0, 1)
+        with phase("decode"):
+            return (self.decode_raw(latents) / 2 + 0.5).clamp(0, 1)
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """The decoder's own output: about [-1, 1], not clamped; (B, 3, H, W), float32."""
-        scaled = latents / self.vae.config.scaling_factor
-        return self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
+        scaled = (latents / self.vae.config.scaling_factor).to(weight_dtype(self.vae))
+        parts = scaled.split(max(1, LATENTS_AT_ONCE // scaled[0, 0].numel()))
+        return torch.cat([self.vae.decode(part).sample.float() for part in parts])
 
     def _posterior(self, pixel_values: Tensor) -> DiagonalGaussianDistribution:
-        return self.vae.encode(pixel_values.to(self.vae.device, self.vae.dtype)).latent_dist
+        with phase("encode"):
+            images = pixel_values.to(self.vae.device, weight_dtype(self.vae))
+            return self.vae.encode(images).latent_dist

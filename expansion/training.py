@@ -122,6 +122,8 @@ class Trainer:
             `selected_accuracy`: the test accuracy of the evaluation that was best on it.
         """
         first = self._resume()
+        if first and self.accelerator.is_main_process:
+            self._write_log()  # the earlier run may have been killed before it did
         batches = self.objective.batches(self.schedule.batch_sizes, first, self.accelerator)
         self.model.train()
         loss_sum = correct = count = 0.0
@@ -183,7 +185,8 @@ class Trainer:
             "module": self.module.state_dict() if self.module is not self.classifier else {},
             "objective": dict(self.objective.state_dict()),
         }
-        names = ["checkpoint.pth.tar"] + (["model_best.pth.tar"] if is_best else [])
+        # The checkpoint last: a run killed in between evaluates again and finds the best again.
+        names = (["model_best.pth.tar"] if is_best else []) + ["checkpoint.pth.tar"]
         for name in names:
             partial = self.run_dir / f".{name}.partial"
             torch.save(state, partial)

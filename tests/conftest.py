@@ -46,6 +46,34 @@ def guide_path(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def warm_processes():
+    """Starts real processes in a tenth of a second."""
+    from tests.warm_processes import WarmProcesses
+
+    with WarmProcesses() as server:
+        yield server
+
+
+@pytest.fixture
+def expansion(warm_processes, digits_dir, tmp_path):
+    """Starts real expansions of 20 digits into one folder."""
+    from tests.warm_processes import Expansion
+
+    return Expansion(warm_processes, digits_dir, tmp_path / "out", tmp_path / "log.txt")
+
+
+@pytest.fixture(scope="session")
+def whole_set(warm_processes, digits_dir, tmp_path_factory) -> Path:
+    """What every disturbed expansion must come to; read only."""
+    from tests.warm_processes import NUM_DIGITS, Expansion
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    whole = Expansion(warm_processes, digits_dir, folder / "out", folder / "log.txt")
+    assert whole.run()[0] == 0 and len(whole.images) == NUM_DIGITS
+    return folder / "out"
+
+
 @pytest.fixture
 def make_folder(tmp_path):
     """Function that writes `<tmp>/<name>/<split>/<class>/<file>` images of one colour per class."""

@@ -21,7 +21,7 @@ import train_expand
 import train_original
 from expansion.errors import InputError
 from expansion.image_datasets import ImageRecord, load_dataset, main
-from expansion.writer import read_manifest
+from expansion.manifest import read_manifest
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_hurtful_class_names_go_through_expansion_and_training(tmp_path, monkeyp
 
 def test_the_expanded_images_bear_the_labels_of_their_classes(tmp_path, monkeypatch):
     """As training sees them: read_expansion gives each variant the label of its real image."""
-    from expansion.writer import read_expansion
+    from expansion.expanded_set import read_expansion
 
     monkeypatch.chdir(tmp_path)
     stand_in("oxford_pets", tmp_path / "data")

@@ -10,8 +10,8 @@ from PIL import Image
 
 import expand
 import train_expand
+from expansion.manifest import read_manifest
 from expansion.objectives import Supervised
-from expansion.writer import read_manifest
 from tests.conftest import TINY_MODEL
 
 NAMES = (

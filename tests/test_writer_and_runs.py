@@ -23,15 +23,11 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from expansion.errors import InputError
+from expansion.expanded_set import missing_items, read_expansion
 from expansion.image_datasets import ImageRecord
+from expansion.manifest import merge_manifests, read_manifest
 from expansion.runs import claim_folder, is_done, write_atomic
-from expansion.writer import (
-    ExpansionWriter,
-    merge_manifests,
-    missing_items,
-    read_expansion,
-    read_manifest,
-)
+from expansion.writer import ExpansionWriter
 
 CLASSES = ("cat", "dog")
 STEMS = {"train/cat/a.png": "cat/a", "train/dog/b.png": "dog/b"}

@@ -1,0 +1,115 @@
+"""Ctrl-C and SIGTERM: end at once, or finish what is in flight first.
+
+SIGTERM comes from `kill`, from SLURM at the end of the allotted time and from torchrun, which also
+turns Ctrl-C into signals to its processes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# `timeout`, launchers and terminals may deliver one request two or three times within this time.
+REPETITION_SECONDS = 1.0
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the command; no `except Exception` catches it."""
+
+
+class StopRequest:
+    """Whether a signal has asked for the end; called, it answers.
+
+    Attributes:
+        signal: The first one that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._since = 0.0
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_status(self) -> int:
+        """128 + number of the signal, as shells have it."""
+        return 128 + (self.signal or 0)
+
+    def note(self, number: int) -> str:
+        """What this signal is: "first", "again", or "repetition" of one just received."""
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number), now
+            return "first"
+        return "again" if now - self._since > REPETITION_SECONDS else "repetition"
+
+
+@contextmanager
+def ending_at_once() -> Iterator[StopRequest]:
+    """SIGINT and SIGTERM raise Stopped inside."""
+    request = StopRequest()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if request.note(number) != "repetition":  # one could disturb the clean-up after the first
+            raise Stopped
+
+    with _handler(stop):
+        yield request
+
+
+@contextmanager
+def finishing_first() -> Iterator[StopRequest]:
+    """The first SIGINT or SIGTERM inside only sets the request; one more does what it did before."""
+    request = StopRequest()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        kind = request.note(number)
+        if kind == "first":
+            # Not print: the signal may have interrupted one.
+            _say(f"{request.signal.name}: finishing the images in flight; once more ends at once\n")
+        elif kind == "again":
+            previous = before[number]
+            if not callable(previous):
+                raise Stopped
+            previous(number, frame)
+
+    with _handler(stop):
+        yield request
+
+
+@contextmanager
+def _handler(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """`handle` in place of the handlers of SIGNALS; they are restored at the end.
+
+    A signal that is ignored, as Ctrl-C by background commands of a shell script, stays ignored.
+    Outside the main thread, where Python allows no handlers, nothing happens.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        for number, previous in before.items():
+            if previous not in (signal.SIG_IGN, None):  # None: not set from Python
+                signal.signal(number, handle)
+        yield
+    finally:
+        for number, previous in before.items():
+            if previous not in (signal.SIG_IGN, None):
+                signal.signal(number, previous)
+
+
+def _say(text: str) -> None:
+    try:
+        os.write(sys.stderr.fileno(), text.encode())
+    except (OSError, ValueError, AttributeError):  # no stderr, or one that is no file
+        pass
