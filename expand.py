@@ -307,7 +307,7 @@ def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     columns: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.get("details", {}).items():
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and abs(value) < 1e300:
                 columns.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in columns.items()}
 

@@ -31,7 +31,6 @@ REMEDIES = {
     errno.EEXIST: "remove it or choose another place",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ELOOP: "remove the symbolic link, it leads to itself",
-    errno.EIO: "the disk fails; copy the folder elsewhere",
 }
 
 

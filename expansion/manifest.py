@@ -81,13 +81,12 @@ class Line(NamedTuple):
     def row(self) -> dict[str, Any]:
         """The row of an image. Raises InputError, naming file and line, where it is none."""
         try:
-            row = _checked_row(json.loads(self.text.decode("utf-8", "replace")))
+            return _checked_row(json.loads(self.text.decode("utf-8", "replace")))
         except JSON_ERRORS as error:
             raise InputError(
                 f"{self.path}, line {self.number}: no manifest row ({error}); remove the line, "
                 "and the image is made again by the next expand.py"
             ) from error
-        return row
 
 
 def _checked_row(row: Any) -> dict[str, Any]:

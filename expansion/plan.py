@@ -39,8 +39,10 @@ from expansion.prompts import (
 from expansion.runs import to_yaml
 from expansion.sampler import SamplerConfig
 from expansion.sharding import make_units, resolve_shard, take_shard
-from expansion.tars import TarLayout, tar_prefix
+from expansion.tars import STAGING, TarLayout, tar_prefix
+from expansion.work_queue import CLAIMS
 
+OWN_FOLDERS = (CLAIMS, STAGING)
 LARGEST_COUNT = 1_000_000  # variants or images of a batch; the plan lists every variant
 
 
@@ -212,7 +214,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     require(not absent, f"{dataset.root}: no readable training image of {', '.join(absent)}")
     folders = folder_names(dataset.class_names)
     output_dir = output_folder(config, dataset.name)
-    _check_class_folders(output_dir, folders.values())
+    check_folders(output_dir, [*folders.values(), *OWN_FOLDERS])
     return Plan(
         config=config,
         method_config=method_config,
@@ -241,12 +243,12 @@ def output_folder(config: ExpandConfig, dataset_title: str) -> Path:
     return Path(config.output_dir) if config.output_dir else default
 
 
-def _check_class_folders(output_dir: Path, folders: Iterable[str]) -> None:
+def check_folders(output_dir: Path, folders: Iterable[str]) -> None:
     """Raise InputError for one that would carry the images elsewhere, or can hold none."""
     for path in (output_dir / folder for folder in folders):
         require(
             not path.is_symlink(),
-            f"{path} is a symbolic link, so its images would be written outside {output_dir}; "
+            f"{path} is a symbolic link, so files would be written outside {output_dir}; "
             "remove it, or link the whole folder",
         )
         require(path.is_dir() or not path.exists(), f"{path} is no folder; remove it")

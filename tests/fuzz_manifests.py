@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from PIL import Image
 import expand
 import train_expand
 from expansion.errors import InputError
+from expansion.expanded_set import read_expansion
 from expansion.image_datasets import load_dataset
 from expansion.sampler import Batch, Samples
-from expansion.expanded_set import read_expansion
 from tests.conftest import TINY_MODEL
 from tests.fuzz_inputs import damaged, file_name, hostile_json, odd_name
 from tests.fuzz_rig import Attempt, Sandbox
@@ -127,10 +128,11 @@ def manifest(draw: random.Random, sandbox: Sandbox) -> Attempt:
     """A begun folder whose manifest became hostile: resumed, or trained on."""
     root, out = sandbox.place / "photos", sandbox.out
     list_dataset(root, ("ant", "bee", "Bee"))
-    _silently(lambda: expand.main(expand_arguments(root, out)))
-    path = next(out.glob("manifest.*.jsonl"))
+    form = draw.choice(([], TARS))
+    _silently(lambda: expand.main(expand_arguments(root, out, *form)))
+    path = draw.choice(sorted(out.glob("manifest.*.jsonl")))
     lines = path.read_bytes().splitlines(keepends=True)
-    good = json.loads(lines[0])
+    good = json.loads(lines[0] if b"file_name" in lines[0] else lines[-2])
     for _ in range(draw.randrange(1, 4)):
         place = draw.randrange(len(lines))
         lines.insert(place, _hostile_row(draw, good, sandbox) + b"\n")
@@ -142,9 +144,9 @@ def manifest(draw: random.Random, sandbox: Sandbox) -> Attempt:
     path.write_bytes(b"".join(lines))
     if draw.random() < 0.3:
         draw.choice(ODD_FILES)(out, sandbox)
-    for image in sorted(out.glob("*/*.png"))[: draw.randrange(3)]:
+    for image in sorted([*out.glob("*/*.png"), *out.glob("*.tar")])[: draw.randrange(3)]:
         image.unlink()
-    return _resume_or_train(draw, root, out)
+    return _resume_or_train(draw, root, out, form)
 
 
 def _hostile_row(draw: random.Random, row: dict, sandbox: Sandbox) -> bytes:
@@ -167,7 +169,14 @@ def _hostile_row(draw: random.Random, row: dict, sandbox: Sandbox) -> bytes:
         return json.dumps({**row, "file_name": draw.choice(place)}).encode()
     if action < 0.5:
         return json.dumps({**row, draw.choice(sorted(row)): odd_name(draw)}).encode()
-    if action < 0.53:
+    if action < 0.6:
+        odd = (-1, 0, 2**63, 2**70, 10**15, 1.5, None, "x", "../../../outside", "/dev/zero", [])
+        return json.dumps({**row, draw.choice(IN_TARS): draw.choice(odd)}).encode()
+    if action < 0.7:
+        event = {"event": "start", "time": 1.0, "order": "x", "unit": 2, "images": 1, "seconds": 1}
+        event |= {"event": draw.choice(("start", "unit", "failed", "end", "other"))}
+        return hostile_json(draw, event).replace(b"\n", b" ").lstrip(b"\xef\xbb\xbf")
+    if action < 0.73:
         return json.dumps({**row, "prompt": "x" * 20_000_000}).encode()
     return hostile_json(draw, row).replace(b"\n", b" ")
 
@@ -176,8 +185,9 @@ def links(draw: random.Random, sandbox: Sandbox) -> Attempt:
     """An output folder with links in it, to places that nothing may write to."""
     root, out = sandbox.place / "photos", sandbox.out
     list_dataset(root, ("ant", "bee"))
+    form = draw.choice(([], TARS))
     if draw.random() < 0.5:
-        _silently(lambda: expand.main(expand_arguments(root, out)))
+        _silently(lambda: expand.main(expand_arguments(root, out, *form)))
     out.mkdir(exist_ok=True)
     targets = (
         sandbox.outside,
@@ -189,22 +199,24 @@ def links(draw: random.Random, sandbox: Sandbox) -> Attempt:
     for name in draw.sample(sorted(LINKED), draw.randrange(1, 4)):
         path = out / name
         if path.parent.is_dir() and not path.parent.is_symlink():
-            os.system("true") if not path.exists() else _remove(path)
+            if path.exists():
+                _remove(path)
             path.symlink_to(draw.choice(targets))
-    return _resume_or_train(draw, root, out)
+    return _resume_or_train(draw, root, out, form)
 
 
+TARS = ["--output_format", "webdataset", "--images_per_tar", "5"]
+IN_TARS = ("tar", "offset", "size", "staged", "label", "variant", "details")
 LINKED = (
     *("ant", "bee", "ant/0-0_expand_0.png", "metadata.jsonl", "expansion.yaml", "classes.json"),
-    *("contact_sheet.png", "manifest.0-of-1.zz.jsonl", ".claims"),
+    *("contact_sheet.png", "manifest.0-of-1.zz.jsonl", ".claims", ".order", ".staged"),
+    *("out-00000.tar", "manifest.copy_2x-00000.jsonl", "copy_2x-00000.tar"),
 )
 
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
+        shutil.rmtree(path)
     else:
         path.unlink()
 
@@ -236,9 +248,13 @@ def _hostile_claim(out: Path, sandbox: Sandbox) -> None:
 ODD_FILES = (_fifo, _folder, _metadata_folder, _hostile_claim)
 
 
-def _resume_or_train(draw: random.Random, root: Path, out: Path) -> Attempt:
-    if draw.random() < 0.5:
-        return lambda: expand.main(expand_arguments(root, out))
+def _resume_or_train(draw: random.Random, root: Path, out: Path, form: list[str]) -> Attempt:
+    what = draw.random()
+    if what < 0.5:
+        join = draw.choice(([], ["--join"]))
+        return lambda: expand.main(expand_arguments(root, out, *form, *join))
+    if what < 0.65:
+        return lambda: expand.main(expand_arguments(root, out, "--status"))
     recipe = ["-a", "resnet10_tiny", "--image_size", "32", "--resize_size", "32", "--dry_run"]
     options = ["--on_error", draw.choice(("fail", "skip")), "--seeds", "1"]
     return lambda: train_expand.main(
