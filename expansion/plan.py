@@ -40,9 +40,7 @@ from expansion.runs import to_yaml
 from expansion.sampler import SamplerConfig
 from expansion.sharding import make_units, resolve_shard, take_shard
 from expansion.tars import STAGING, TarLayout, tar_prefix
-from expansion.work_queue import CLAIMS
 
-OWN_FOLDERS = (CLAIMS, STAGING)
 LARGEST_COUNT = 1_000_000  # variants or images of a batch; the plan lists every variant
 
 
@@ -214,7 +212,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     require(not absent, f"{dataset.root}: no readable training image of {', '.join(absent)}")
     folders = folder_names(dataset.class_names)
     output_dir = output_folder(config, dataset.name)
-    check_folders(output_dir, [*folders.values(), *OWN_FOLDERS])
+    check_folders(output_dir, [*folders.values(), STAGING])
     return Plan(
         config=config,
         method_config=method_config,

@@ -234,7 +234,9 @@ def test_damaged_images_under_their_final_names_are_made_again(expansion, whole_
 def test_a_manifest_cut_off_in_its_last_line_costs_one_image(expansion, whole_set):
     shutil.copytree(whole_set, expansion.output)
     (manifest,) = expansion.output.glob("manifest.*.jsonl")
-    manifest.write_bytes(manifest.read_bytes()[:-30])
+    rows = manifest.read_bytes().splitlines(keepends=True)
+    last = max(i for i, row in enumerate(rows) if row.startswith(b'{"file_name"'))
+    manifest.write_bytes(b"".join(rows[: last + 1])[:-30])
     status, lines = expansion.run()
     assert status == 0 and "1 images written, 19 already there" in lines[0]
     assert_same(expansion.output, whole_set)
