@@ -16,10 +16,11 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expansion.batch_size import FILE_NAME, remember_batch_size
 from expansion.config import (
     CONFIG_DIR,
     Source,
@@ -31,9 +32,9 @@ from expansion.config import (
     load_yaml,
     unknown_name,
 )
-from expansion.devices import usable_device
-from expansion.errors import run_command
-from expansion.expanded_set import Pair, StoredSet, generated_record
+from expansion.devices import keep_freed_memory, usable_device
+from expansion.errors import brief, run_command
+from expansion.expanded_set import StoredSet, generated_record
 from expansion.image_datasets import (
     DEFAULT_DATASET,
     dataset_config,
@@ -67,7 +68,7 @@ from expansion.work_queue import Claims, pending_work, remove_claims
 from expansion.writer import ExpansionWriter
 
 if TYPE_CHECKING:
-    from expansion.generation import Outcome
+    from expansion.generation import Job, Outcome
     from expansion.sampler import Sampler
 
 logger = logging.getLogger("expand")
@@ -108,7 +109,7 @@ def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, argpar
         or next((s.values[key] for s in reversed(given) if key in s.values), default)
         for key, default in (("method", DEFAULT_METHOD), ("dataset", DEFAULT_DATASET))
     )
-    if method not in SAMPLERS:
+    if method not in tuple(SAMPLERS):
         raise unknown_name("method", method, list(SAMPLERS))
     config_class = import_object(SAMPLERS[method][0])
     parser = argparse.ArgumentParser(
@@ -127,7 +128,10 @@ def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, argpar
     add_options(parser, ExpandConfig, "run")
     add_options(parser, config_class, f"method {method}")
     options = parser.parse_args(arguments)
-    dataset = dataset_config(name, options.data_dir if "data_dir" in options else "data")
+    dataset = dataset_config(
+        name if isinstance(name, str) else brief(name),
+        options.data_dir if "data_dir" in options else "data",
+    )
     sources = [
         *(load_yaml(path) for path in _method_files(method)),
         Source({"method": method}, "method"),
@@ -148,9 +152,8 @@ def execute(plan: Plan) -> int:
     remedy = "give another --exp or --output_dir, or remove the folder"
     check_claim(plan.output_dir, "expansion.yaml", claimed, remedy)
     stored = StoredSet(plan.output_dir, plan.stems)
-    missing = stored.missing(item for _, items in plan.shard_units for item in items)
     begun, written, failed = time.monotonic(), 0, 0
-    if missing:
+    if _lacks_images(plan, stored):
         check_writable(plan.output_dir)
         sampler = _build_sampler(plan, device, dtype)
         _warn_of_long_prompts(plan, sampler)
@@ -158,8 +161,11 @@ def execute(plan: Plan) -> int:
         _write_classes(plan)
         config = plan.config
         write_subset(plan.records, config.shots, config.subset_seed, config.subset_file)
+        job = _job(plan, sampler, identity)
+        if plan.batch_size is None:
+            _measure_batch_size(plan, sampler, job)
         with finishing_first() as stop, noticing_removal(plan.output_dir):
-            outcome = _generate(plan, sampler, identity, stored, missing, stop)
+            outcome = _generate(plan, sampler, job, stored, stop)
         written, failed = outcome.written, outcome.failed
         if outcome.stopped:
             return _report_stop(plan, stored, stop, written)
@@ -182,6 +188,25 @@ def execute(plan: Plan) -> int:
     if not num_missing and not any("staged" in row for row in rows):
         _round_off(plan, rows)
     return 1 if failed else 0
+
+
+def _lacks_images(plan: Plan, stored: StoredSet) -> bool:
+    """Whether this process has work; before the batch size is known, whether anyone has."""
+    if plan.batch_size is None:
+        return bool(stored.missing(plan.items))
+    return bool(stored.missing(item for _, items in plan.shard_units for item in items))
+
+
+def _measure_batch_size(plan: Plan, sampler: Sampler, job: Job) -> None:
+    """Find the batch size that fits and keep it for all processes of this folder."""
+    from expansion.generation import load_batch
+    from expansion.memory import fitting_batch_size
+
+    size = fitting_batch_size(
+        sampler, lambda count: load_batch(plan.items[:count], job), len(plan.items)
+    )
+    kept = remember_batch_size(plan.output_dir, size)
+    logger.info(f"batch size {kept}, kept in {plan.output_dir / FILE_NAME}")
 
 
 def _progress(plan: Plan, stored: StoredSet) -> tuple[int, int]:
@@ -228,20 +253,12 @@ def _build_sampler(plan: Plan, device: str, dtype: str) -> Sampler:
     return sampler
 
 
-def _generate(
-    plan: Plan,
-    sampler: Sampler,
-    identity: Mapping[str, Any],
-    stored: StoredSet,
-    missing: Collection[Pair],
-    stop: Callable[[], bool],
-) -> Outcome:
-    from expansion.generation import Job, generate
-    from expansion.progress import SteadyBar
+def _job(plan: Plan, sampler: Sampler, identity: Mapping[str, Any]) -> Job:
+    from expansion.generation import Job
     from expansion.stable_diffusion import default_resolution
 
-    config, tars = plan.config, plan.tars
-    job = Job(
+    config = plan.config
+    return Job(
         method=config.method,
         model=identity["model"],
         config_hash=config_hash(identity),
@@ -251,11 +268,19 @@ def _generate(
         prompts=plan.prompts,
         stems=plan.stems,
     )
-    # What is complete now stays so: only the others are looked at again, each before its turn.
+
+
+def _generate(
+    plan: Plan, sampler: Sampler, job: Job, stored: StoredSet, stop: Callable[[], bool]
+) -> Outcome:
+    from expansion.generation import generate
+    from expansion.progress import SteadyBar
+
+    tars, units = plan.tars, plan.shard_units
+    missing = stored.missing(item for _, items in units for item in items)
+    # What is whole now stays so: only the other units are looked at again, each at its turn.
     units = [
-        (number, items)
-        for number, items in plan.shard_units
-        if any((record.file_name, variant) in missing for record, variant in items)
+        unit for unit in units if any((record.file_name, k) in missing for record, k in unit[1])
     ]
     if plan.split is None:
         random.Random().shuffle(units)  # another order in each process; it decides nothing else
@@ -263,7 +288,7 @@ def _generate(
     with (
         Claims(plan.output_dir, len(plan.units)) as claims,
         ExpansionWriter(plan.output_dir, plan.split, plan.total_split, staging) as writer,
-        SteadyBar(total=len(missing), desc=config.method, unit="image", disable=None) as bar,
+        SteadyBar(total=len(missing), desc=job.method, unit="image", disable=None) as bar,
     ):
         note_start(writer.manifest, plan, len(missing))
 
@@ -283,12 +308,18 @@ def _generate(
 
 def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means over all images of the figures that the method left in the manifest."""
-    names = [name for name in rows[0].get("details", {})] if rows else []
-    return {name: sum(row["details"][name] for row in rows) / len(rows) for name in names}
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.get("details", {}).items():
+            if isinstance(value, int | float) and abs(value) < 1e300:
+                columns.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in columns.items()}
 
 
 def _device_and_dtype(config: ExpandConfig) -> tuple[str, str]:
     device = usable_device(config.device)
+    if device == "cpu":
+        keep_freed_memory()
     automatic = "float16" if device.startswith("cuda") else "float32"
     return device, automatic if config.dtype == "auto" else config.dtype
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import glob
-import math
 import os
 import re
 import sys
@@ -23,7 +21,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from expansion.config import load_yaml, require
-from expansion.errors import InputError, run_command
+from expansion.errors import InputError, brief, is_text, run_command
 
 METRICS = {  # key of results.yaml -> column: meaning
     "best_accuracy": "best on test: highest of all evaluations on the test set, which the papers "
@@ -33,6 +31,7 @@ METRICS = {  # key of results.yaml -> column: meaning
 }
 ACCEPTED = "acceptance_rate"  # a column only where some run has it
 ACCEPTED_NOTE = "accepted: share of the generated images that self-training trusts, percent"
+LONGEST_TEXT = 200  # characters in a cell of a table
 GROUP = ("dataset", "arch", "pretrained")  # equal for all rows of a table
 FACTS = (*GROUP, "arm", "num_real", "num_generated", "lr", "steps")
 DECISIVE = ("lr", "steps", "seed", "real_images")  # equal for arms that can be compared
@@ -95,10 +94,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def print_average(root: str, metric: str, multi: bool) -> None:
     """Line for line what the DistDiff repository's script prints."""
-    below = sorted((p.parent.name for p in Path(root).glob("*/results.yaml")), key=natural_key)
+    found = (p for p in Path(root).glob("*/results.yaml") if p.is_file())
+    below = sorted((path.parent.name for path in found), key=natural_key)
     accuracies = []
     for path in (os.path.join(root, name, "results.yaml") for name in (below if multi else [""])):
-        if os.path.exists(path):
+        if os.path.isfile(path):
             accuracy = read_results(path, metric).get(metric)
             print(f"Accuracy of {path} is {accuracy}")
             accuracies += [] if accuracy is None else [accuracy]
@@ -113,9 +113,9 @@ def print_average(root: str, metric: str, multi: bool) -> None:
 
 def print_tables(root: str, metric: str, style: str) -> None:
     """One table per dataset, arch and start; then unfinished runs and what the columns are."""
-    files = glob.glob(os.path.join(glob.escape(root), "**", "*.yaml"), recursive=True)
-    names = ("results.yaml", "options.yaml")
-    finished, begun = ({os.path.dirname(f) for f in files if f.endswith(os.sep + n)} for n in names)
+    found = list(folders_below(root))
+    finished = {folder for folder, files in found if "results.yaml" in files}
+    begun = {folder for folder, files in found if "options.yaml" in files}
     end = [f"unfinished: {folder}" for folder in sorted(begun - finished, key=natural_key)]
     tables = read_tables(sorted(finished, key=natural_key), root, metric)
     columns = list(dict.fromkeys((metric, "best_accuracy")))
@@ -138,6 +138,18 @@ def print_tables(root: str, metric: str, style: str) -> None:
     if any(row.accuracies(ACCEPTED) for table in tables for row in table):
         end += [ACCEPTED_NOTE]
     print("\n".join(start + line for line in [*end, *(METRICS[key] for key in columns)]))
+
+
+def folders_below(root: str) -> Iterable[tuple[str, list[str]]]:
+    """(folder, names of its files), through links but into no folder twice."""
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+        else:
+            seen.add(real)
+            yield folder, files
 
 
 def read_tables(run_dirs: Iterable[str], root: str, metric: str) -> list[list[Row]]:
@@ -259,17 +271,29 @@ def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
 def read_results(path: str, metric: str) -> dict[str, Any]:
     """The content of a results.yaml; accuracies that are no numbers become None."""
     try:
+        require(os.path.isfile(path), f"{path} is no file")
         results = dict(load_yaml(path).values)
-    except ValueError as error:  # InputError, and dates such as 2024-13-45
+    except InputError as error:
         log([f"warning: {path} is not counted: {error}"])
         return {}
+    for key in set(results) & {*FACTS, *DECISIVE}:
+        if not is_plain(results[key]):
+            log([f"warning: {path}: {key} is {brief(results[key])}, which is no fact of a run"])
+            del results[key]
     for key in (*METRICS, ACCEPTED):
         value = results.get(key)
-        valid = type(value) in (int, float) and math.isfinite(value)
+        valid = type(value) in (int, float) and abs(value) <= 100
         results[key] = value if valid else None
     if results[metric] is None:
         log([f"warning: {path} is not counted: it holds no number as {metric}"])
     return results
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a table can show the value: text, or a number of usual size."""
+    if isinstance(value, str):
+        return is_text(value) and value.isprintable() and len(value) < LONGEST_TEXT
+    return value is None or (isinstance(value, int | float) and abs(value) < 1e15)
 
 
 def natural_key(name: str) -> list[Any]:

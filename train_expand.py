@@ -160,8 +160,8 @@ def _check_own_mixing(config: TrainExpandConfig, recipe: Recipe) -> None:
 
 def _learning(known: Mapping[str, Any]) -> Learning:
     labels = known.get("labels", TrainExpandConfig.labels)
-    if labels not in OBJECTIVES:
-        raise unknown_name("labels", str(labels), list(OBJECTIVES))
+    if labels not in tuple(OBJECTIVES):
+        raise unknown_name("labels", labels, list(OBJECTIVES))
     return (
         SEMI_SUPERVISED if known.get("unlabeled_dir") and labels == "seed" else OBJECTIVES[labels]
     )

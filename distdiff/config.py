@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from expansion.config import option, require
@@ -56,8 +57,13 @@ class DistDiffConfig(SamplerConfig):
         "recompute activations in the guided steps from the start: less memory, more time; "
         "without it, only once memory ran out",
     )
+    guidance_decoder: str | None = option(
+        None,
+        "approximation: a tiny decoder (AutoencoderTiny: hub id or diffusers folder, such as "
+        "madebyollin/taesd) makes the images whose energy guides; default: the checkpoint's own",
+    )
     log_energy: bool = option(
-        True, "also measure the energy without guidance and after it, for the manifest"
+        False, "also measure the energy without guidance and after it, for the manifest: slower"
     )
 
     depends_on_dataset: ClassVar[bool] = True
@@ -109,7 +115,13 @@ class DistDiffConfig(SamplerConfig):
         return tuple(t for t in self.optimize_targets.split("-") if t != "none")
 
     def input_files(self) -> Mapping[str, str]:
-        return {"encoder_weight_path": self.encoder_weight_path} if self.targets else {}
+        if not self.targets:
+            return {}
+        files = {"encoder_weight_path": self.encoder_weight_path}
+        weights = Path(self.guidance_decoder or "", "diffusion_pytorch_model.safetensors")
+        if self.guidance_decoder and weights.is_file():  # a hub id says itself what it is
+            files["guidance_decoder"] = str(weights)
+        return files
 
     def unet_rows_per_image(self, num_variants: int) -> float:
         rows = super().unet_rows_per_image(num_variants)

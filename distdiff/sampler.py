@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from torch import Generator, Tensor
 
 from distdiff.config import DistDiffConfig
@@ -18,6 +18,7 @@ from expansion.image_datasets import ImageRecord
 from expansion.img2img import Img2ImgSampler
 from expansion.phases import phase
 from expansion.sampler import Batch, Samples
+from expansion.stable_diffusion import load_tiny_decoder, weight_dtype
 
 
 class DistDiffSampler(Img2ImgSampler):
@@ -27,12 +28,18 @@ class DistDiffSampler(Img2ImgSampler):
         pipeline: Any SD-1.x or 2.x checkpoint.
         config: See `DistDiffConfig`.
         guide: Frozen classifier of the dataset; None only without targets.
+        decoder: Makes the images whose energy guides, from scaled latents; default: the pipeline's.
     """
 
     def __init__(
-        self, pipeline: StableDiffusionPipeline, config: DistDiffConfig, guide: Classifier | None
+        self,
+        pipeline: StableDiffusionPipeline,
+        config: DistDiffConfig,
+        guide: Classifier | None,
+        decoder: AutoencoderTiny | None = None,
     ):
         super().__init__(pipeline, config)
+        self.decoder = decoder
         self.guide = guide.to(pipeline.device) if guide is not None else None
         self.guidance: Guidance | None = None
         self.checkpoints = config.gradient_checkpointing
@@ -50,7 +57,10 @@ class DistDiffSampler(Img2ImgSampler):
             guide = load_classifier(
                 config.encoder_weight_path, arch=config.arch, num_classes=num_classes
             )
-        return cls(load_pipeline(), config, guide)
+        pipeline, decoder = load_pipeline(), None
+        if config.targets and config.guidance_decoder:
+            decoder = load_tiny_decoder(config.guidance_decoder, pipeline)
+        return cls(pipeline, config, guide, decoder)
 
     def prepare(self, records: Sequence[ImageRecord]) -> None:
         """Build the prototypes of all classes from the real images."""
@@ -71,10 +81,16 @@ class DistDiffSampler(Img2ImgSampler):
         energy = PrototypeEnergy(self.guide, placed, self.config)
 
         def prediction_energy(predictions: Sequence[Tensor], targets: Tensor) -> Tensor:
-            energies = [energy(self.codec.decode_raw(x), targets) for x in predictions]
+            energies = [energy(self._decode(x), targets) for x in predictions]
             return torch.stack(energies).mean(dim=0)
 
         self.guidance = Guidance(self.denoiser, prediction_energy, self.config)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W), about [-1, 1], float32, for the energy."""
+        if self.decoder is None:
+            return self.codec.decode_raw(latents)
+        return self.decoder.decode(latents.to(weight_dtype(self.decoder))).sample.float()
 
     @torch.no_grad()
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:

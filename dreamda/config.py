@@ -70,6 +70,7 @@ class DreamDAConfig(SamplerConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        require(self.solver == "ddim", f"solver {self.solver}: the inversion is one of ddim's steps")
         eta = self.resolved_eta
         require(
             self.inversion == "ddim" or 0 < eta <= 1,

@@ -6,6 +6,7 @@ Pickled files are read by an unpickler that makes nothing but arrays and plain v
 from __future__ import annotations
 
 import gzip
+import math
 import pickle
 import zipfile
 import zlib
@@ -17,13 +18,15 @@ from typing import Any
 import numpy as np
 
 from expansion.config import require
-from expansion.errors import InputError
+from expansion.errors import InputError, brief
 
 # What can go wrong in a file that is cut off or no such file.
 DAMAGE = (
     OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-    UnicodeDecodeError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
+    UnicodeDecodeError, OverflowError, MemoryError, RecursionError, NotImplementedError,
+    ImportError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+LARGEST_ARRAYS = 4 << 30  # bytes; a small file can claim, or unpack to, any number
 IDX_UINT8 = 8  # the third byte of an IDX file
 STL10_SIDE = 96
 
@@ -92,7 +95,7 @@ def load_pickle(path: Path) -> dict[str, Any]:
     except DAMAGE as error:
         raise InputError(f"cannot read {path}: {error}; download it again") from error
     require(isinstance(found, dict), f"{path}: expected a dictionary, got {type(found).__name__}")
-    return {k.decode("latin1") if isinstance(k, bytes) else str(k): v for k, v in found.items()}
+    return {_word(path, key): value for key, value in found.items()}
 
 
 def read_cifar10(files: ArrayFiles) -> Arrays:
@@ -102,7 +105,7 @@ def read_cifar10(files: ArrayFiles) -> Arrays:
     train = tuple(np.concatenate(arrays) for arrays in zip(*parts))
     test = _cifar_batch(files.root, load_pickle(files.find("test_batch")), "labels")
     names = load_pickle(files.find("batches.meta")).get("label_names", ())
-    return Arrays({"train": train, "test": test}, _text(names))
+    return Arrays({"train": train, "test": test}, _text(files.root, names))
 
 
 def read_cifar100(files: ArrayFiles) -> Arrays:
@@ -112,7 +115,7 @@ def read_cifar100(files: ArrayFiles) -> Arrays:
         split: _cifar_batch(folder, load_pickle(ArrayFiles(folder).find(split)), "fine_labels")
         for split in ("train", "test")
     }
-    return Arrays(splits, _text(load_pickle(folder / "meta").get("fine_label_names", ())))
+    return Arrays(splits, _text(folder, load_pickle(folder / "meta").get("fine_label_names", ())))
 
 
 def read_idx(files: ArrayFiles) -> Arrays:
@@ -143,7 +146,8 @@ def read_stl10(files: ArrayFiles) -> Arrays:
         splits[split] = (_stl10_images(place.find(f"{split}_X.bin")), labels)
     if (folder / "unlabeled_X.bin").is_file():
         splits["unlabeled"] = (_stl10_images(folder / "unlabeled_X.bin"), None)
-    return Arrays(splits, tuple(place.find("class_names.txt").read_text("utf-8").split()))
+    names = place.find("class_names.txt").read_bytes().split()
+    return Arrays(splits, _text(folder, names))
 
 
 def read_npz(files: ArrayFiles) -> Arrays:
@@ -151,6 +155,8 @@ def read_npz(files: ArrayFiles) -> Arrays:
     require(files.name is not None, f"{files.root}: the YAML file names no npz file")
     path = files.find(files.name)
     try:
+        with zipfile.ZipFile(path) as archive:
+            _check_size(path, sum(member.file_size for member in archive.infolist()))
         with np.load(path, allow_pickle=False) as found:
             splits = {
                 split: (found[f"{split}_images"], _flat_labels(path, found[f"{split}_labels"]))
@@ -176,30 +182,51 @@ def _cifar_batch(place: Path, batch: Mapping[str, Any], key: str) -> tuple[np.nd
     """(N, 32, 32, 3) images and (N,) labels; rows hold 1,024 red, green and blue values."""
     pixels, labels = batch.get("data"), batch.get(key)
     fits = isinstance(pixels, np.ndarray) and pixels.ndim == 2 and pixels.shape[1] == 3072
+    numbers = isinstance(labels, list) and all(isinstance(n, int) for n in labels)
     require(
-        fits and labels is not None,
+        fits and numbers and all(abs(n) < 2**31 for n in labels),
         f"{place}: a batch lacks 'data' of 3072 values per image or {key!r}; download it again",
     )
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(labels, dtype=np.int64)
 
 
-def _text(names: Any) -> tuple[str, ...]:
-    return tuple(n.decode("utf-8") if isinstance(n, bytes) else str(n) for n in names)
+def _text(place: Path, names: Any) -> tuple[str, ...]:
+    require(isinstance(names, list | tuple), f"{place}: its class names are no list")
+    return tuple(_word(place, name) for name in names)
+
+
+def _word(place: Path, name: Any) -> str:
+    """A key or a class name as text; Python 2 wrote it as bytes."""
+    require(isinstance(name, str | bytes), f"{place}: expected text, got {brief(name)}")
+    return name if isinstance(name, str) else name.decode("utf-8", "replace")
+
+
+def _check_size(path: Path, num_bytes: int) -> None:
+    require(
+        num_bytes <= LARGEST_ARRAYS,
+        f"{path} unpacks to {num_bytes >> 30} GiB, too much to hold in memory; lay its images out "
+        "as train/<class>/*.png",
+    )
 
 
 def _idx(path: Path) -> np.ndarray:
     """An IDX file of unsigned bytes: header 0 0 8 <dimensions>, then big-endian sizes."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()
+            start = file.read(4)
+            dims = start[3] if len(start) > 3 and start[:3] == bytes([0, 0, IDX_UINT8]) else 0
+            require(dims in (1, 3), f"{path} is no IDX file of bytes; download it again")
+            sizes = file.read(4 * dims)
+            shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4)]
+            _check_size(path, math.prod(shape))
+            # One byte more than there should be, so that too many are noticed.
+            values = np.frombuffer(file.read(math.prod(shape) + 1), dtype=np.uint8)
+    except InputError:
+        raise
     except DAMAGE as error:
         raise InputError(f"cannot read {path}: {error}; download it again") from error
-    dims = content[3] if len(content) > 3 and content[:3] == bytes([0, 0, IDX_UINT8]) else 0
-    require(dims in (1, 3), f"{path} is no IDX file of bytes; download it again")
-    shape = np.frombuffer(content[4 : 4 + 4 * dims], dtype=">u4").astype(int)
-    values = np.frombuffer(content, dtype=np.uint8, offset=min(4 + 4 * dims, len(content)))
     require(
-        len(shape) == dims and values.size == shape.prod(),
+        len(sizes) == 4 * dims and values.size == math.prod(shape),
         f"{path}: {values.size} values, but its header says {' x '.join(map(str, shape))}; "
         "download it again",
     )

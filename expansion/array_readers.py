@@ -22,6 +22,7 @@ from PIL import Image
 
 from expansion.array_files import FORMATS, ArrayFiles
 from expansion.config import option, require
+from expansion.errors import brief
 from expansion.naming import folder_names
 from expansion.readers import FolderLayout, FolderReader, require_root
 from expansion.records import image_files, shown
@@ -65,14 +66,27 @@ def read_arrays(layout: ArraysLayout, root: Path, name: str) -> FolderReader:
     if (root / UNPACKED).is_file():  # else folders that somebody else unpacked
         found = read_json(root / UNPACKED, dict)
         wanted = _settings(layout)
-        used = {key: found.get("settings", {}).get(key) for key in wanted}
+        described = found.get("settings")
+        used = {key: described.get(key) for key in wanted} if isinstance(described, dict) else {}
         require(
             used == wanted,
-            f"{root} was unpacked with other settings ({used} there, {wanted} "
+            f"{root} was unpacked with other settings ({brief(used)} there, {wanted} "
             f"now); remove {UNPACKED} and the folders train and test to unpack again",
         )
-        folders = {row["name"]: row["folder"] for row in found["classes"]}
+        folders = _described_folders(root, found.get("classes"))
     return FolderReader(FolderLayout(), root, name, folders)
+
+
+def _described_folders(root: Path, rows: Any) -> dict[str, str]:
+    """Class -> its folder, from the rows of `unpacked.json`."""
+    is_rows = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+    texts = [row.get(key) for row in rows for key in ("name", "folder")] if is_rows else [None]
+    require(
+        all(isinstance(text, str) for text in texts),
+        f"{root / UNPACKED} does not describe the classes; remove it and the folders train and "
+        "test to unpack again",
+    )
+    return {row["name"]: row["folder"] for row in rows}
 
 
 @contextmanager

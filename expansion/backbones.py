@@ -16,7 +16,7 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 
 from expansion.clip_backbone import TOWERS, build_tower, load_tower
 from expansion.config import unknown_name
-from expansion.errors import InputError
+from expansion.errors import InputError, brief
 
 # The papers' names, where torchvision spells them otherwise.
 ALIASES = {
@@ -25,6 +25,9 @@ ALIASES = {
     "mobilenetv2": "mobilenet_v2",
 }
 
+
+LARGEST_SIDE = 16_384  # pixels of a classifier's input
+LARGEST_CLASSES = 1_000_000
 
 # No last linear layer, or auxiliary outputs in training.
 UNSUITED = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
@@ -162,6 +165,8 @@ def load_classifier(
         str(key).removeprefix("module."): value for key, value in content["state_dict"].items()
     }
     found = content.get("arch")
+    if found is not None and not isinstance(found, str):
+        raise InputError(f"{path}: expected the name of a network as 'arch', got {brief(found)}")
     if arch is None and found is None:
         raise InputError(f"{path} does not say which network it holds; name it with --arch")
     if arch is not None and found is not None and torchvision_name(arch) != torchvision_name(found):
@@ -173,20 +178,39 @@ def load_classifier(
     ours = all(key.startswith(("body.", "head.")) for key in state)
     if not ours or "head.bias" not in state:
         state = _from_torchvision_names(state, arch)
-    count = len(state["head.bias"])
+    count = _num_classes(path, state)
     if num_classes is not None and count != num_classes:
         raise InputError(
             f"{path} was trained on {count} classes but the dataset has {num_classes}; "
             "train a guide on this dataset with train_original.py"
         )
-    classifier = Classifier(arch, count, content.get("image_size", 224))
+    image_size = content.get("image_size", 224)
+    if type(image_size) is not int or not 0 < image_size <= LARGEST_SIDE:
+        raise InputError(f"{path}: image_size {brief(image_size)} is no number of pixels")
+    classifier = Classifier(arch, count, image_size)
     try:
         classifier.load_state_dict(state)
-    except RuntimeError as error:
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:  # no tensors, or odd ones
         raise InputError(
             f"{path} does not fit a {arch}: {str(error).splitlines()[-1].strip()[:160]}"
         ) from error
     return classifier.eval().requires_grad_(False)
+
+
+def _num_classes(path: str | Path, state: Mapping[str, Any]) -> int:
+    """Length of the head's bias, which must be a stored vector beside a matrix of its height."""
+    bias, weight = state["head.bias"], state.get("head.weight")
+    tensors = torch.is_tensor(bias) and torch.is_tensor(weight)
+    if not tensors or bias.ndim != 1 or weight.ndim != 2 or len(bias) != len(weight):
+        raise InputError(f"{path}: its head.weight and head.bias are no linear layer's")
+    if not 0 < len(bias) <= LARGEST_CLASSES:  # one stored number can pretend to be any number
+        raise InputError(f"{path}: {len(bias)} classes; give a checkpoint of train_original.py")
+    return len(bias)
 
 
 def _read(path: str | Path) -> Mapping:
@@ -256,7 +280,7 @@ def _pretrained_state(arch: str, weights: str) -> dict[str, Tensor]:
     if Path(weights).is_file():
         content = _load_file(weights, "give a state dict saved by torch.save")
         state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-        if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
+        if not isinstance(state, Mapping) or not all(map(_is_weight, state.values())):
             raise InputError(f"{weights} holds no state dict; give one that torch.save wrote")
     else:
         state = _download(arch, weights)
@@ -266,6 +290,11 @@ def _pretrained_state(arch: str, weights: str) -> dict[str, Tensor]:
         re.sub(renamed, r"\1\2", str(key).removeprefix("module.")): value
         for key, value in state.items()
     }
+
+
+def _is_weight(value: object) -> bool:
+    """Whether it is a tensor with plain numbers in it."""
+    return torch.is_tensor(value) and value.layout == torch.strided and not value.is_meta
 
 
 def _download(arch: str, weights: str) -> Mapping[str, Tensor]:

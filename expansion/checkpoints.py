@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from expansion.config import PROJECT_ROOT
-from expansion.errors import InputError
+from expansion.config import JSON_ERRORS, PROJECT_ROOT, require
+from expansion.errors import InputError, brief
+from expansion.records import shown
 
+# Component -> the only classes that are loaded. A model_index.json may name others, of any library,
+# or code that lies in the folder, which diffusers refuses only once it loads.
+CLASSES = {
+    "scheduler": ("diffusers", r"\w+Scheduler"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer(Fast)?"),
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
+LARGEST_RESOLUTION = 16_384  # pixels
+LARGEST_SIZE = 1_000_000  # number of channels, tokens or steps in a config
+LARGEST_DEPTH = 256  # number of layers in it
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
@@ -49,11 +63,62 @@ def check_model_folder(name_or_path: str) -> None:
         raise InputError(
             f"the checkpoint {folder} lacks {', '.join(missing)}; copy the whole folder again"
         )
+    _check_files(folder)
+    _check_index(folder / "model_index.json")
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    check_scheduler(_read_config(scheduler_file), str(scheduler_file))
+    for part in weights:
+        _read_config(folder / part / "config.json")
+    model_resolution(name_or_path)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what a library would wait for for ever: a pipe, a device, a link to nothing."""
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        require(path.is_file() or path.is_dir(), f"{path} is no file; copy the whole folder again")
+
+
+def _check_index(path: Path) -> None:
+    """Refuse a model_index.json that names other classes than those of Stable Diffusion."""
+    index = _read_config(path)
+    for part, (library, name) in CLASSES.items():
+        named = index.get(part)
+        fits = isinstance(named, list) and len(named) == 2 and named[0] == library
+        fits = fits and isinstance(named[1], str) and re.fullmatch(name, named[1])
+        require(
+            bool(fits),
+            f"{path}: its {part} is {brief(named)}, not one of {library} that Stable Diffusion 1.x "
+            "or 2.x has; give another checkpoint",
+        )
+    custom = [
+        part for part in sorted(index) if not part.startswith("_") and _is_foreign(index[part])
+    ]
+    require(
+        isinstance(index.get("_class_name"), str) and not custom,
+        f"{path} names code of its own ({shown(custom) or '_class_name'}); give a checkpoint of "
+        "Stable Diffusion 1.x or 2.x",
+    )
+
+
+def _is_foreign(value: Any) -> bool:
+    """Whether an entry of a model_index.json would be imported from elsewhere."""
+    known = (None, "diffusers", "transformers", "stable_diffusion")
+    return isinstance(value, list) and (len(value) != 2 or value[0] not in known)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A component's JSON object. Raises InputError for damage and for sizes beyond any use."""
     try:
-        check_scheduler(json.loads(scheduler_file.read_text()), str(scheduler_file))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {scheduler_file}: {error}") from error
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, *JSON_ERRORS) as error:
+        raise InputError(f"cannot read {path}: {error}; copy the whole folder again") from error
+    require(isinstance(config, dict), f"{path}: expected an object, got {brief(config)}")
+    for key, value in config.items():
+        largest = LARGEST_DEPTH if "layers" in key else LARGEST_SIZE
+        for number in value if isinstance(value, list) else [value]:
+            fits = not isinstance(number, int) or abs(number) <= largest
+            require(fits, f"{path}: {key} is {brief(number)}; copy the whole folder again")
+    return config
 
 
 def check_scheduler(config: Mapping[str, Any], name: str) -> None:
@@ -71,7 +136,7 @@ def check_scheduler(config: Mapping[str, Any], name: str) -> None:
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise InputError(
-            f"{name}: prediction_type {prediction_type!r} is not one of "
+            f"{name}: prediction_type {brief(prediction_type)} is not one of "
             f"{', '.join(PREDICTION_TYPES)}"
         )
     if config.get("thresholding"):
@@ -91,7 +156,7 @@ def model_fingerprint(name_or_path: str, revision: str | None = None) -> str:
         return f"{name_or_path}@{revision or 'main'}"
     digest = hashlib.sha256()
     for part in COMPONENTS:
-        for path in sorted((folder / part).glob("*")):
+        for path in sorted(p for p in (folder / part).glob("*") if p.is_file()):
             size = path.stat().st_size
             digest.update(f"{part}/{path.name}:{size};".encode())
             with path.open("rb") as file:
@@ -109,10 +174,19 @@ def model_resolution(name_or_path: str) -> int:
     folder = Path(name_or_path)
     if not folder.is_dir():
         return 512
-    unet, vae = (
-        json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae")
+    unet, vae = (_read_config(folder / part / "config.json") for part in ("unet", "vae"))
+    size, channels = unet.get("sample_size"), vae.get("block_out_channels")
+    require(
+        type(size) is int and isinstance(channels, list) and 0 < len(channels) < 10,
+        f"{folder}: sample_size {brief(size)} of its unet and block_out_channels {brief(channels)} "
+        "of its vae give no resolution; copy the whole folder again",
     )
-    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    resolution = size * 2 ** (len(channels) - 1)
+    require(
+        0 < resolution <= LARGEST_RESOLUTION,
+        f"{folder}: its configs give a resolution of {resolution} pixels; copy it again",
+    )
+    return resolution
 
 
 def file_fingerprint(path: str | Path) -> str:

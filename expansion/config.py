@@ -22,14 +22,29 @@ from typing import Any
 
 import yaml
 
-from expansion.errors import InputError
+from expansion.errors import InputError, brief
 
+# What PyYAML raises for a file that is no YAML, for an impossible date or number, for a tag that
+# does not fit its value, and for lists within lists a thousand deep.
+YAML_ERRORS = (
+    yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError,
+    RecursionError,
+)  # fmt: skip
+# The same of json: JSONDecodeError is a ValueError, as is an integer of thousands of digits.
+JSON_ERRORS = (ValueError, RecursionError)
+
+LARGEST_INT = 2**63 - 1
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 CONFIG_DIR = PROJECT_ROOT / "configs"
 
 
 def option(
-    default: Any, help: str, *, choices: Sequence[str] | None = None, flags: Sequence[str] = ()
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    words: Sequence[str] = (),
+    flags: Sequence[str] = (),
 ) -> Any:
     """Declare a dataclass field that is also a YAML key and a command-line option.
 
@@ -37,9 +52,10 @@ def option(
         default: Value when neither YAML nor command line gives one.
         help: What it is, with unit and range; shown by `--help`.
         choices: The allowed strings, if only some are.
+        words: Strings that a number may also be, such as "auto".
         flags: Further spellings, such as `-d`.
     """
-    metadata = {"help": help, "choices": choices, "flags": tuple(flags)}
+    metadata = {"help": help, "choices": choices, "words": tuple(words), "flags": tuple(flags)}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -57,7 +73,7 @@ def load_yaml(path: str | Path) -> Source:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the config {path}: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
+    except YAML_ERRORS as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         values = {}
@@ -79,7 +95,8 @@ def compose(config_classes: Sequence[type], sources: Sequence[Source]) -> list[A
     for source in sources:
         for key, value in source.values.items():
             if key not in known:
-                raise InputError(f"{source.name}: unknown key '{key}'{_suggest(key, known)}")
+                shown = key if isinstance(key, str) else brief(key)
+                raise InputError(f"{source.name}: unknown key '{shown}'{_suggest(shown, known)}")
             for i, names in enumerate(fields):
                 if key in names:
                     where = f"{source.name}: {key}"
@@ -109,9 +126,10 @@ def add_options(parser: argparse.ArgumentParser, config_class: type, title: str)
         if kind is bool:
             keywords["action"] = argparse.BooleanOptionalAction
         else:
-            keywords["type"] = kind
+            keywords["type"] = _number_or_word(kind, field.metadata["words"])
             keywords["choices"] = field.metadata["choices"]
-            keywords["metavar"] = None if field.metadata["choices"] else kind.__name__.upper()
+            metavar = "|".join([kind.__name__.upper(), *field.metadata["words"]])
+            keywords["metavar"] = None if field.metadata["choices"] else metavar
             if is_list:
                 keywords["nargs"] = "+"
         group.add_argument(*field.metadata["flags"], f"--{field.name}", **keywords)
@@ -143,13 +161,14 @@ def require(condition: bool, message: str) -> None:
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> InputError:
     """The error for a name that is in no registry, with a close name or the known ones."""
-    suggestion = _suggest(name, known)
+    shown = name if isinstance(name, str) else brief(name)
+    suggestion = _suggest(shown, known)
     listed = "" if suggestion and len(known) > 12 else f"; known: {', '.join(sorted(known))}"
-    return InputError(f"unknown {kind} '{name}'{suggestion}{listed}")
+    return InputError(f"unknown {kind} '{shown}'{suggestion}{listed}")
 
 
 def _suggest(name: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
+    close = difflib.get_close_matches(name, list(known), n=1) if len(name) < 100 else []
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
@@ -162,19 +181,33 @@ def _scalar_type(hint: Any) -> tuple[type, bool]:
     return typing.get_origin(hint) or hint, False
 
 
+def _number_or_word(kind: type, words: Sequence[str]) -> typing.Callable[[str], Any]:
+    """What reads a value of the command line; its name is in the parser's messages."""
+    if not words:
+        return kind
+
+    def read(text: str) -> Any:
+        return text if text in words else kind(text)
+
+    read.__name__ = " or ".join([kind.__name__, *words])
+    return read
+
+
 def _checked(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
     """`value` converted to the field's type, or InputError."""
     kind, is_list = _scalar_type(hint)
     if value is None and type(None) in typing.get_args(hint):
         return None
+    if isinstance(value, str) and value in field.metadata.get("words", ()):
+        return value
     if is_list:
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where}: expected a list, got {value!r}")
+            raise InputError(f"{where}: expected a list, got {brief(value)}")
         return tuple(_checked_scalar(item, kind, where) for item in value)
     value = _checked_scalar(value, kind, where)
     choices = field.metadata.get("choices")
     if choices and value not in choices:
-        raise InputError(f"{where}: '{value}' is not one of {', '.join(choices)}")
+        raise InputError(f"{where}: {brief(value)} is not one of {', '.join(choices)}")
     return value
 
 
@@ -182,11 +215,11 @@ def _checked_scalar(value: Any, kind: type, where: str) -> Any:
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         # YAML 1.1 reads "1e-4" (no dot) as a string.
         try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    if type(value) is not kind or value != value:  # the latter: a NaN
-        raise InputError(f"{where}: expected {kind.__name__}, got {value!r}")
+            value = float(value)
+        except (ValueError, OverflowError):
+            pass  # refused below
+    finite = type(value) is not float or math.isfinite(value)
+    whole = type(value) is not int or abs(value) <= LARGEST_INT
+    if type(value) is not kind or not finite or not whole:
+        raise InputError(f"{where}: expected {kind.__name__}, got {brief(value)}")
     return value

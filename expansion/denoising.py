@@ -1,7 +1,7 @@
-"""Classifier-free guided DDIM denoising of latents; differentiable where gradients are enabled.
+"""Classifier-free guided denoising of latents; differentiable where gradients are enabled.
 
-Step arithmetic is diffusers' `DDIMScheduler` in float32 (epsilon or v prediction); only the U-Net
-runs in its own dtype. S steps T[0] > T[1] > ... > T[S-1]; x0hat is `pred_original_sample`.
+Step arithmetic is diffusers' `DDIMScheduler`, or another solver of `SOLVERS`, in float32 (epsilon
+or v prediction); only the U-Net runs in its own dtype. S steps T[0] > T[1] > ... > T[S-1]; x0hat is `pred_original_sample`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
 from expansion.phases import phase
 from expansion.sampler import SamplerConfig
-from expansion.stable_diffusion import ddim_scheduler
+from expansion.stable_diffusion import ddim_scheduler, weight_dtype
 
 
 class Denoiser:
@@ -22,19 +27,19 @@ class Denoiser:
 
     Args:
         pipeline: Its U-Net predicts; its scheduler's noise schedule is used with DDIM.
-        config: Number of steps, strength and guidance scale.
+        config: Number of steps, strength, solver and guidance scale.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: SamplerConfig):
         self.unet = pipeline.unet
         self.guidance_scale = config.guidance_scale
         self.scheduler = ddim_scheduler(pipeline)
-        self.scheduler.set_timesteps(config.num_inference_steps)
-        all_timesteps = self.scheduler.timesteps.tolist()
-        self.timesteps: list[int] = all_timesteps[-config.executed_steps :]
-        placed = torch.tensor(all_timesteps, device=pipeline.device)
+        self.config = config
+        self.all_timesteps: list[int] = self._new_solver().timesteps.tolist()
+        self.timesteps = self.all_timesteps[-config.executed_steps :]
+        placed = torch.tensor(self.all_timesteps, device=pipeline.device)
         # Copied to the device once: a copy in every step would wait for all work in the queue.
-        self._on_device = dict(zip(all_timesteps, placed))
+        self._on_device = dict(zip(self.all_timesteps, placed))
 
     @property
     def uses_guidance(self) -> bool:
@@ -67,7 +72,7 @@ class Denoiser:
             timestep = self._on_device[timestep]
         with phase("denoise"):
             output = self.unet(
-                rows.to(self.unet.dtype), timestep, encoder_hidden_states=prompt_embeds
+                rows.to(weight_dtype(self.unet)), timestep, encoder_hidden_states=prompt_embeds
             )
         return output.sample.float()
 
@@ -78,7 +83,9 @@ class Denoiser:
     def run(
         self, latents: Tensor, timesteps: Sequence[int], prompt_embeds: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """Deterministic DDIM steps (eta 0) at `timesteps`, in this order.
+        """Deterministic steps (DDIM: eta 0) at `timesteps`, in this order.
+
+        Solvers of second order begin every stretch anew, with a step of first order.
 
         Args:
             latents: (B, 4, h, w) at timesteps[0], float32.
@@ -88,13 +95,29 @@ class Denoiser:
         Returns:
             Latents after the last step, and x0hat of every step.
         """
-        predictions = []
+        solver, predictions = self.scheduler, []
+        if timesteps and self.config.solver != "ddim":
+            solver = self._new_solver()
+            solver.set_begin_index(self.all_timesteps.index(timesteps[0]))
         for timestep in timesteps:
             noise_pred = self.predict(latents, timestep, prompt_embeds)
-            step = self.scheduler.step(noise_pred, timestep, latents)
+            step = solver.step(noise_pred, timestep, latents)
             latents = step.prev_sample
-            predictions.append(step.pred_original_sample)
+            if solver is self.scheduler:
+                predictions.append(step.pred_original_sample)
+            else:
+                predictions.append(solver.model_outputs[-1])
         return latents, predictions
+
+    def _new_solver(self) -> SchedulerMixin:
+        """The solver with all its timesteps; DDIM's keeps no state and is always the same."""
+        config, solver = self.config, self.scheduler
+        if config.solver == "dpmsolver++":
+            solver = DPMSolverMultistepScheduler.from_config(solver.config)
+        elif config.solver == "unipc":
+            solver = UniPCMultistepScheduler.from_config(solver.config)
+        solver.set_timesteps(config.num_inference_steps)
+        return solver
 
 
 def guide(prediction: Tensor, guidance_scale: float) -> Tensor:

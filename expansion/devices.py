@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,21 @@ def usable_device(name: str) -> str:
     return name
 
 
+def keep_freed_memory() -> None:
+    """Have glibc's malloc keep what is freed, for work on the CPU: about a fifth less time.
+
+    Otherwise it returns the memory of large tensors to the system after every layer and gets it
+    back page by page. Other C libraries are left as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+    mallopt(mmap_threshold, 32 << 20)  # the most that it takes
+    mallopt(trim_threshold, (1 << 31) - 1)
+
+
 def make_accelerator(mixed_precision: str) -> Accelerator:
     """Devices and processes of a training.
 
@@ -48,4 +64,6 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         "--mixed_precision fp16 needs a GPU; use bf16 or no",
     )
     on_cpu = not torch.accelerator.is_available()  # must be said, or torchrun starts lone processes
+    if on_cpu:
+        keep_freed_memory()
     return Accelerator(cpu=on_cpu, mixed_precision=mixed_precision)

@@ -124,7 +124,7 @@ def is_whole_png(path: Path, byte_range: tuple[int, int] | None = None) -> bool:
             else:
                 file.seek(sum(byte_range) - len(PNG_END))
             return file.read(len(PNG_END)) == PNG_END
-    except (OSError, ValueError):  # ValueError: a place before the file's start
+    except (OSError, ValueError, OverflowError):  # a place before the file's start, or beyond any
         return False
 
 
@@ -154,7 +154,8 @@ def read_expansion(
             )
         record = generated_record(output_dir, row, labels[row["class"]])
         if record.path not in sizes:
-            sizes[record.path] = record.path.stat().st_size if record.path.is_file() else -1
+            there = os.path.isfile(record.path)
+            sizes[record.path] = record.path.stat().st_size if there else -1
         if sum(record.byte_range or (0, 0)) > sizes[record.path]:
             absent.append(row["file_name"])
             continue

@@ -28,6 +28,7 @@ from expansion.config import (
     require,
 )
 from expansion.devices import make_accelerator
+from expansion.errors import brief
 from expansion.image_datasets import (
     DEFAULT_DATASET,
     ImageDataset,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NOT_DECISIVE = ("workers",)  # recipe fields that change no result
+NOT_DECISIVE = ("workers", "image_cache", "image_cache_gb")  # recipe fields that change no result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,8 @@ def parse_training(
             source.values.get("dataset", name),
             source.values.get("data_dir", data_dir),
         )
-    dataset = dataset_config(str(name), str(data_dir))
+    name, data_dir = (v if isinstance(v, str) else brief(v) for v in (name, data_dir))
+    dataset = dataset_config(name, data_dir)
     of_dataset = Source(dataset.classifier or {}, f"dataset {name}: classifier")
     sources = [*_recipe_files([of_dataset, *typed]), of_dataset, *typed]
     config, recipe, *rest = compose(classes, sources)
@@ -176,7 +178,8 @@ def _recipe_files(sources: Sequence[Source]) -> list[Source]:
     arch = Recipe.arch
     for source in (default, *sources):
         arch = source.values.get("arch", arch)
-    own = {path.stem: path for path in folder.glob("*.yaml")}.get(str(arch))
+    files = {path.stem: path for path in folder.glob("*.yaml")}
+    own = files.get(arch) if isinstance(arch, str) else None
     return [default] if own is None else [default, load_yaml(own)]
 
 

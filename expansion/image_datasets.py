@@ -35,11 +35,11 @@ from expansion.config import (
     require,
     unknown_name,
 )
-from expansion.errors import InputError, run_command
+from expansion.errors import InputError, brief, run_command
 from expansion.list_readers import ListLayout, metadata_layout, read_lists
 from expansion.mat_reader import MatLayout, read_mat
 from expansion.readers import FolderLayout, FolderReader, Reader
-from expansion.records import ImageRecord, image_files, shown
+from expansion.records import ImageRecord, image_files, require_text, shown
 from expansion.runs import write_atomic
 from expansion.splits import SplitOptions, few_shot, listed_names, read_json
 
@@ -97,6 +97,7 @@ class ImageDataset:
         """
         found = self.reader.records(split)
         require(bool(found), f"{self.root}: its {split} split is empty; add images")
+        require_text((record.file_name for record in found), str(self.root))
         if not self.config.crop_bottom:
             return found
         return [dataclasses.replace(r, crop_bottom=self.config.crop_bottom) for r in found]
@@ -149,6 +150,7 @@ def unlabeled_records(folder: str | Path) -> list[ImageRecord]:
     files = image_files(root)
     require(bool(files), f"unlabeled_dir {folder}: no images there; give a folder that holds some")
     names = [path.relative_to(root).as_posix() for path in files]
+    require_text(names, f"unlabeled_dir {folder}")
     return [ImageRecord(path, name, 0, "") for path, name in zip(files, names)]
 
 
@@ -269,15 +271,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _resolve(name: str, data_dir: Path) -> tuple[DatasetConfig, Any, Path]:
     """(settings, layout, folder) of a dataset; reads no images."""
-    if _yaml_path(name).is_file():
+    if _is_known(name):
         source = load_yaml(_yaml_path(name))
         kind = source.values.get("reader", DatasetConfig.reader)
-        if kind not in READERS:
+        if kind not in tuple(READERS):
             compose([DatasetConfig], [Source({"reader": kind}, source.name)])
         config, layout = compose([DatasetConfig, READERS[kind][0]], [source])
         return config, layout, data_dir / (config.folder or name)
     for root in (Path(name), data_dir / name):
-        if root.is_dir():
+        if os.path.isdir(root):
             return _resolve_folder(root.resolve())
     if os.sep in name:
         raise InputError(
@@ -298,7 +300,12 @@ def _resolve_folder(root: Path) -> tuple[DatasetConfig, Any, Path]:
 
 
 def _title(name: str, root: Path) -> str:
-    return name if _yaml_path(name).is_file() else root.name
+    return name if _is_known(name) else root.name
+
+
+def _is_known(name: str) -> bool:
+    """Whether the name has a file of its own; no path, nor one too long for a file, has."""
+    return os.path.isfile(_yaml_path(name))
 
 
 def _yaml_path(name: str) -> Path:
@@ -308,17 +315,25 @@ def _yaml_path(name: str) -> Path:
 def _prompt_names(name: str, config: DatasetConfig, reader: Reader) -> tuple[str, ...]:
     """What prompts call the classes: as the YAML file says, as the dataset's files say, as is."""
     spoken = {**reader.spoken_names, **(config.class_names or {})}
-    stray = sorted(map(str, set(spoken) - set(reader.class_names)))
+    stray = sorted(map(brief, set(spoken) - set(reader.class_names)))
     unnamed = [c for c in reader.class_names if c not in spoken]
     # Names for classes that a cut copy lacks are no mistake; beside unnamed classes they are.
     require(
         not (stray and unnamed),
-        f"dataset {name}: class_names has {stray[0]!r}, no such class" if stray else "",
+        f"dataset {name}: class_names has {stray[0]}, no such class" if stray else "",
     )
+    for text in spoken.values():
+        number = type(text) in (int, float) and abs(text) < 1e15
+        require(
+            isinstance(text, str) or number,
+            f"dataset {name}: class_names: expected text, got {brief(text)}",
+        )
     plain = {c: c.replace("_", " ") for c in unnamed}
     if config.lower_case:
         plain = {c: text.lower() for c, text in plain.items()}
-    return tuple(str({**plain, **spoken}[c]) for c in reader.class_names)
+    names = tuple(str({**plain, **spoken}[c]) for c in reader.class_names)
+    require_text([*reader.class_names, *names], f"dataset {name}: class names")
+    return names
 
 
 def _unpack_digits(root: Path) -> None:

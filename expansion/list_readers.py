@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from expansion.config import option, require
-from expansion.errors import InputError
+from expansion.config import JSON_ERRORS, option, require
+from expansion.errors import InputError, brief
 from expansion.readers import require_root
 from expansion.records import ImageRecord, shown
 from expansion.splits import SplitOptions, read_json, stored_split
 
+LONGEST_NUMBER = 20  # digits of a class's or image's number
 PATH_TEMPLATE = "{path}"
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 TEST_WORDS = ("test", "val", "valid", "validation")  # in a split column; the first present counts
@@ -99,7 +101,7 @@ class RowsReader:
                 known == row.class_name,
                 f"{self.root}: {row.path} is listed as {known!r} and as {row.class_name!r}",
             )
-        absent = [path for path in classes if not (self.root / path).is_file()]
+        absent = [path for path in classes if not os.path.isfile(self.root / path)]
         require(
             not absent,
             f"{self.root}: {len(absent)} of {len(classes)} listed images are not there: "
@@ -196,7 +198,7 @@ def _ordered_classes(rows: Iterable[Row], class_order: Sequence[str]) -> tuple[s
         return tuple(name for name in class_order if name in numbers)
     if None not in numbers.values():
         return tuple(sorted(numbers, key=lambda name: (numbers[name], name)))
-    if all(name.isdecimal() for name in numbers):
+    if all(map(_is_number, numbers)):
         return tuple(sorted(numbers, key=int))
     return tuple(sorted(numbers))
 
@@ -245,7 +247,7 @@ def _rows(layout: ListLayout, root: Path, source: str, classes: Mapping[str, str
         path = entry["path"]
         if layout.image_path != PATH_TEMPLATE and "*" not in source:
             path = layout.image_path.format(path=path)
-        order = int(number) if number is not None and number.isdecimal() else None
+        order = int(number) if number is not None and _is_number(number) else None
         split = entry.get("split") or {"1": "train", "0": "test"}.get(splits.get(key))
         rows.append(Row(path, class_name, order, split))
     return rows
@@ -291,8 +293,7 @@ def _items(root: Path, source: str) -> Iterable[tuple[str, Any]]:
         items = read_json(path, list)
         return ((f"{path}, item {i}", item) for i, item in enumerate(items, start=1))
     if source.endswith(".csv"):
-        rows = csv.DictReader([line for _, line in _lines(root, source, comments=False)])
-        return ((f"{path}, row {i}", row) for i, row in enumerate(rows, start=1))
+        return _csv_rows(root, source)
     if source.endswith(".jsonl"):
         return _json_lines(root, source)
     return _lines(root, source)
@@ -306,16 +307,27 @@ def _taken_apart(
         match = re.fullmatch(pattern, line)
         require(match is not None, f"{place}: {line!r} does not match {pattern}")
         return match.groupdict()
-    require(isinstance(line, dict), f"{place}: expected text or an object, got {line!r}")
+    require(isinstance(line, dict), f"{place}: expected text or an object, got {brief(line)}")
     for name in (columns["path"], columns["class"]):
         require(
             line.get(name) not in (None, ""),
             f"{place}: no {name!r}; the columns are {shown(map(str, line))}",
         )
     return {
-        key: None if line.get(name) in (None, "") else str(line[name])
+        key: None if line.get(name) in (None, "") else _cell(place, line[name])
         for key, name in columns.items()
     }
+
+
+def _cell(place: str, value: Any) -> str:
+    """Text or a number of a row as text."""
+    require(isinstance(value, str | int | float), f"{place}: expected text, got {brief(value)}")
+    return str(value)
+
+
+def _is_number(text: str) -> bool:
+    """Whether the text is a number of a size that a class or an image can have."""
+    return text.isdecimal() and len(text) < LONGEST_NUMBER
 
 
 def _lines(root: Path, name: str, comments: bool = True) -> Iterable[tuple[str, str]]:
@@ -324,8 +336,8 @@ def _lines(root: Path, name: str, comments: bool = True) -> Iterable[tuple[str, 
     require(path.is_file(), lack(root, "training", [name]))
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} as UTF-8 text: {error}") from error
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip()
         if line and not (comments and line.startswith("#")):
@@ -336,8 +348,17 @@ def _json_lines(root: Path, name: str) -> Iterable[tuple[str, Any]]:
     for place, line in _lines(root, name, comments=False):
         try:
             yield place, json.loads(line)
-        except json.JSONDecodeError as error:
+        except JSON_ERRORS as error:
             raise InputError(f"{place}: no JSON ({error})") from error
+
+
+def _csv_rows(root: Path, name: str) -> Iterable[tuple[str, Any]]:
+    lines = [line for _, line in _lines(root, name, comments=False)]
+    try:
+        rows = list(csv.DictReader(lines))
+    except csv.Error as error:
+        raise InputError(f"cannot read {root / name} as CSV: {error}") from error
+    return ((f"{root / name}, row {i}", row) for i, row in enumerate(rows, start=1))
 
 
 def _pairs(root: Path, name: str | None) -> dict[str | None, str]:

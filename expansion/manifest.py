@@ -13,14 +13,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
-from expansion.errors import InputError
+from expansion.config import JSON_ERRORS
+from expansion.errors import InputError, brief, is_text
 from expansion.runs import write_atomic
 
 EVENT_START = b'{"event"'
@@ -78,14 +81,32 @@ class Line(NamedTuple):
     def row(self) -> dict[str, Any]:
         """The row of an image. Raises InputError, naming file and line, where it is none."""
         try:
-            row = json.loads(self.text.decode("utf-8", "replace"))
-            _ = row["file_name"], row["class"], row["source"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            return _checked_row(json.loads(self.text.decode("utf-8", "replace")))
+        except JSON_ERRORS as error:
             raise InputError(
                 f"{self.path}, line {self.number}: no manifest row ({error}); remove the line, "
                 "and the image is made again by the next expand.py"
             ) from error
-        return row
+
+
+def _checked_row(row: Any) -> dict[str, Any]:
+    """A manifest row that names an image below the folder, its class and its real image.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not isinstance(row, dict):
+        raise ValueError("no object")
+    for key in ("file_name", "class", "source"):
+        if not isinstance(row.get(key), str) or not is_text(row[key]):
+            raise ValueError(f"{key} is {brief(row.get(key))}, not text")
+    path = PurePosixPath(row["file_name"])
+    # A backslash or a colon leads elsewhere on Windows, and `naming` writes neither.
+    if path.is_absolute() or ".." in path.parts or re.search(r"[\\:\x00]", row["file_name"]):
+        raise ValueError(f"{brief(row['file_name'])} is outside the folder")
+    if not isinstance(row.get("details", {}), dict):
+        raise ValueError(f"details are {brief(row['details'])}, no object")
+    return row
 
 
 class ManifestReader:
@@ -114,6 +135,8 @@ class ManifestReader:
             except FileNotFoundError:  # removed since it was listed
                 continue
             inode, done, number = self.places.get(path, (state.st_ino, 0, 0))
+            if not S_ISREG(state.st_mode):
+                raise InputError(f"{path} is no file; remove it")
             if inode != state.st_ino:
                 done = number = 0
             if state.st_size <= done:
@@ -163,7 +186,9 @@ def merge_manifests(output_dir: Path) -> list[dict[str, Any]]:
     while True:
         rows = _sorted_rows(by_name)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        write_atomic(output_dir / "metadata.jsonl", "".join(lines))
+        # Half a surrogate pair, which UTF-8 cannot hold, becomes the escape that JSON has for it.
+        content = "".join(lines).encode("utf-8", "backslashreplace")
+        write_atomic(output_dir / "metadata.jsonl", content)
         if not _read_rows(reader, by_name):
             return _sorted_rows(by_name)
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
-import zlib
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from expansion.config import option, require
-from expansion.errors import InputError
+from expansion.errors import InputError, brief
 from expansion.list_readers import Row, RowsReader, lack
 from expansion.readers import require_root
 from expansion.records import shown
 from expansion.splits import SplitOptions
+
+READ_FILE = """
+import json, sys
+from scipy.io import loadmat
+found = loadmat(sys.argv[1], simplify_cells=True)
+found = {name: value for name, value in found.items() if not name.startswith("__")}
+json.dump(found, sys.stdout, default=lambda array: array.tolist())
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +72,14 @@ def read_mat(layout: MatLayout, root: Path, name: str) -> RowsReader:
 def _annotated_rows(path: Path, names: Sequence[str], folder: str) -> list[Row]:
     """Rows of a struct array whose class numbers start at 1."""
     rows = []
-    for entry in np.atleast_1d(np.asarray(_load(path, "annotations"), dtype=object)):
+    entries = _load(path, "annotations")
+    for entry in entries if isinstance(entries, list) else [entries]:
         require(
-            isinstance(entry, dict) and {"fname", "class"} <= set(entry),
+            isinstance(entry, dict) and isinstance(entry.get("fname"), str) and "class" in entry,
             f"{path}: its annotations have no fields fname and class; "
             "give the file that holds the labels",
         )
-        number = int(entry["class"])
+        number = _whole(path, entry["class"])
         require(
             1 <= number <= len(names),
             f"{path}: class {number} of {entry['fname']}, but there are {len(names)} class names",
@@ -83,7 +93,7 @@ def _mat_classes(layout: MatLayout, root: Path) -> list[str]:
     path = _find(root, [layout.class_file])
     if path is None:
         raise InputError(lack(root, "training", [layout.class_file]))
-    return [str(name) for name in np.atleast_1d(_load(path, "class_names"))]
+    return [str(name) for name in _vector(path, "class_names")]
 
 
 def _numbered_rows(layout: MatLayout, root: Path) -> dict[str, list[Row]]:
@@ -94,34 +104,59 @@ def _numbered_rows(layout: MatLayout, root: Path) -> dict[str, list[Row]]:
         if path is None:
             raise InputError(lack(root, "training", [str(name)]))
         paths.append(path)
-    labels = np.atleast_1d(_load(paths[0], "labels"))
+    labels = [_whole(paths[0], label) for label in _vector(paths[0], "labels")]
     rows: dict[str, list[Row]] = {}
     for split, vectors in (("train", layout.train_ids), ("test", layout.test_ids)):
-        ids = [int(i) for name in vectors for i in np.atleast_1d(_load(paths[1], name))]
+        ids = [_whole(paths[1], i) for name in vectors for i in _vector(paths[1], name)]
         outside = [str(i) for i in ids if not 1 <= i <= len(labels)]
         require(
             not outside,
             f"{paths[1]}: image {shown(outside)}, but {paths[0]} has {len(labels)} labels",
         )
         rows[split] = [
-            Row(layout.image_path.format(id=i), str(labels[i - 1]), int(labels[i - 1]))
+            Row(layout.image_path.format(id=i), str(labels[i - 1]), labels[i - 1])
             for i in sorted(ids)
         ]
     return rows
 
 
 def _load(path: Path, variable: str) -> Any:
-    """One variable of a MATLAB file, structs as dictionaries."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        found = loadmat(path, simplify_cells=True)
-    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError, zlib.error) as error:
-        raise InputError(f"cannot read {path} as a MATLAB file: {error}") from error
-    names = [name for name in found if not name.startswith("__")]
-    require(variable in found, f"{path} holds no {variable!r}, only {shown(names)}")
+    """One variable of a MATLAB file: arrays as lists, structs as dictionaries."""
+    status = path.stat()
+    found = _contents(path, status.st_mtime_ns, status.st_size)
+    require(variable in found, f"{path} holds no {variable!r}, only {shown(found)}")
     return found[variable]
+
+
+@functools.lru_cache(maxsize=4)
+def _contents(path: Path, mtime_ns: int, size: int) -> dict[str, Any]:
+    """All variables of a file. SciPy reads it in a process of its own: damage can crash it.
+
+    Args:
+        mtime_ns: Of the file; a changed one is read again. `size` too, bytes.
+    """
+    command = [sys.executable, "-P", "-c", READ_FILE, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["its reader crashed"])[-1]
+        raise InputError(f"cannot read {path} as a MATLAB file: {reason}")
+    return json.loads(done.stdout)
+
+
+def _vector(path: Path, variable: str) -> list[Any]:
+    """A variable as a list of numbers or of texts."""
+    found = _load(path, variable)
+    values = found if isinstance(found, list) else [found]
+    flat = not any(isinstance(value, list | dict) for value in values)
+    require(flat, f"{path}: {variable!r} is no vector")
+    return values
+
+
+def _whole(path: Path, value: Any) -> int:
+    """A number of a MATLAB file, where any number may be stored as a float."""
+    number = type(value) in (int, float) and float(value).is_integer()
+    require(number, f"{path}: expected a whole number, got {brief(value)}")
+    return int(value)
 
 
 def _year_first(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from expansion.records import ImageRecord
 
-FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
+FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 WINDOWS_DEVICES = frozenset(
     ["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))]
 )
@@ -83,4 +83,4 @@ def _folded(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expansion.config import config_hash, require
-from expansion.errors import InputError
+from expansion.config import JSON_ERRORS, config_hash, require
+from expansion.errors import InputError, is_text
 from expansion.seeding import stable_seed
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ def class_prompt(template: str, class_name: str) -> str:
         template.count("{}") == 1,
         f"prompt template {template!r}: write {{}} once, where the class name goes",
     )
+    require(is_text(template), f"prompt template {template!r} is no UTF-8 text")
     return template.replace("{}", class_name)
 
 
@@ -147,7 +148,7 @@ def _is_json_lines(text: str) -> bool:
     first, _, rest = text.lstrip().partition("\n")
     try:
         row = json.loads(first)
-    except json.JSONDecodeError:
+    except JSON_ERRORS:
         return False
     return isinstance(row, dict) and ("file_name" in row or bool(rest.strip()))
 
@@ -157,9 +158,10 @@ def _read_classes(path: str | Path, text: str, scope: PromptScope) -> list[tuple
     try:
         # Pairs instead of a dict, which would hide a class that is given twice.
         pairs = json.loads(text, object_pairs_hook=tuple)
-    except json.JSONDecodeError as error:
+    except JSON_ERRORS as error:
+        place = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(
-            f"prompts file {path}: invalid JSON in line {error.lineno} ({error.msg}); expected "
+            f"prompts file {path}: invalid JSON{place} ({getattr(error, 'msg', error)}); expected "
             "{class: [prompts]}, or one object with file_name and text per line"
         ) from error
     require(
@@ -220,13 +222,13 @@ def _object(line: str) -> dict[str, Any] | None:
     """The JSON object in a line, or None."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except JSON_ERRORS:
         return None
     return row if isinstance(row, dict) else None
 
 
 def _is_prompt(text: object) -> bool:
-    return isinstance(text, str) and bool(text.strip())
+    return isinstance(text, str) and bool(text.strip()) and is_text(text)
 
 
 def _raise_if_any(path: str | Path, problems: Mapping[str, Sequence[str]], remedy: str) -> None:

@@ -141,7 +141,7 @@ class FolderReader:
                 f"{split_dir} has no class folders{hint}; expected {split_dir}/<class>/*.jpg"
             )
         if self.layout.class_order == "number":
-            odd = [name for name in names if not name.isdecimal()]
+            odd = [name for name in names if not name.isdecimal() or len(name) > 20]
             require(not odd, f"{split_dir}: class_order is number, but {shown(odd)} is none")
             names.sort(key=int)
         return names

@@ -8,9 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import (
+    AvifImagePlugin,
+    ExifTags,
+    Image,
+    Jpeg2KImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
-from expansion.errors import InputError
+from expansion.config import require
+from expansion.errors import InputError, is_text
 
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif".split())
 # EXIF orientation -> what makes the image upright; read alone, as other tags may be malformed.
@@ -28,9 +36,13 @@ EXIF_TURNS = dict(
         ],
     )
 )
-# What Pillow raises for a file that is no image, is cut off, or is far too large (before it
-# reserves memory for the pixels).
-READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Formats that are tried, whatever the suffix says. Pillow knows some forty more, one of which calls
+# another program (EPS: Ghostscript). It must be told to load the plugins of the less usual ones.
+PLUGINS = (AvifImagePlugin, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin)
+Image.preinit()
+FORMATS = sorted({Image.EXTENSION[suffix] for suffix in (*IMAGE_SUFFIXES, ".avif", ".jp2")})
+# A line of pixels made square by its shorter side would fill the memory.
+LARGEST_RATIO = 100  # of the sides
 
 
 @dataclass(frozen=True)
@@ -59,12 +71,16 @@ class ImageRecord:
     def load(self) -> Image.Image:
         """The image as upright RGB. Raises InputError, naming the file, when it cannot be read."""
         try:
-            with Image.open(self._file()) as image:
+            with Image.open(self._file(), formats=FORMATS) as image:
                 turn = EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
                 image = _eight_bits(image).convert("RGB")
-        except READ_ERRORS as error:
+                low, high = sorted(image.size)
+                shape = f"{image.width} x {image.height} pixels are a line"
+                require(high <= LARGEST_RATIO * low, shape)
+        except Exception as error:  # a damaged file makes Pillow's decoders fail in any way
+            reason = str(error) or type(error).__name__
             raise InputError(
-                f"cannot read the image {self._shown()} ({error}); replace or remove it, "
+                f"cannot read the image {self._shown()} ({reason}); replace or remove it, "
                 "or go on without it with --on_error skip"
             ) from error
         if turn is not None:
@@ -95,6 +111,12 @@ def image_files(folder: Path) -> list[Path]:
         and p.is_file()
         and not any(part.startswith(".") for part in p.relative_to(folder).parts)
     )
+
+
+def require_text(names: Iterable[str], place: str) -> None:
+    """Raise InputError for names that no manifest, prompt or image text can hold."""
+    odd = [name for name in dict.fromkeys(names) if not is_text(name)]
+    require(not odd, f"{place}: {len(odd)} names are no UTF-8 text: {shown(odd)}; rename them")
 
 
 def shown(names: Iterable[str], count: int = 5) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from expansion.config import PROJECT_ROOT, load_yaml
-from expansion.errors import InputError
+from expansion.config import PROJECT_ROOT, load_yaml, require
+from expansion.errors import InputError, brief
 
 LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 
@@ -49,6 +49,29 @@ def _write_and_rename(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def write_if_absent(path: Path, content: str) -> bool:
+    """Write a file whole unless it is there; of several processes one is the first: True."""
+    if path.exists():
+        return False
+    partial = partial_path(path)
+    try:
+        partial.write_text(content)
+        os.link(partial, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP):
+            raise
+        if path.exists():  # a file system without hard links
+            return False
+        partial.replace(path)
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def remove_partial_files(folder: Path) -> int:
@@ -121,6 +144,7 @@ def check_claim(folder: Path, file_name: str, identity: Mapping[str, Any], remed
     path = folder / file_name
     if not path.exists():
         return
+    require(path.is_file(), f"{path} is no file; remove it")
     wanted = yaml.safe_load(to_yaml(identity))
     found = dict(load_yaml(path).values)
     found.pop("made_with", None)
@@ -139,25 +163,9 @@ def claim_folder(folder: Path, file_name: str, identity: Mapping[str, Any], reme
         InputError: See `check_claim`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_name
-    if path.exists():
+    content = to_yaml({**identity, "made_with": provenance()})
+    if not write_if_absent(folder / file_name, content):
         check_claim(folder, file_name, identity, remedy)
-        return
-    partial = partial_path(path)
-    try:
-        partial.write_text(to_yaml({**identity, "made_with": provenance()}))
-        os.link(partial, path)  # fails if another process was first
-    except FileExistsError:
-        check_claim(folder, file_name, identity, remedy)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP):
-            raise
-        check_claim(folder, file_name, identity, remedy)  # a file system without hard links
-        if not path.exists():
-            partial.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def is_done(run_dir: Path) -> bool:
@@ -173,5 +181,6 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         if isinstance(old, dict) and isinstance(new, dict):
             shown.append(_difference(old, new))
         else:
-            shown.append(f"{key}: {old!r} there, {new!r} now")
+            title = key if isinstance(key, str) else brief(key)
+            shown.append(f"{title}: {brief(old)} there, {brief(new)} now")
     return "; ".join(shown)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from expansion.image_datasets import ImageRecord
 
 
+SOLVERS = ("ddim", "dpmsolver++", "unipc")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
     """Settings of denoising that all methods share; a method adds its own by inheritance."""
@@ -25,6 +28,12 @@ class SamplerConfig:
     num_inference_steps: int = option(50, "DDIM steps of the whole schedule")
     strength: float = option(
         0.5, "share of the schedule that is run, 0 to 1; more departs further from the real image"
+    )
+    solver: str = option(
+        "ddim",
+        "what takes the steps; dpmsolver++ and unipc are approximations of second order that need "
+        "fewer of them: give --num_inference_steps 20, say",
+        choices=SOLVERS,
     )
     guidance_scale: float = option(7.5, "classifier-free guidance; 1 or less: off")
     negative_prompt: str = option("", "prompt of the unconditional prediction")

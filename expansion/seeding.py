@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 def stable_seed(*parts: object) -> int:
     """A 63-bit seed from any printable parts; equal parts give equal seeds on every machine."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    text = "\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    digest = hashlib.sha256(text).digest()
     return int.from_bytes(digest[:8], "big") >> 1  # fits a signed 64-bit generator seed
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expansion.config import option, require
-from expansion.errors import InputError
+from expansion.config import JSON_ERRORS, option, require
+from expansion.errors import InputError, brief
 from expansion.records import ImageRecord, shown
 from expansion.runs import write_atomic
 from expansion.seeding import stable_seed
@@ -152,11 +152,11 @@ def read_json(path: Path, kind: type | tuple[type, ...]) -> Any:
     """A JSON file of the given top-level type. Raises InputError, naming it, otherwise."""
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, *JSON_ERRORS) as error:
         raise InputError(f"cannot read {path} as JSON: {error}") from error
     kinds = kind if isinstance(kind, tuple) else (kind,)
     expected = " or ".join({dict: "an object", list: "a list"}[k] for k in kinds)
-    require(isinstance(found, kinds), f"{path}: expected {expected}, got {str(found)[:40]!r}")
+    require(isinstance(found, kinds), f"{path}: expected {expected}, got {brief(found)}")
     return found
 
 

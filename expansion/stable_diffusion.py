@@ -13,15 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from expansion.caching import RecentlyUsed
 from expansion.checkpoints import check_model_folder, check_scheduler
-from expansion.errors import InputError
+from expansion.config import require
+from expansion.errors import InputError, brief
 from expansion.phases import phase
 from expansion.quiet import quiet_libraries
+from expansion.records import shown
 from expansion.sampler import Batch
 
 LATENTS_AT_ONCE = 4 * 64 * 64  # latent cells in one call of the decoder: four images of 512 pixels
@@ -51,15 +54,17 @@ def load_pipeline(
         with quiet_libraries():
             pipeline = StableDiffusionPipeline.from_pretrained(
                 name_or_path,
+                text_encoder=_text_encoder(name_or_path, dtype, revision),
                 revision=revision,
                 dtype=DTYPES[dtype],
                 safety_checker=None,
                 requires_safety_checker=False,
                 use_safetensors=True,
             )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a damaged config or file makes the libraries fail in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"cannot load the model {name_or_path}: {reason}") from error
+    _check_parts(pipeline, name_or_path)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False)
         part.eval()
@@ -69,6 +74,67 @@ def load_pipeline(
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
     return pipeline
+
+
+def load_tiny_decoder(name_or_path: str, pipeline: StableDiffusionPipeline) -> AutoencoderTiny:
+    """A distilled autoencoder (TAESD and its kin) for the latents of `pipeline`, frozen.
+
+    Raises:
+        InputError: It cannot be loaded, or makes images of another size.
+    """
+    try:
+        with quiet_libraries():
+            decoder = AutoencoderTiny.from_pretrained(
+                name_or_path, dtype=weight_dtype(pipeline.vae), use_safetensors=True
+            )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot load the tiny decoder {name_or_path}: {reason}") from error
+    factor = 2 ** (len(decoder.config.decoder_block_out_channels) - 1)
+    if factor != pipeline.vae_scale_factor:
+        raise InputError(
+            f"the tiny decoder {name_or_path} enlarges latents {factor} times, the checkpoint "
+            f"{pipeline.vae_scale_factor} times; give the one that was made for it"
+        )
+    return decoder.eval().requires_grad_(False).to(pipeline.device)
+
+
+def _text_encoder(name: str, dtype: str, revision: str | None) -> CLIPTextModel:
+    """The text encoder alone. Raises ValueError where weights are missing.
+
+    The pipeline would fill them with random numbers and say nothing.
+    """
+    encoder, found = CLIPTextModel.from_pretrained(
+        name,
+        subfolder="text_encoder",
+        revision=revision,
+        dtype=DTYPES[dtype],
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if found["missing_keys"]:
+        raise ValueError(f"its text_encoder lacks {min(found['missing_keys'])}")
+    return encoder
+
+
+def _check_parts(pipeline: StableDiffusionPipeline, name: str) -> None:
+    """Raise InputError for parts that lack weights or were not made for each other."""
+    for part in ("unet", "vae"):
+        absent = [
+            key for key, value in getattr(pipeline, part).state_dict().items() if value.is_meta
+        ]
+        require(not absent, f"cannot load the model {name}: its {part} lacks {shown(absent, 1)}")
+    unet, vae, text = (part.config for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
+    for left, right, meaning in (
+        (unet.in_channels, vae.latent_channels, "latent channels of unet and vae"),
+        (unet.cross_attention_dim, text.hidden_size, "widths of unet and text_encoder"),
+        (pipeline.tokenizer.model_max_length, text.max_position_embeddings, "token windows"),
+    ):
+        require(
+            left == right,
+            f"cannot use the model {name}: {meaning} are {brief(left)} and {brief(right)}; give a "
+            "text-to-image checkpoint whose parts belong together",
+        )
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
@@ -99,12 +165,21 @@ def ddim_scheduler(pipeline: StableDiffusionPipeline) -> DDIMScheduler:
     """
     config = pipeline.scheduler.config
     check_scheduler(config, "the checkpoint's scheduler")
-    return DDIMScheduler.from_config(config, clip_sample=False, steps_offset=1)
+    try:
+        return DDIMScheduler.from_config(config, clip_sample=False, steps_offset=1)
+    except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError among them
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the checkpoint's noise schedule cannot be used: {reason}") from error
 
 
 def default_resolution(pipeline: StableDiffusionPipeline) -> int:
     """Side in pixels that the U-Net was trained for."""
     return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+
+
+def weight_dtype(network: nn.Module) -> torch.dtype:
+    """Of the first weight; diffusers' own `dtype` walks over all of them, which takes 1 ms."""
+    return next(network.parameters()).dtype
 
 
 class PromptEncoder:
@@ -162,7 +237,7 @@ class LatentCodec:
     def encode_one(self, source: str, image: Tensor, generator: torch.Generator) -> Tensor:
         """A posterior sample (1, 4, h, w) of the real image (3, H, W) that `source` names."""
         posterior = self.posteriors.get(
-            (source, self.vae.dtype), lambda: self._posterior(image[None] * 2 - 1)
+            (source, weight_dtype(self.vae)), lambda: self._posterior(image[None] * 2 - 1)
         )
         return posterior.sample(generator).float() * self.vae.config.scaling_factor
 
@@ -173,10 +248,11 @@ class LatentCodec:
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """The decoder's own output: about [-1, 1], not clamped; (B, 3, H, W), float32."""
-        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        scaled = (latents / self.vae.config.scaling_factor).to(weight_dtype(self.vae))
         parts = scaled.split(max(1, LATENTS_AT_ONCE // scaled[0, 0].numel()))
         return torch.cat([self.vae.decode(part).sample.float() for part in parts])
 
     def _posterior(self, pixel_values: Tensor) -> DiagonalGaussianDistribution:
         with phase("encode"):
-            return self.vae.encode(pixel_values.to(self.vae.device, self.vae.dtype)).latent_dist
+            images = pixel_values.to(self.vae.device, weight_dtype(self.vae))
+            return self.vae.encode(images).latent_dist

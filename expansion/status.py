@@ -9,6 +9,7 @@ happened; a clock that jumps makes that wrong, and nothing else.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expansion.config import config_hash
+from expansion.config import JSON_ERRORS, config_hash
 from expansion.errors import InputError
 from expansion.manifest import Line, ManifestReader, ProcessManifest, is_of_process
 from expansion.runs import write_atomic
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 RECENT_UNITS = 20  # the rate is that of the last units of a process
 SILENT_UNITS = 10  # a process that took so many times a unit's time since its last is "silent"
+LARGEST_SET = 10**9  # images
 SILENT_SECONDS = 60.0  # and this long at least
 NAME_START = b'{"file_name": "'
 
@@ -81,13 +83,13 @@ class Process:
             event = json.loads(line.text)
             kind, self.last_time = event["event"], float(event.get("time", 0))
             if kind == "start":
-                self.start = event
+                self.start = _checked_start(event)
             elif kind == "unit":
                 self.units.append((int(event["images"]), max(float(event["seconds"]), 0.0)))
             elif kind == "failed":
-                self.failures.add((event["source"], event["variant"]))
+                self.failures.add((str(event["source"]), int(event["variant"])))
             self.ended = kind == "end"
-        except (ValueError, KeyError, TypeError) as error:
+        except (*JSON_ERRORS, KeyError, TypeError, OverflowError) as error:
             raise InputError(
                 f"{line.path}, line {line.number}: no event ({error}); remove the line"
             ) from error
@@ -107,6 +109,14 @@ class Process:
         return "silent" if silent else "running"
 
 
+def _checked_start(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A "start" event of the expected types; raises ValueError, KeyError or TypeError."""
+    unit, order = int(event["unit"]), event["order"]
+    if unit < 1 or not isinstance(order, str) or not re.fullmatch("[0-9a-f]+", order):
+        raise ValueError("no unit and order")
+    return {**event, "time": float(event["time"]), "unit": unit}
+
+
 @dataclass(frozen=True)
 class Order:
     """Which shard every image belongs to."""
@@ -121,10 +131,17 @@ class Order:
         first = {stem: i * self.variants for i, stem in enumerate(self.stems.values())}
         found = set()
         for text in names:
-            name = json.loads(text) if b"\\" in text else text[1:-1].decode()
+            # Few names hold an escape; parsing all of them as JSON would take most of the time.
+            name = text[1:-1].decode("utf-8", "replace")
+            if "\\" in name:
+                name = json.loads(text.decode("utf-8", "replace"), strict=False)
             stem, _, rest = name.rpartition("_expand_")
             variant = rest.removesuffix(".png")
-            if stem in first and variant.isdigit() and int(variant) < self.variants:
+            if (
+                stem in first
+                and re.fullmatch("[0-9]{1,9}", variant)
+                and int(variant) < self.variants
+            ):
                 found.add(first[stem] + int(variant))
         return found
 
@@ -174,7 +191,7 @@ def _read(output_dir: Path) -> tuple[list[Process], set[bytes]]:
                 packed.add(_name(line))
                 continue
             _, whose, process, _ = line.path.name.split(".")
-            numbers = [int(n) for n in whose.split("-of-") if n.isdigit()]
+            numbers = [int(n) for n in whose.split("-of-") if re.fullmatch("[0-9]{1,6}", n)]
             shard = (numbers[0], numbers[1]) if len(numbers) == 2 else None
             processes[line.path] = Process(process, shard)
         processes[line.path].add(line)
@@ -186,12 +203,16 @@ def _order(output_dir: Path, started: Sequence[Process]) -> Order | None:
     if not started:
         return None
     newest = sorted(started, key=lambda process: process.start["time"])
-    shards = next((p.shard[1] for p in reversed(newest) if p.shard), 1)
+    shards = next((p.shard[1] for p in reversed(newest) if p.shard and p.shard[1]), 1)
     path = _order_path(output_dir, newest[-1].start["order"])
     try:
         order = json.loads(path.read_text(encoding="utf-8"))
-        return Order(order["stems"], order["variants"], newest[-1].start["unit"], shards)
-    except (OSError, ValueError, KeyError, TypeError):
+        stems = {str(source): str(stem) for source, stem in order["stems"].items()}
+        variants = int(order["variants"])
+        if not 0 < variants * len(stems) <= LARGEST_SET:
+            return None
+        return Order(stems, variants, newest[-1].start["unit"], shards)
+    except (OSError, *JSON_ERRORS, KeyError, TypeError, AttributeError, OverflowError):
         return None  # without it there is still the number of images
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from expansion.expanded_set import Item, Pair, Place, StoredSet
+from expansion.manifest import Line
 from expansion.runs import partial_path, write_atomic
 
 STAGING = ".staged"
@@ -150,6 +151,7 @@ def _pack(stored: StoredSet, layout: TarLayout, number: int, absent: Collection[
                     continue
                 row = stored.staged.get(stored.name(item)) or rows_before[stored.name(item)]
                 row = {key: value for key, value in row.items() if key not in PLACE_KEYS}
+                row["label"] = item[0].label
                 png = _read(place)
                 offset = file.tell() + tarfile.BLOCKSIZE
                 file.write(sample(f"{i:08d}", png, row))
@@ -194,8 +196,7 @@ def _read(place: Place) -> bytes:
 
 def _rows_of(manifest: Path) -> list[dict[str, Any]]:
     """Rows of one manifest; none where it is absent."""
-    try:
-        text = manifest.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not manifest.is_file():
         return []
-    return [json.loads(line) for line in text.splitlines()]
+    lines = manifest.read_bytes().split(b"\n")
+    return [Line(manifest, i, text).row() for i, text in enumerate(lines, start=1) if text.strip()]

@@ -343,6 +343,7 @@ def run(rig: Rig, kinds: Sequence[str], num_kills: int, kills_per_set: int) -> C
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fault_rig",
+        allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -18,7 +18,7 @@ import parse_logs
 import train_expand
 import train_original
 from dreamda import finetune, prompts
-from expansion import image_datasets
+from expansion import benchmark, benchmark_training, image_datasets
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = {
@@ -32,7 +32,19 @@ MORE_OPTIONS = {
     expand.main: [["--method", method] for method in expand.SAMPLERS],
     train_expand.main: [["--labels", labels] for labels in train_expand.OBJECTIVES],
 }
-PARSERS = {"dreamda.finetune": finetune.parse, "dreamda.prompts": prompts.parse}
+PARSERS = {
+    "dreamda.finetune": finetune.parse,
+    "dreamda.prompts": prompts.parse,
+    "expansion.benchmark": benchmark.parse,
+    "expansion.benchmark_training": benchmark_training.parse_options,
+}
+# What must be known of a command's parsed options.
+FOUND = {
+    "dreamda.finetune": lambda parsed: parsed[0].output_dir,
+    "dreamda.prompts": lambda parsed: parsed.output,
+    "expansion.benchmark": lambda parsed: parsed.methods,
+    "expansion.benchmark_training": lambda parsed: parsed.arch,
+}
 
 
 def python_commands(path: Path) -> list[str]:
@@ -130,8 +142,7 @@ def test_a_documented_command_works_under_dry_run(command, workplace, capsys):
         _check(words[2:], workplace)
         return
     if words[0] == "-m":
-        parsed = PARSERS[words[1]](_from_project(words[2:]))
-        assert parsed.output if words[1] == "dreamda.prompts" else parsed[0].output_dir
+        assert FOUND[words[1]](PARSERS[words[1]](_from_project(words[2:])))
         return
     entry, arguments = words[0], _from_project(words[1:])
     if entry != "parse_logs.py":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,9 +19,10 @@ from distdiff.guidance import Guidance, gradient_step, project, transform_latent
 from distdiff.prototypes import Prototypes
 from distdiff.sampler import DistDiffSampler
 from expansion.backbones import Classifier
+from expansion.errors import InputError
 from expansion.img2img import Img2ImgSampler
 from expansion.sampler import Batch, SamplerConfig
-from expansion.stable_diffusion import load_pipeline
+from expansion.stable_diffusion import load_pipeline, load_tiny_decoder
 from tests.conftest import TINY_MODEL
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -32,7 +34,8 @@ DIRECT = {"guidance_type": "direct_guidance"}
 def distdiff(**options) -> DistDiffConfig:
     """10 steps of which the last five run, 401 301 201 101 1; the window is 301 201."""
     shared = {"num_inference_steps": 10, "guidance_scale": 3.0, "guidance_step": 4, "guidance_period": 2}
-    return DistDiffConfig(**{"encoder_weight_path": "guide", **shared, **options})
+    shared |= {"encoder_weight_path": "guide", "log_energy": True}
+    return DistDiffConfig(**{**shared, **options})
 
 
 def make_batch(rows: slice = slice(None)) -> Batch:
@@ -357,6 +360,53 @@ def test_a_gradient_that_is_not_finite_skips_that_image_s_update_and_is_counted(
         expected[1] = (1 + w[1] - 0.5 * total) * z[1] + b[1] - 0.5 * 4
     torch.testing.assert_close(guided.latents, expected)
     assert guided.figures["update_skipped"].tolist() == [1.0, 0.0]
+
+
+@pytest.fixture(scope="module")
+def tiny_decoder(tmp_path_factory) -> str:
+    """Folder of an untrained AutoencoderTiny for latents that are a quarter of the image's side."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    channels = {"encoder_block_out_channels": (8,) * 3, "decoder_block_out_channels": (8,) * 3}
+    blocks = {"num_encoder_blocks": (1,) * 3, "num_decoder_blocks": (1,) * 3}
+    folder = tmp_path_factory.mktemp("tiny_decoder")
+    AutoencoderTiny(**channels, **blocks, latent_channels=4).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_tiny_decoder_makes_the_images_of_the_energy_and_no_others(pipeline, guide, tiny_decoder):
+    config = distdiff(guidance_decoder=tiny_decoder)
+    decoder = load_tiny_decoder(tiny_decoder, pipeline)
+    sampler = DistDiffSampler(pipeline, config, guide, decoder)
+    sampler.use_prototypes(PROTOTYPES)
+    latents = torch.randn(2, 4, 8, 8)
+    targets = torch.tensor([1, 2])
+    energy = PrototypeEnergy(guide, PROTOTYPES, config)
+    with torch.no_grad():
+        expected = energy(decoder.decode(latents).sample, targets)
+        torch.testing.assert_close(sampler.guidance.energy([latents], targets), expected)
+    guided = sampler.sample(PAIR, generators(2)).images
+    exact = make_sampler(pipeline, guide).sample(PAIR, generators(2)).images
+    plain = Img2ImgSampler(pipeline, config).sample(PAIR, generators(2)).images
+    assert (guided - exact).abs().max() > 1e-3 and (guided - plain).abs().max() > 1e-3
+    assert (guided - plain).abs().mean() < 0.1  # the images themselves come from the checkpoint
+
+
+def test_the_weights_of_a_tiny_decoder_decide_the_images(tiny_decoder):
+    (weights,) = Path(tiny_decoder).glob("*.safetensors")
+    assert distdiff(guidance_decoder=tiny_decoder).input_files()["guidance_decoder"] == str(weights)
+    assert "guidance_decoder" not in distdiff(guidance_decoder="madebyollin/taesd").input_files()
+
+
+def test_a_tiny_decoder_of_another_checkpoint_or_none_is_refused(pipeline, tmp_path):
+    from diffusers import AutoencoderTiny
+
+    with pytest.raises(InputError, match="cannot load the tiny decoder"):
+        load_tiny_decoder(str(tmp_path), pipeline)
+    AutoencoderTiny().save_pretrained(tmp_path)  # of Stable Diffusion: 8 times
+    with pytest.raises(InputError, match="8 times, the checkpoint 4 times"):
+        load_tiny_decoder(str(tmp_path), pipeline)
 
 
 @pytest.mark.parametrize("found", [False, True])

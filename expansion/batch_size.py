@@ -1,0 +1,33 @@
+"""The batch size that was measured for an output folder; every process there uses the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from expansion.config import require
+from expansion.runs import write_if_absent
+from expansion.splits import read_json
+
+FILE_NAME = ".batch_size.json"
+
+
+def remembered_batch_size(output_dir: Path) -> int | None:
+    """The number of images; None if none was measured for this folder.
+
+    Raises:
+        InputError: The file holds no such number.
+    """
+    path = output_dir / FILE_NAME
+    if not path.is_file():
+        return None
+    size = read_json(path, dict).get("batch_size")
+    fits = isinstance(size, int) and not isinstance(size, bool) and size > 0
+    require(fits, f"{path}: expected batch_size, a positive number; remove it to measure anew")
+    return size
+
+
+def remember_batch_size(output_dir: Path, size: int) -> int:
+    """Keep `size` for the folder unless another process was first; returns what is kept."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_if_absent(output_dir / FILE_NAME, f'{{"batch_size": {size}}}\n')
+    return remembered_batch_size(output_dir) or size
