@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expansion.batch_size import FILE_NAME, remember_batch_size
 from expansion.config import (
     CONFIG_DIR,
     Source,
@@ -67,7 +68,7 @@ from expansion.work_queue import Claims, pending_work, remove_claims
 from expansion.writer import ExpansionWriter
 
 if TYPE_CHECKING:
-    from expansion.generation import Outcome
+    from expansion.generation import Job, Outcome
     from expansion.sampler import Sampler
 
 logger = logging.getLogger("expand")
@@ -151,9 +152,8 @@ def execute(plan: Plan) -> int:
     remedy = "give another --exp or --output_dir, or remove the folder"
     check_claim(plan.output_dir, "expansion.yaml", claimed, remedy)
     stored = StoredSet(plan.output_dir, plan.stems)
-    missing = stored.missing(item for _, items in plan.shard_units for item in items)
     begun, written, failed = time.monotonic(), 0, 0
-    if missing:
+    if _lacks_images(plan, stored):
         check_writable(plan.output_dir)
         sampler = _build_sampler(plan, device, dtype)
         _warn_of_long_prompts(plan, sampler)
@@ -161,14 +161,18 @@ def execute(plan: Plan) -> int:
         _write_classes(plan)
         config = plan.config
         write_subset(plan.records, config.shots, config.subset_seed, config.subset_file)
+        job = _job(plan, sampler, identity)
+        if plan.batch_size is None:
+            _measure_batch_size(plan, sampler, job)
         with finishing_first() as stop, noticing_removal(plan.output_dir):
-            outcome = _generate(plan, sampler, identity, stored, len(missing), stop)
+            outcome = _generate(plan, sampler, job, stored, stop)
         written, failed = outcome.written, outcome.failed
         if outcome.stopped:
             return _report_stop(plan, stored, stop, written)
     elif plan.tars:  # all images are there, but perhaps not all tars
         pack_complete(stored, plan.tars, range(plan.tars.num_tars))
     seconds = max(time.monotonic() - begun, 1e-3)
+    plan.output_dir.mkdir(parents=True, exist_ok=True)  # of a shard that is empty and comes first
     rows = merge_manifests(plan.output_dir)
     stored.refresh()
     done, _ = _progress(plan, stored)
@@ -180,9 +184,29 @@ def execute(plan: Plan) -> int:
     num_missing = len(stored.missing(plan.items))
     num_items = len(plan.items)
     logger.info(f"{plan.output_dir}: {num_items - num_missing} of {num_items} images of all shards")
-    if not num_missing:
+    # Another process may be about to pack the last tar; then it is the one to round off.
+    if not num_missing and not any("staged" in row for row in rows):
         _round_off(plan, rows)
     return 1 if failed else 0
+
+
+def _lacks_images(plan: Plan, stored: StoredSet) -> bool:
+    """Whether this process has work; before the batch size is known, whether anyone has."""
+    if plan.batch_size is None:
+        return bool(stored.missing(plan.items))
+    return bool(stored.missing(item for _, items in plan.shard_units for item in items))
+
+
+def _measure_batch_size(plan: Plan, sampler: Sampler, job: Job) -> None:
+    """Find the batch size that fits and keep it for all processes of this folder."""
+    from expansion.generation import load_batch
+    from expansion.memory import fitting_batch_size
+
+    size = fitting_batch_size(
+        sampler, lambda count: load_batch(plan.items[:count], job), len(plan.items)
+    )
+    kept = remember_batch_size(plan.output_dir, size)
+    logger.info(f"batch size {kept}, kept in {plan.output_dir / FILE_NAME}")
 
 
 def _progress(plan: Plan, stored: StoredSet) -> tuple[int, int]:
@@ -229,20 +253,12 @@ def _build_sampler(plan: Plan, device: str, dtype: str) -> Sampler:
     return sampler
 
 
-def _generate(
-    plan: Plan,
-    sampler: Sampler,
-    identity: Mapping[str, Any],
-    stored: StoredSet,
-    num_missing: int,
-    stop: Callable[[], bool],
-) -> Outcome:
-    from expansion.generation import Job, generate
-    from expansion.progress import SteadyBar
+def _job(plan: Plan, sampler: Sampler, identity: Mapping[str, Any]) -> Job:
+    from expansion.generation import Job
     from expansion.stable_diffusion import default_resolution
 
-    config, tars = plan.config, plan.tars
-    job = Job(
+    config = plan.config
+    return Job(
         method=config.method,
         model=identity["model"],
         config_hash=config_hash(identity),
@@ -252,14 +268,23 @@ def _generate(
         prompts=plan.prompts,
         stems=plan.stems,
     )
-    units = plan.shard_units
+
+
+def _generate(
+    plan: Plan, sampler: Sampler, job: Job, stored: StoredSet, stop: Callable[[], bool]
+) -> Outcome:
+    from expansion.generation import generate
+    from expansion.progress import SteadyBar
+
+    tars, units = plan.tars, plan.shard_units
+    num_missing = len(stored.missing(item for _, items in units for item in items))
     if plan.split is None:
         random.Random().shuffle(units)  # another order in each process; it decides nothing else
     staging = tars.staging_of if tars else None
     with (
         Claims(plan.output_dir, len(plan.units)) as claims,
         ExpansionWriter(plan.output_dir, plan.split, plan.total_split, staging) as writer,
-        SteadyBar(total=num_missing, desc=config.method, unit="image", disable=None) as bar,
+        SteadyBar(total=num_missing, desc=job.method, unit="image", disable=None) as bar,
     ):
         note_start(writer.manifest, plan, num_missing)
 
@@ -279,13 +304,12 @@ def _generate(
 
 def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means over all images of the figures that the method left in the manifest."""
-    names = rows[0].get("details", {}) if rows else {}
-    columns = {name: [row.get("details", {}).get(name) for row in rows] for name in names}
-    return {
-        name: sum(values) / len(rows)
-        for name, values in columns.items()
-        if all(isinstance(value, int | float) and abs(value) < 1e300 for value in values)
-    }
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.get("details", {}).items():
+            if isinstance(value, int | float) and abs(value) < 1e300:
+                columns.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in columns.items()}
 
 
 def _device_and_dtype(config: ExpandConfig) -> tuple[str, str]:

@@ -228,7 +228,7 @@ def mixup(pixels: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor]
 
 
 class WithPlainView:
-    """A PIL image as (augmented, plain) pixel tensors (3, H, W)."""
+    """A PIL image as (augmented, plain) pixels, as the transforms of these names give them."""
 
     def __init__(self, recipe: Recipe):
         self.augment, self.plain = train_transform(recipe), eval_transform(recipe)

@@ -28,6 +28,7 @@ from dreamda.lora import add_lora
 from expansion.batches import SeededImages, StreamBatches, stream_loader
 from expansion.config import require
 from expansion.image_datasets import ImageRecord
+from expansion.pixel_cache import PixelCache
 from expansion.prompts import class_prompt
 from expansion.runs import write_atomic
 from expansion.seeding import stable_seed
@@ -65,14 +66,25 @@ def learning_rate_factor(step: int, config: FinetuneConfig) -> float:
     return config.lr_end_factor + (1 - config.lr_end_factor) * cosine
 
 
+def middle_square(side: int) -> v2.Compose:
+    """The middle of a PIL image, `side` x `side` pixels; an image of that size is not touched."""
+    resize = v2.Resize(side, interpolation=v2.InterpolationMode.BICUBIC)
+    return v2.Compose([resize, v2.CenterCrop(side)])
+
+
+def training_images(
+    records: Sequence[ImageRecord], config: FinetuneConfig, resolution: int
+) -> SeededImages:
+    """`training_transform` of images that are decoded once, as far as memory allows."""
+    cache = PixelCache(resolution, middle_square(resolution))
+    return SeededImages(records, training_transform(config, resolution), cache)
+
+
 def training_transform(config: FinetuneConfig, resolution: int) -> v2.Compose:
     """From a PIL image to pixel values (3, H, W) in [-1, 1], with the augmentation of `config`."""
     zoom = (1 - config.affine_scale, 1 + config.affine_scale)
     shift = (config.affine_translate, config.affine_translate)
-    steps: list[nn.Module] = [
-        v2.Resize(resolution, interpolation=v2.InterpolationMode.BICUBIC),
-        v2.CenterCrop(resolution),
-    ]
+    steps: list[nn.Module] = [middle_square(resolution)]
     if config.random_flip:
         steps.append(v2.RandomHorizontalFlip())
     if config.affine_degrees or config.affine_translate or config.affine_scale:
@@ -187,11 +199,7 @@ class DiffusionTrainer:
         self.resolution = training_resolution(pipeline, config)
         side = self.resolution // pipeline.vae_scale_factor
         self.latent_shape = (pipeline.vae.config.latent_channels, side, side)
-        self.images = SeededImages(
-            records,
-            training_transform(config, self.resolution),
-            keep_decoded=self.resolution <= 64,
-        )
+        self.images = training_images(records, config, self.resolution)
         self._prepare_networks()
         self.ema = None
         if config.use_ema:

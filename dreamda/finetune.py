@@ -206,7 +206,7 @@ def _new_checkpoint(
     records: Sequence[ImageRecord],
 ) -> StableDiffusionPipeline:
     """A pipeline with a trained autoencoder; kept in `<output_dir>/start` until training ends."""
-    from dreamda.diffusion_training import training_transform
+    from dreamda.diffusion_training import training_images
     from dreamda.from_scratch import build_pipeline, train_autoencoder
     from expansion.stable_diffusion import load_pipeline, save_pipeline
 
@@ -215,14 +215,14 @@ def _new_checkpoint(
         return load_pipeline(str(start_dir))
     captions = [class_prompt(c, name) for c in config.captions for name in dataset.prompt_names]
     pipeline = build_pipeline(scratch, config.resolution, captions, config.seed)
-    transform = training_transform(config, config.resolution)
+    images = training_images(records, config, config.resolution)
     with tqdm(total=scratch.vae_train_steps, desc="autoencoder", unit="step") as bar:
 
         def progress(step: int, loss: float) -> None:
             bar.update()
             bar.set_postfix(loss=f"{loss:.4f}")
 
-        train_autoencoder(pipeline.vae, records, transform, scratch, config.seed, progress)
+        train_autoencoder(pipeline.vae, images, scratch, config.seed, progress)
     save_pipeline(pipeline, start_dir, "float32")
     return pipeline
 

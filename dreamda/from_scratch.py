@@ -27,12 +27,10 @@ from tokenizers import (
 )
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import v2
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreamda.finetune_config import FromScratchConfig
 from expansion.batches import SeededImages, StreamBatches, stream_loader
-from expansion.image_datasets import ImageRecord
 from expansion.seeding import stable_seed
 
 MAX_TOKENS = 77  # CLIP's window, which Stable Diffusion expects
@@ -157,15 +155,13 @@ def autoencoder_loss(
 
 def train_autoencoder(
     vae: AutoencoderKL,
-    records: Sequence[ImageRecord],
-    transform: v2.Compose,
+    images: SeededImages,
     config: FromScratchConfig,
     seed: int,
     progress: Callable[[int, float], None],
 ) -> None:
     """Train `vae` in place, then fold the latent statistics into it (`fold_latent_scale`)."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=config.vae_learning_rate, betas=(0.9, 0.99))
-    images = SeededImages(records, transform, keep_decoded=True)
     batches = StreamBatches(
         len(images),
         [config.vae_batch_size] * config.vae_train_steps,

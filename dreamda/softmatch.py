@@ -204,7 +204,7 @@ class SoftMatch(Supervised):
 
 
 class TwoViews:
-    """A PIL image as (weak, strong) pixel tensors (3, H, W); the strong one starts anew.
+    """A PIL image as (weak, strong) pixels (H, W, 3), uint8; the strong one starts anew.
 
     The weak one is rotated, cropped and flipped, whatever `recipe.augment` says.
     """

@@ -19,17 +19,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from dreamda.self_training_config import AmstConfig
 from dreamda.softmatch import TwoViews
 from expansion.backbones import Classifier
-from expansion.batches import SeededImages
 from expansion.image_datasets import ImageRecord
-from expansion.objectives import Objective, image_stream
+from expansion.objectives import Objective, image_stream, images_in_order
 from expansion.recipe import Recipe
 from expansion.seeding import stable_seed
-from expansion.transforms import eval_transform
 
 
 class MultiHead(nn.Module):
@@ -210,14 +207,9 @@ def dropout_votes(
     device = next(module.parameters()).device
     generator = torch.Generator("cpu").manual_seed(seed)
     keep = 1 - module.dropout
-    batches = [
-        [(i, 0) for i in range(start, min(start + 256, len(records)))]
-        for start in range(0, len(records), 256)
-    ]
-    images = SeededImages(records, eval_transform(recipe))
     votes = []
-    for pixels, _ in DataLoader(images, batch_sampler=batches, num_workers=recipe.num_workers):
-        features = module.body(pixels.to(device)).float()
+    for pixels, _ in images_in_order(records, recipe, device):
+        features = module.body(pixels).float()
         shape = (len(module.heads), config.mc_passes, *features.shape)
         masks = torch.rand(shape, generator=generator).lt(keep).to(device) / keep
         dropped = features * masks  # (A, T, B, D)

@@ -6,16 +6,21 @@ of the stream always holds the same image with the same augmentation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from expansion.image_datasets import ImageRecord
+from expansion.pixel_cache import PixelCache
 from expansion.seeding import stable_seed
+from expansion.transforms import network_input
+
+EVAL_BATCH = 256  # images
 
 
 def stream_indices(num_items: int, start: int, count: int, seed: int) -> list[int]:
@@ -87,41 +92,81 @@ class SeededImages(Dataset):
     Args:
         records: What to load.
         transform: From a PIL image to what the model eats; may draw from torch's global generator.
-        keep_decoded: Hold decoded images in memory (for small sets).
+        cache: Keeps the images as the transform's first, fixed steps make them; by default files
+            are read again every time.
     """
 
     def __init__(
         self,
         records: Sequence[ImageRecord],
         transform: Callable[[Image.Image], Any],
-        keep_decoded: bool = False,
+        cache: PixelCache | None = None,
     ):
         self.records = list(records)
         self.transform = transform
-        self.decoded: dict[int, Image.Image] | None = {} if keep_decoded else None
+        self.cache = cache
+        self.places = cache.reserve(self.records) if cache else []
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Any, int]:
         index, seed = sample
-        image = self._image(index)
+        record = self.records[index]
+        image = self.cache.load(record, self.places[index]) if self.cache else record.load()
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
-            return self.transform(image), self.records[index].label
+            return self.transform(image), record.label
 
-    def _image(self, index: int) -> Image.Image:
-        if self.decoded is None:
-            return self.records[index].load()
-        if index not in self.decoded:
-            self.decoded[index] = self.records[index].load()
-        return self.decoded[index]
+    def all_decoded(self) -> bool:
+        """Whether no file has to be read any more."""
+        return bool(self.cache) and all(place and place.filled for place in self.places)
 
 
 def stream_loader(
     dataset: Dataset, batches: StreamBatches, num_workers: int, pin_memory: bool = False
 ) -> DataLoader:
-    """DataLoader over `batches`; with workers, two batches per worker are prepared ahead."""
+    """DataLoader over `batches`; with workers, two batches per worker are prepared ahead.
+
+    The batches are those of all passes, so the workers live as long as the run.
+    """
     return DataLoader(
         dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory
     )
+
+
+class InOrder:
+    """Every image once, in order, as often as wanted: batches of (transformed images, labels).
+
+    Args:
+        num_workers: Processes that help while images have to be decoded; none are needed later.
+    """
+
+    def __init__(self, images: SeededImages, num_workers: int, pin_memory: bool = False):
+        self.images, self.num_workers, self.pin_memory = images, num_workers, pin_memory
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        samples = [(index, 0) for index in range(len(self.images))]
+        starts = range(0, len(samples), EVAL_BATCH)
+        yield from DataLoader(
+            self.images,
+            batch_sampler=[samples[start : start + EVAL_BATCH] for start in starts],
+            num_workers=0 if self.images.all_decoded() else self.num_workers,
+            pin_memory=self.pin_memory,
+        )
+
+
+class OnDevice:
+    """Batches of `loader` on a device; images of 8 bits become the network's input there."""
+
+    def __init__(self, loader: Iterable[Sequence[Any]], device: torch.device):
+        self.loader, self.device = loader, device
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for batch in self.loader:
+            yield self._moved(batch)
+
+    def _moved(self, part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return network_input(part.to(self.device, non_blocking=True))
+        return [self._moved(each) for each in part]

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from expansion.stopping import StopRequest, ending_at_once
+from expansion.stopping import Stopped, StopRequest, ending_at_once
 
+GO_ON = "run the same command to go on"
 LONGEST_VALUE = 80  # characters of a wrong value that a message shows
 LONGEST_MESSAGE = 2000
 # Control characters, line breaks, changes of the writing direction, and what is no text at all.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-GO_ON = "run the same command to go on"
 REMEDIES = {
     errno.ENOSPC: f"make room, then {GO_ON}",
     errno.EDQUOT: f"make room, then {GO_ON}",
@@ -79,33 +79,40 @@ def run_command(main: Callable[[], int | None]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     with ending_at_once() as stop:
-        status = _status(main, stop)
+        status = _status_of(main, stop)
     sys.exit(status)
 
 
-def _status(main: Callable[[], int | None], stop: StopRequest) -> int | None:
+def _status_of(main: Callable[[], int | None], stop: StopRequest) -> int | None:
+    try:
+        return _unless_stopped(main, stop)
+    except KeyboardInterrupt:
+        by = f" by {stop.signal.name}" if stop() else ""
+        print(f"stopped{by}; {GO_ON}", file=sys.stderr)
+        return stop.exit_status if stop() else 130
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # the reader of stdout, such as head, has gone
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        place = error.filename2 or error.filename or "the output"
+        message = one_line(f"{place}: {error.strerror}; {REMEDIES[error.errno]}")
+        print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _unless_stopped(main: Callable[[], int | None], stop: StopRequest) -> int | None:
+    """`main()`; what it raises after a stop is a stop.
+
+    Raised while a library's compiled code runs, Stopped can come out as another error: in
+    safetensors, for instance, as weights that cannot be read.
+    """
     try:
         return main()
-    except KeyboardInterrupt:
-        return _stopped(stop)
     except Exception as error:
-        if stop():  # raised in a library's C code, the stop can come out as some other error
-            return _stopped(stop)
-        if isinstance(error, InputError):
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        if isinstance(error, BrokenPipeError):  # the reader of stdout, such as head, has gone
-            sys.stderr.close()
-            return 1
-        if isinstance(error, OSError) and error.errno in REMEDIES:
-            place = error.filename or "the output"
-            message = one_line(f"{place}: {error.strerror}; {REMEDIES[error.errno]}")
-            print(f"error: {message}", file=sys.stderr)
-            return 2
+        if stop():
+            raise Stopped from error
         raise
-
-
-def _stopped(stop: StopRequest) -> int:
-    by = f" by {stop.signal.name}" if stop() else ""
-    print(f"stopped{by}; {GO_ON}", file=sys.stderr)
-    return stop.exit_status if stop() else 130

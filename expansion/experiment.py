@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NOT_DECISIVE = ("workers",)  # recipe fields that change no result
+NOT_DECISIVE = ("workers", "image_cache", "image_cache_gb")  # recipe fields that change no result
 
 
 @dataclass(frozen=True, kw_only=True)

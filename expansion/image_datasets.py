@@ -299,13 +299,13 @@ def _resolve_folder(root: Path) -> tuple[DatasetConfig, Any, Path]:
     return DatasetConfig(reader="list"), layout, root
 
 
+def _title(name: str, root: Path) -> str:
+    return name if _is_known(name) else root.name
+
+
 def _is_known(name: str) -> bool:
     """Whether the name has a file of its own; no path, nor one too long for a file, has."""
     return os.path.isfile(_yaml_path(name))
-
-
-def _title(name: str, root: Path) -> str:
-    return name if _is_known(name) else root.name
 
 
 def _yaml_path(name: str) -> Path:

@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 from expansion.config import JSON_ERRORS
@@ -127,6 +128,8 @@ class ManifestReader:
             except FileNotFoundError:  # removed since it was listed
                 continue
             inode, done, number = self.places.get(path, (state.st_ino, 0, 0))
+            if not S_ISREG(state.st_mode):
+                raise InputError(f"{path} is no file; remove it")
             if inode != state.st_ino:
                 done = number = 0
             if state.st_size <= done:

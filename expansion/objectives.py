@@ -16,17 +16,15 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from expansion.augmentations import AugmentedBatch
 from expansion.backbones import Classifier
-from expansion.batches import SeededImages, StreamBatches, stream_loader
+from expansion.batches import InOrder, OnDevice, SeededImages, StreamBatches, stream_loader
 from expansion.image_datasets import ImageRecord
 from expansion.recipe import Recipe
-from expansion.transforms import train_transform
+from expansion.transforms import eval_transform, image_cache, train_transform
 
 Progress = Callable[[int, Mapping[str, float]], None]  # step, last evaluation
-KEEP_DECODED_PIXELS = 1 << 28  # training sets up to this size (pixels) stay decoded in memory
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Objective(ABC):
     def batches(
         self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
     ) -> Iterable[Sequence[Tensor]]:
-        """Batches first, first+1, ... of the run, as lists of tensors."""
+        """Batches first, first+1, ... of the run, as lists of tensors on the device."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -114,9 +112,8 @@ def image_stream(
     seed: int,
     first: int,
     accelerator: Accelerator,
-) -> DataLoader:
-    """Shuffled (transformed images, labels) of this process, from batch `first` on."""
-    keep = recipe.num_workers == 0 and len(records) * recipe.resize_size**2 <= KEEP_DECODED_PIXELS
+) -> OnDevice:
+    """Shuffled (network inputs, labels) of this process, on its device, from batch `first` on."""
     batches = StreamBatches(
         len(records),
         batch_sizes,
@@ -125,9 +122,18 @@ def image_stream(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    on_gpu = accelerator.device.type == "cuda"
-    images = SeededImages(records, transform, keep_decoded=keep)
-    return stream_loader(images, batches, recipe.num_workers, pin_memory=on_gpu)
+    device = accelerator.device
+    images = SeededImages(records, transform, image_cache(recipe))
+    pin_memory = device.type == "cuda"
+    return OnDevice(stream_loader(images, batches, recipe.num_workers, pin_memory), device)
+
+
+def images_in_order(
+    records: Sequence[ImageRecord], recipe: Recipe, device: torch.device
+) -> OnDevice:
+    """(network inputs, labels) of un-augmented images on `device`, the same in every pass."""
+    images = SeededImages(records, eval_transform(recipe), image_cache(recipe))
+    return OnDevice(InOrder(images, recipe.num_workers, device.type == "cuda"), device)
 
 
 class Supervised(Objective):
@@ -151,9 +157,7 @@ class Supervised(Objective):
         records = [*images.real, *images.generated]
         return cls(records, run.recipe, run.seed, run.classifier.num_classes)
 
-    def batches(
-        self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
-    ) -> DataLoader:
+    def batches(self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator) -> OnDevice:
         return image_stream(
             self.records,
             train_transform(self.recipe),

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from expansion.batch_size import remembered_batch_size
 from expansion.checkpoints import (
     LARGEST_RESOLUTION,
     check_model_folder,
@@ -73,7 +74,11 @@ class ExpandConfig:
         "one prompt drawn per real image, shared by its variants, or one per variant",
         choices=PROMPT_PER,
     )
-    batch_size: int = option(8, "images that are denoised together")
+    batch_size: int | str = option(
+        8,
+        "images that are denoised together; auto: as many as fit, measured once for the folder",
+        words=("auto",),
+    )
     seed: int = option(42, "run seed; with the real image's path and n it decides the noise")
     shots: int | None = option(None, "use only this many real images per class")
     subset_seed: int = option(0, "which images --shots keeps")
@@ -108,8 +113,9 @@ class ExpandConfig:
     def __post_init__(self):
         for name in ("num_images_per_prompt", "batch_size", "images_per_tar"):
             value = getattr(self, name)
-            require(value > 0, f"{name} {value}: give a positive number")
-            require(value <= LARGEST_COUNT, f"{name} {value}: give at most {LARGEST_COUNT}")
+            if value != "auto":
+                require(value > 0, f"{name} {value}: give a positive number")
+                require(value <= LARGEST_COUNT, f"{name} {value}: give at most {LARGEST_COUNT}")
         resolution = self.resolution
         require(
             resolution is None or 0 < resolution <= LARGEST_RESOLUTION,
@@ -151,10 +157,17 @@ class Plan:
         count = self.config.num_images_per_prompt
         return [(record, variant) for record in self.records for variant in range(count)]
 
+    @property
+    def batch_size(self) -> int | None:
+        """Images of a unit; None if that is still to be measured."""
+        if self.config.batch_size == "auto":
+            return remembered_batch_size(self.output_dir)
+        return self.config.batch_size
+
     @cached_property
     def units(self) -> list[list[Item]]:
         """The units of all shards."""
-        return make_units(self.items, self.config.batch_size)
+        return make_units(self.items, self.batch_size)
 
     @property
     def shard_units(self) -> list[tuple[int, list[Item]]]:
@@ -266,11 +279,16 @@ def _prompts(
 def describe(plan: Plan) -> str:
     """The resolved settings and the size of the work, as text."""
     resolution = plan.config.resolution or model_resolution(plan.model)
-    mine = sum(len(items) for _, items in plan.shard_units)
     first = plan.records[0]
     prompt = plan.prompts.prompt_of(first.file_name, first.label, variant=0)
     rows = plan.method_config.unet_rows_per_image(plan.config.num_images_per_prompt)
     settings = {**dataclasses.asdict(plan.config), **dataclasses.asdict(plan.method_config)}
+    if plan.batch_size is None:
+        share, mine = "units are cut once the batch size is measured", len(plan.items)
+        mine //= plan.total_split
+    else:
+        mine = sum(len(items) for _, items in plan.shard_units)
+        share = f"{mine} images in {len(plan.shard_units)} units of up to {plan.batch_size}"
     gigabytes = mine * resolution**2 * 1.7e-9  # a PNG takes about 1.7 bytes per pixel
     return (
         f"{to_yaml(settings)}\n"
@@ -278,7 +296,7 @@ def describe(plan: Plan) -> str:
         f" ({plan.num_skipped} unreadable ones left out)\n"
         f"prompt of {first.file_name}: {prompt}\n"
         f"images to generate: {len(plan.items)}, {resolution}x{resolution} pixels\n"
-        f"{plan.shard_name}: {mine} images in {len(plan.shard_units)} units\n"
+        f"{plan.shard_name}: {share}\n"
         f"U-Net rows: {rows:g} per image, {rows * mine:.3g} for this shard\n"
         f"disk space: about {gigabytes:.2g} GB for this shard\n"
         f"output: {plan.output_dir}{f'/{plan.tars.pattern}' if plan.tars else ''}"

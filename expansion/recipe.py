@@ -84,6 +84,22 @@ class Recipe:
         0.0, "share of the real training images held out to select the epoch that is reported"
     )
     mixed_precision: str = option("no", "autocast", choices=("no", "fp16", "bf16"))
+    compile: bool = option(
+        False,
+        "compile the network with torch.compile: quicker steps after a start of a minute or more; "
+        "needs a C++ compiler",
+    )
+    image_cache: str = option(
+        "auto",
+        "where decoded images are kept for the next passes and runs of the command: in memory, on "
+        "disk (TMPDIR, else /var/tmp), or auto: memory first, disk for the rest",
+        choices=("auto", "memory", "disk", "none"),
+    )
+    image_cache_gb: float | None = option(
+        None,
+        "most that they may take on this machine, GB; others are decoded in every pass; default: "
+        "half of the memory, and of the disk, that is free",
+    )
     workers: int = option(
         4,
         "processes that load images, at most one per core; 0: none but the main one",
@@ -107,6 +123,7 @@ class Recipe:
             "eval_steps",
             "randaugment_ops",
             "mix_alpha",
+            "image_cache_gb",
         ):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} {value}: give a positive number")

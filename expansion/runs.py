@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import json
 import os
 import platform
@@ -52,6 +53,8 @@ def _write_and_rename(path: Path, content: bytes) -> None:
 
 def write_if_absent(path: Path, content: str) -> bool:
     """Write a file whole unless it is there; of several processes one is the first: True."""
+    if path.exists():
+        return False
     partial = partial_path(path)
     try:
         partial.write_text(content)
@@ -78,10 +81,11 @@ def remove_partial_files(folder: Path) -> int:
     file here writes it again.
     """
     removed = 0
-    for path in folder.rglob(".*.partial"):
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-            removed += 1
+    for parent, _, names in os.walk(folder):  # not rglob, which fails at folders that vanish
+        for name in fnmatch.filter(names, ".*.partial"):
+            with contextlib.suppress(FileNotFoundError):
+                Path(parent, name).unlink()
+                removed += 1
     return removed
 
 
@@ -159,9 +163,8 @@ def claim_folder(folder: Path, file_name: str, identity: Mapping[str, Any], reme
         InputError: See `check_claim`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_name
     content = to_yaml({**identity, "made_with": provenance()})
-    if path.exists() or not write_if_absent(path, content):
+    if not write_if_absent(folder / file_name, content):
         check_claim(folder, file_name, identity, remedy)
 
 

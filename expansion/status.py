@@ -1,6 +1,6 @@
 """`expand.py --status`: how far the processes of an expanded set are, from the manifests alone.
 
-    <output>/.order/<hash>.json   the real images in order: which shard an image belongs to
+    <output>/.order.<hash>.json   the real images in order: which shard an image belongs to
 
 Rates are images per second of monotonic time. Wall-clock times only tell how long ago something
 happened; a clock that jumps makes that wrong, and nothing else.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,6 @@ from expansion.runs import write_atomic
 if TYPE_CHECKING:
     from expansion.plan import Plan
 
-ORDERS = ".order"
 RECENT_UNITS = 20  # the rate is that of the last units of a process
 SILENT_UNITS = 10  # a process that took so many times a unit's time since its last is "silent"
 LARGEST_SET = 10**9  # images
@@ -40,9 +39,8 @@ def note_start(manifest: ProcessManifest, plan: Plan, num_missing: int) -> None:
         "variants": plan.config.num_images_per_prompt,
     }
     name = config_hash(list(order["stems"].items()) + [order["variants"]])
-    path = manifest.path.parent / ORDERS / f"{name}.json"
+    path = _order_path(manifest.path.parent, name)
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
         write_atomic(path, json.dumps(order, ensure_ascii=False))
     manifest.note(
         "start",
@@ -133,7 +131,10 @@ class Order:
         first = {stem: i * self.variants for i, stem in enumerate(self.stems.values())}
         found = set()
         for text in names:
-            name = json.loads(text.decode("utf-8", "replace"), strict=False)
+            # Few names hold an escape; parsing all of them as JSON would take most of the time.
+            name = text[1:-1].decode("utf-8", "replace")
+            if "\\" in name:
+                name = json.loads(text.decode("utf-8", "replace"), strict=False)
             stem, _, rest = name.rpartition("_expand_")
             variant = rest.removesuffix(".png")
             if (
@@ -151,10 +152,8 @@ class Order:
 
     def per_shard(self, indices: set[int]) -> list[int]:
         """How many of the images belong to each shard."""
-        counts = [0] * self.shards
-        for index in indices:
-            counts[index // self.unit % self.shards] += 1
-        return counts
+        counts = Counter(index // self.unit % self.shards for index in indices)
+        return [counts[shard] for shard in range(self.shards)]
 
 
 def status_text(output_dir: Path) -> str:
@@ -176,6 +175,10 @@ def status_text(output_dir: Path) -> str:
         lines = _lines(order, names, started, now)
     header = ("", "done", "missing", "failed", "images/s", "time left", "last image")
     return f"{output_dir}\n\n{_table([header, *lines])}"
+
+
+def _order_path(output_dir: Path, name: str) -> Path:
+    return output_dir / f".order.{name}.json"
 
 
 def _read(output_dir: Path) -> tuple[list[Process], set[bytes]]:
@@ -201,7 +204,7 @@ def _order(output_dir: Path, started: Sequence[Process]) -> Order | None:
         return None
     newest = sorted(started, key=lambda process: process.start["time"])
     shards = next((p.shard[1] for p in reversed(newest) if p.shard and p.shard[1]), 1)
-    path = output_dir / ORDERS / f"{newest[-1].start['order']}.json"
+    path = _order_path(output_dir, newest[-1].start["order"])
     try:
         order = json.loads(path.read_text(encoding="utf-8"))
         stems = {str(source): str(stem) for source, stem in order["stems"].items()}
@@ -226,10 +229,10 @@ def _lines(
         mine = [p for p in started if p.shard == (number, order.shards)]
         newest = max(mine, key=lambda process: process.start["time"], default=None)
         rate = newest.rate if newest and newest.state(now) == "running" else 0.0
-        total_rate += rate
         last = _last(newest, now) if newest else "not begun"
         if num_all == num_done:
-            last = "complete"
+            rate, last = 0.0, "complete"
+        total_rate += rate
         lines.append(_cells(title, num_done, num_all - num_done, num_failed, rate, last))
     for process in started:
         if process.shard is None and process.state(now) != "ended":

@@ -55,20 +55,29 @@ class StopRequest:
 
 @contextmanager
 def ending_at_once() -> Iterator[StopRequest]:
-    """SIGINT and SIGTERM raise Stopped inside."""
+    """SIGINT and SIGTERM raise Stopped inside; to be used around a whole command.
+
+    After a signal the process is about to end: repetitions are ignored from then on, also outside,
+    a later one ends it without clean-up, and nothing is printed of errors in finalizers, since a
+    signal to the whole process group also ends the workers that these wait for.
+    """
     request = StopRequest()
 
     def stop(number: int, _: FrameType | None) -> None:
-        if request.note(number) != "repetition":  # one could disturb the clean-up after the first
+        kind = request.note(number)
+        if kind == "first":
+            sys.unraisablehook = lambda _: None
             raise Stopped
+        if kind == "again":
+            os._exit(request.exit_status)
 
-    with _handler(stop):
+    with _handler(stop, keep=request):
         yield request
 
 
 @contextmanager
 def finishing_first() -> Iterator[StopRequest]:
-    """The first SIGINT or SIGTERM inside only sets the request; one more does what it did before."""
+    """The first SIGINT or SIGTERM inside only sets the request; one more acts as it did before."""
     request = StopRequest()
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
@@ -88,8 +97,10 @@ def finishing_first() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def _handler(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """`handle` in place of the handlers of SIGNALS; they are restored at the end.
+def _handler(
+    handle: Callable[[int, FrameType | None], None], keep: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """`handle` in place of the handlers of SIGNALS; restored at the end unless `keep()`.
 
     A signal that is ignored, as Ctrl-C by background commands of a shell script, stays ignored.
     Outside the main thread, where Python allows no handlers, nothing happens.
@@ -104,7 +115,7 @@ def _handler(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
         yield
     finally:
         for number, previous in before.items():
-            if previous not in (signal.SIG_IGN, None):
+            if previous not in (signal.SIG_IGN, None) and not keep():
                 signal.signal(number, previous)
 
 

@@ -29,6 +29,7 @@ from expansion.manifest import Line
 from expansion.runs import partial_path, write_atomic
 
 STAGING = ".staged"
+PLACE_KEYS = ("staged", "tar", "offset", "size")  # of a manifest row, not of an image
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,7 @@ class TarLayout:
     @cached_property
     def number_of(self) -> dict[Pair, int]:
         """(file_name of the real image, variant) -> the tar's number."""
-        return {
-            (record.file_name, variant): i // self.images_per_tar
-            for i, (record, variant) in enumerate(self.items)
-        }
+        return {_pair(item): i // self.images_per_tar for i, item in enumerate(self.items)}
 
     def _digits(self, number: int) -> str:
         return f"{number:0{max(5, len(str(self.num_tars - 1)))}d}"
@@ -105,13 +103,18 @@ def pack_complete(
         staging = stored.output_dir / layout.staging(number)
         if not staging.is_dir():  # packed already, or not begun
             continue
-        needed = [i for i in layout.members(number) if (i[0].file_name, i[1]) not in absent]
+        needed = [item for item in layout.members(number) if _pair(item) not in absent]
         # The list in memory first: looking at every file at each unit would cost more.
         if not all(stored.lists(item) for item in needed) or stored.missing(needed):
             continue
-        with contextlib.suppress(FileNotFoundError):  # another process has packed it meanwhile
+        try:
             _pack(stored, layout, number, absent)
-            shutil.rmtree(staging, ignore_errors=True)
+        except FileNotFoundError:  # another process has packed it, and removed what was read here
+            stored.refresh()
+            _pack(stored, layout, number, absent)
+        shutil.rmtree(staging, ignore_errors=True)
+    with contextlib.suppress(OSError):  # more tars are not packed yet
+        (stored.output_dir / STAGING).rmdir()
 
 
 class RecentTars:
@@ -124,34 +127,35 @@ class RecentTars:
 
     def __call__(self, unit: Sequence[Item]) -> None:
         pack_complete(self.stored, self.layout, list(self.numbers))
-        found = {self.layout.number_of[record.file_name, variant] for record, variant in unit}
+        found = {self.layout.number_of[_pair(item)] for item in unit}
         self.numbers.extend(found - set(self.numbers))
 
 
 def _pack(stored: StoredSet, layout: TarLayout, number: int, absent: Collection[Pair]) -> None:
     """Write a tar, then its manifest; raises FileNotFoundError if an image has gone."""
     folder, name = stored.output_dir, layout.name(number)
-    rows_before = {row["file_name"]: row for row in _rows_of(folder / layout.manifest_name(number))}
-    lines = []
+    places = {item: stored.place(stored.name(item)) for item in layout.members(number)}
+    if all(place and place[0] == folder / name for place in places.values()):
+        return  # some images were made twice, and the tar was packed before
+    gone = [item for item, place in places.items() if not place and _pair(item) not in absent]
+    if gone:
+        raise FileNotFoundError(stored.name(gone[0]))
+    manifest = folder / layout.manifest_name(number)
+    rows_before = {row["file_name"]: row for row in _rows_of(manifest)}
+    rows = []
     partial = partial_path(folder / name)
     try:
         with partial.open("wb") as file:
-            for i, item in enumerate(layout.members(number), number * layout.images_per_tar):
-                file_name = stored.name(item)
-                place = stored.place(file_name)
+            for i, (item, place) in enumerate(places.items(), number * layout.images_per_tar):
                 if place is None:
-                    if (item[0].file_name, item[1]) in absent:
-                        continue
-                    raise FileNotFoundError(file_name)
-                row = dict(stored.staged.get(file_name) or rows_before[file_name])
-                for key in ("staged", "tar", "offset", "size"):
-                    row.pop(key, None)
+                    continue
+                row = stored.staged.get(stored.name(item)) or rows_before[stored.name(item)]
+                row = {key: value for key, value in row.items() if key not in PLACE_KEYS}
                 row["label"] = item[0].label
                 png = _read(place)
                 offset = file.tell() + tarfile.BLOCKSIZE
                 file.write(sample(f"{i:08d}", png, row))
-                row |= {"tar": name, "offset": offset, "size": len(png)}
-                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+                rows.append({**row, "tar": name, "offset": offset, "size": len(png)})
             file.write(2 * tarfile.NUL * tarfile.BLOCKSIZE)
             file.flush()
             os.fsync(file.fileno())  # before the only other copy of the images goes
@@ -159,7 +163,11 @@ def _pack(stored: StoredSet, layout: TarLayout, number: int, absent: Collection[
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    write_atomic(folder / layout.manifest_name(number), "".join(lines))
+    write_atomic(manifest, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _pair(item: Item) -> Pair:
+    return item[0].file_name, item[1]
 
 
 def sample(key: str, png: bytes, row: Mapping[str, Any]) -> bytes:

@@ -13,6 +13,8 @@ What is learnt from which images is the objective's business; it is passed in.
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,17 +24,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from expansion.backbones import classifier_state
-from expansion.batches import SeededImages
+from expansion.config import require
 from expansion.figures import line_chart, save_figure, stacked
 from expansion.image_datasets import ImageRecord
-from expansion.objectives import KEEP_DECODED_PIXELS, Objective, Progress, Run
+from expansion.objectives import Objective, Progress, Run, images_in_order
 from expansion.recipe import Recipe, Schedule
 from expansion.runs import claim_folder, is_done, to_yaml, write_atomic
 from expansion.seeding import stable_seed
-from expansion.transforms import eval_transform
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +44,16 @@ def evaluate(model: nn.Module, loader: Iterable, accelerator: Accelerator) -> tu
     """(mean cross-entropy, top-1 accuracy in percent); the model's mode is restored."""
     was_training = model.training
     model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device="cpu")
+    losses, hits, count = [], [], 0
     for pixels, targets in loader:
         pixels, targets = pixels.to(accelerator.device), targets.to(accelerator.device)
         logits = model(pixels).float()
-        loss = F.cross_entropy(logits, targets, reduction="sum").item()
-        correct = (logits.argmax(dim=1) == targets).sum().item()
-        totals += torch.tensor([loss, correct, len(targets)], dtype=torch.float64)
+        losses.append(F.cross_entropy(logits, targets, reduction="sum"))
+        hits.append((logits.argmax(dim=1) == targets).sum())
+        count += len(targets)
+    # Read at the end alone: a batch need not wait for the one before it.
+    sums = [float(sum(torch.stack(parts).tolist())) if parts else 0.0 for parts in (losses, hits)]
+    totals = torch.tensor([*sums, count], dtype=torch.float64)
     totals = accelerator.reduce(totals.to(accelerator.device)).tolist()
     model.train(was_training)
     return totals[0] / totals[2], 100 * totals[1] / totals[2]
@@ -58,18 +61,10 @@ def evaluate(model: nn.Module, loader: Iterable, accelerator: Accelerator) -> tu
 
 def eval_loader(
     records: Sequence[ImageRecord], recipe: Recipe, accelerator: Accelerator
-) -> DataLoader:
-    """This process's share of `records` in order; a small set is held in memory."""
+) -> Iterable[Sequence[Tensor]]:
+    """(network inputs, labels) of this process's share of `records`, in order, on its device."""
     mine = list(records)[accelerator.process_index :: accelerator.num_processes]
-    images = SeededImages(mine, eval_transform(recipe))
-    batches = [
-        [(i, 0) for i in range(start, min(start + 256, len(mine)))]
-        for start in range(0, len(mine), 256)
-    ]
-    loader = DataLoader(images, batch_sampler=batches, num_workers=recipe.num_workers)
-    if len(records) * recipe.image_size**2 <= KEEP_DECODED_PIXELS // 8:
-        return list(loader)
-    return loader
+    return images_in_order(mine, recipe, accelerator.device)
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -84,6 +79,15 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
+    )
+
+
+def check_compiler() -> None:
+    """Raise InputError where torch.compile would find no compiler at its first step."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    require(
+        any(name and shutil.which(name) for name in names),
+        "--compile needs a C++ compiler; install g++, or leave the option out",
     )
 
 
@@ -105,6 +109,9 @@ class Trainer:
         self.model, self.optimizer = run.accelerator.prepare(
             self.module, make_optimizer(self.module, recipe)
         )
+        if recipe.compile:
+            check_compiler()
+            self.model = torch.compile(self.model)  # weights and their names stay `module`'s
         self.test_loader = eval_loader(run.test_records, recipe, run.accelerator)
         self.val_loader = None
         if run.val_records:

@@ -1,6 +1,6 @@
 """Which unit a process computes next, when others work in the same folder.
 
-    <output>/.claims/<unit>-of-<units>   empty: a process has begun this unit
+    <output>/.claim.<unit>-of-<units>   empty: a process has begun this unit
 
 Nobody coordinates and no clock is read. A claim only says that a unit is better left for later:
 one that a dead process left behind costs nothing but the order. Two processes that do compute the
@@ -9,15 +9,13 @@ same unit write the same bytes.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from expansion.expanded_set import Item, Pair, StoredSet
 
-CLAIMS = ".claims"
+CLAIM = ".claim."
 MAX_HELD = 64  # claims of units that are computed but not yet whole on disk, or that failed
 
 NumberedUnit = tuple[int, Sequence[Item]]
@@ -32,7 +30,7 @@ class Claims:
     """
 
     def __init__(self, output_dir: Path, num_units: int):
-        self.folder = output_dir / CLAIMS
+        self.output_dir = output_dir
         self.num_units = num_units
         self.held: list[NumberedUnit] = []
 
@@ -52,12 +50,9 @@ class Claims:
     def take(self, unit: NumberedUnit) -> bool:
         """Claim a unit; False if it is claimed already."""
         try:
-            self.folder.mkdir(exist_ok=True)
-            os.close(os.open(self._path(unit[0]), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            self._path(unit[0]).touch(exist_ok=False)
         except FileExistsError:
             return False
-        except FileNotFoundError:  # a process that saw the set complete removed the folder
-            return True
         self.held.append(unit)
         return True
 
@@ -71,12 +66,14 @@ class Claims:
         self.held = keep
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"{number}-of-{self.num_units}"
+        # A file, not a folder of its own: loaders of folders take each folder for a class.
+        return self.output_dir / f"{CLAIM}{number}-of-{self.num_units}"
 
 
 def remove_claims(output_dir: Path) -> None:
     """Clear away the claims of dead processes, once the set is complete."""
-    shutil.rmtree(output_dir / CLAIMS, ignore_errors=True)
+    for path in output_dir.glob(f"{CLAIM}*"):
+        path.unlink(missing_ok=True)
 
 
 def pending_work(

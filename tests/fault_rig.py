@@ -44,7 +44,7 @@ GUIDE = (  # an untrained guide classifier does
 )
 FAULTS = ("lost", "duplicated", "corrupt", "different", "left over", "failed")
 WHOLE_FILES = ("classes.json", "contact_sheet.png")
-PROCESS_NAME = re.compile(r"[0-9a-f]{8,}|\d+-of-\d+")
+PROCESS_NAME = re.compile(r"[0-9a-f]{8,}|\d+-of-\d+|joined")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ KINDS = {
         "img2img", tuple(("--total_split", "2", "--split", str(i)) for i in range(2))
     ),
     "same_shard": Kind("img2img", ((), ())),
+    "joined": Kind("img2img", (("--total_split", "2", "--split", "0"), ("--join",), ("--join",))),
 }
 
 
@@ -160,13 +161,14 @@ def compare(folder: Path, reference: Path) -> Counter:
 
 def state_of(folder: Path, total: int) -> State:
     """Read by nothing but the names of files and the number of lines in manifests."""
-    state = State(total)
+    state, listed = State(total), set()
     if (folder / "classes.json").exists():
         state.begun = (folder / "classes.json").stat().st_mtime_ns
     for path in folder.glob("manifest.*.jsonl"):
         *whole, last = path.read_bytes().split(b"\n")
-        state.listed += len(whole)
+        listed |= {json.loads(line)["file_name"] for line in whole if b'{"event"' not in line}
         state.loose += bool(last)
+    state.listed = len(listed)
     images = sum(path.parent != folder for path in folder.rglob("*.png"))
     state.loose += max(0, images - state.listed) + len(list(folder.rglob(".*.partial")))
     return state
@@ -341,6 +343,7 @@ def run(rig: Rig, kinds: Sequence[str], num_kills: int, kills_per_set: int) -> C
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fault_rig",
+        allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -6,9 +6,17 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from expansion.batches import SeededImages, StreamBatches, stream_indices, stream_loader
+from expansion.batches import (
+    InOrder,
+    OnDevice,
+    SeededImages,
+    StreamBatches,
+    stream_indices,
+    stream_loader,
+)
 from expansion.image_datasets import load_dataset
-from expansion.transforms import to_unit_tensor
+from expansion.pixel_cache import PixelCache
+from expansion.transforms import network_input, squash, to_pixels, to_unit_tensor
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +113,21 @@ def test_loading_leaves_the_global_random_state_as_it_was(images):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_kept_images_equal_images_that_are_read_again(images, records, monkeypatch):
-    kept = SeededImages(records, images.transform, keep_decoded=True)
-    first = kept[(2, 1)][0]
-    monkeypatch.setattr(type(records[2]), "load", None)  # the file must not be read again
-    assert torch.equal(kept[(2, 1)][0], first)
-    monkeypatch.undo()
-    assert torch.equal(images[(2, 1)][0], first)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_images_in_order_come_whole_and_alike_in_every_pass(records, num_workers):
+    cache = PixelCache(28, squash(28))
+    images = SeededImages(records, to_pixels, cache)
+    loader = InOrder(images, num_workers)
+    assert not images.all_decoded()
+    first, later = list(loader), list(loader)
+    assert images.all_decoded() and len(first) == len(later) == 1
+    assert torch.equal(first[0][0], later[0][0]) and first[0][0].shape == (24, 28, 28, 3)
+    assert first[0][1].tolist() == [record.label for record in records]
+
+
+def test_batches_on_the_device_hold_network_inputs_and_untouched_labels():
+    pixels = torch.randint(0, 256, (2, 5, 4, 3), dtype=torch.uint8)
+    floats, labels = torch.rand(2, 3, 5, 4), torch.tensor([7, 255])
+    ((views, found),) = OnDevice([[(pixels, floats), labels]], torch.device("cpu"))
+    assert torch.equal(found, labels) and torch.equal(views[1], floats)
+    assert torch.equal(views[0], network_input(pixels)) and views[0].dtype == torch.float32

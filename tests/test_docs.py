@@ -18,7 +18,7 @@ import parse_logs
 import train_expand
 import train_original
 from dreamda import finetune, prompts
-from expansion import benchmark, image_datasets
+from expansion import benchmark, benchmark_training, image_datasets
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = {
@@ -36,6 +36,14 @@ PARSERS = {
     "dreamda.finetune": finetune.parse,
     "dreamda.prompts": prompts.parse,
     "expansion.benchmark": benchmark.parse,
+    "expansion.benchmark_training": benchmark_training.parse_options,
+}
+# What must be known of a command's parsed options.
+FOUND = {
+    "dreamda.finetune": lambda parsed: parsed[0].output_dir,
+    "dreamda.prompts": lambda parsed: parsed.output,
+    "expansion.benchmark": lambda parsed: parsed.methods,
+    "expansion.benchmark_training": lambda parsed: parsed.arch,
 }
 
 
@@ -134,10 +142,7 @@ def test_a_documented_command_works_under_dry_run(command, workplace, capsys):
         _check(words[2:], workplace)
         return
     if words[0] == "-m":
-        parsed = PARSERS[words[1]](_from_project(words[2:]))
-        if words[1] == "dreamda.finetune":
-            assert parsed[0].output_dir
-        assert parsed
+        assert FOUND[words[1]](PARSERS[words[1]](_from_project(words[2:])))
         return
     entry, arguments = words[0], _from_project(words[1:])
     if entry != "parse_logs.py":

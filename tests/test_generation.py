@@ -111,6 +111,43 @@ def test_batches_of_one_and_of_four_give_the_same_images(tmp_path, arguments, un
     assert_nearly_equal(tmp_path, undisturbed)
 
 
+def test_the_measured_batch_size_is_kept_and_shared_by_all_shards(
+    tmp_path, arguments, capsys, caplog
+):
+    caplog.set_level(logging.INFO)
+    line = arguments(tmp_path / "auto", "--batch_size", "auto")
+    expand.main([*line, "--dry_run"])
+    assert "once the batch size is measured" in capsys.readouterr().out
+    assert expand.main([*line, "--split", "1", "--total_split", "2"]) == 0
+    assert "batch size 16" in caplog.text  # the largest power of two, of 20 images
+    expand.main([*line, "--dry_run"])
+    assert "20 images in 2 units of up to 16" in capsys.readouterr().out
+    assert expand.main([*line, "--split", "0", "--total_split", "2"]) == 0
+    assert caplog.text.count("batch size 16") == 1
+    expand.main(arguments(tmp_path / "fixed", "--batch_size", 16))
+    assert content(tmp_path / "auto") == content(tmp_path / "fixed")
+    (tmp_path / "auto" / ".batch_size.json").write_text('{"batch_size": -1}')
+    with pytest.raises(InputError, match="batch_size.json: expected batch_size, a positive number"):
+        expand.main(line)
+    with pytest.raises(SystemExit):
+        expand.main(arguments(tmp_path / "no", "--batch_size", "automatic"))
+    assert "invalid int or auto value: 'automatic'" in capsys.readouterr().err
+
+
+def test_a_set_is_completed_when_memory_runs_short(tmp_path, arguments, undisturbed, monkeypatch, caplog):
+    sample = Img2ImgSampler.sample
+
+    def sample_few(self, batch, drawn):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sample(self, batch, drawn)
+
+    monkeypatch.setattr(Img2ImgSampler, "sample", sample_few)
+    assert expand.main(arguments(tmp_path)) == 0
+    assert caplog.text.count("going on with 2 at a time") == 1
+    assert_nearly_equal(tmp_path, undisturbed)
+
+
 # Dies when the seventh image is half written under its temporary name.
 KILLED = """
 import itertools, os, signal, sys
@@ -280,7 +317,7 @@ def test_real_images_become_square_as_the_mode_says(tmp_path, wide_set, argument
 
 def test_distdiff_gives_the_same_bytes_for_one_and_two_shards(tmp_path, arguments, guide_path):
     options = ("--method", "distdiff", "--guidance_step", 2, "--encoder_weight_path", guide_path)
-    options = (*options, "--num_images_per_prompt", 1)
+    options = (*options, "--num_images_per_prompt", 1, "--log_energy")
     expand.main(arguments(tmp_path / "one", *options))
     for split in range(2):
         expand.main(arguments(tmp_path / "two", *options, "--split", split, "--total_split", 2))

@@ -43,7 +43,7 @@ SCHEDULES = {
 
 
 def denoiser(steps: int = 100, strength: float = 0.8, **schedule) -> Denoiser:
-    pipeline = SimpleNamespace(unet=None, scheduler=DDIMScheduler(**{**SD, **schedule}))
+    pipeline = SimpleNamespace(unet=None, device="cpu", scheduler=DDIMScheduler(**{**SD, **schedule}))
     return Denoiser(pipeline, SamplerConfig(num_inference_steps=steps, strength=strength))
 
 

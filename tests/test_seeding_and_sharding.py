@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from expansion.devices import usable_device
 from expansion.errors import InputError
 from expansion.seeding import image_generator, image_seed, stable_seed
 from expansion.sharding import make_units, resolve_shard, take_shard
@@ -93,6 +94,20 @@ def test_the_shard_comes_from_options_then_launcher_then_array(
     split, total_split, environ, expected
 ):
     assert resolve_shard(split, total_split, environ) == expected
+
+
+def test_launched_processes_of_two_machines_take_each_shard_once_and_each_gpu_once(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    shards, devices = [], []
+    for machine in range(2):
+        for local_rank in range(4):
+            environ = ARRAY | {"RANK": str(4 * machine + local_rank), "WORLD_SIZE": "8"}
+            shards.append(resolve_shard(None, None, environ))  # the launcher wins over the array
+            monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+            devices.append((machine, usable_device("auto")))
+    assert shards == [(i, 8) for i in range(8)]
+    assert devices == [(machine, f"cuda:{i}") for machine in range(2) for i in range(4)]
 
 
 @pytest.mark.parametrize("task_ids", [range(0, 4), range(1, 9), range(3, 12, 4), range(10, 31, 5)])

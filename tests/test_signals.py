@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import signal
@@ -57,8 +58,10 @@ def test_a_signal_lets_the_batch_in_flight_be_finished(expansion, whole_set, num
     name = signal.Signals(number).name
     assert lines == [
         f"{name}: finishing the images in flight; once more ends at once",
-        f"stopped by {name}: {count} images written; shard 0 of 1 has {count} of 20 images, "
-        f"{20 - count} are missing; run the same command to go on",
+        (
+            f"stopped by {name}: {count} images written; shard 0 of 1 has {count} of 20 images, "
+            f"{20 - count} are missing; run the same command to go on"
+        ),
     ]
     assert 4 <= count < 20 and count % 4 == 0
     assert len(read_manifest(expansion.output)) == count
@@ -128,7 +131,8 @@ def test_torchrun_hands_the_signal_on_and_both_processes_finish(expansion, whole
         "run_command\nrun_command(expand.main)\n"
     )
     line = f"-d digits --data_dir {expansion.data_dir} --method img2img --shots 1 --batch_size 1"
-    line += f" --num_images_per_prompt 2 --num_inference_steps 4 --device cpu --output_dir {expansion.output}"
+    line += " --num_images_per_prompt 2 --num_inference_steps 4 --device cpu"
+    line += f" --output_dir {expansion.output}"
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", str(program), *line.split()]
     process = ColdProcess(launcher, expansion.log)
     wait_for(lambda: len(list(expansion.output.glob("manifest.*"))) == 2, process)
@@ -148,7 +152,7 @@ class Training:
         self.server, self.script, self.options, self.folder = server, script, options, folder
 
     def start(self, name: str, code: str = "", die=None):
-        line = f"-d digits --shots 1 --seeds 1 --workers 0 -a resnet10_tiny --image_size 32"
+        line = "-d digits --shots 1 --seeds 1 --workers 0 -a resnet10_tiny --image_size 32"
         line += (
             f" --resize_size 32 --budget steps --max_train_steps 6 --eval_steps 2 {self.options}"
         )
@@ -194,9 +198,22 @@ def test_trainings_that_are_killed_go_on_to_the_same_result(training):
 
 
 @SIGNALS
+def test_a_signal_to_training_and_its_loading_processes_is_one_line_too(training, number, status):
+    """As from a terminal or SLURM: every process of the group gets it."""
+    more = "import sys\nsys.argv += '--workers 2 --max_train_steps 3000 --eval_steps 3'.split()"
+    process = training.start("workers", more)
+    wait_for(lambda: any((training.folder / "workers").rglob("checkpoint.pth.tar")), process)
+    os.killpg(process.pid, number)
+    assert process.wait(seconds=20) == status
+    name = signal.Signals(number).name
+    assert process.log.read_text() == f"stopped by {name}; run the same command to go on\n"
+
+
+@SIGNALS
 def test_a_signal_ends_a_training_in_one_line(training, number, status):
     slowly = "import time\nfrom expansion.training import Trainer\nstep = Trainer._step\n"
-    slowly += "def slow(*arguments):\n    time.sleep(0.2)\n    return step(*arguments)\nTrainer._step = slow"
+    slowly += "def slow(*arguments):\n    time.sleep(0.2)\n    return step(*arguments)\n"
+    slowly += "Trainer._step = slow"
     process = training.start("stopped", slowly)
     wait_for(lambda: any((training.folder / "stopped").rglob("checkpoint.pth.tar")), process)
     process.send(number)

@@ -33,7 +33,7 @@ from expansion.objectives import TrainingImages
 from expansion.recipe import Recipe, Schedule
 from expansion.seeding import stable_seed
 from expansion.training import Trainer
-from expansion.transforms import eval_transform
+from expansion.transforms import eval_transform, network_input
 from expansion.writer import ExpansionWriter
 
 CLASSES = ("ant", "bee", "sea_cat")
@@ -197,7 +197,10 @@ def test_predictions_are_of_plain_images_without_dropout_and_replace_the_labels_
 ):
     objective = make_objective(dataset, min_labeled=0.5)
     start, model = objective.memory.labels.clone(), Constant().train()
-    plain = [eval_transform(STEPS)(record.load()) for record in objective.images.generated]
+    plain = [
+        network_input(eval_transform(STEPS)(record.load()))
+        for record in objective.images.generated
+    ]
     batches = list(objective.batches([4] * 4, 0, Accelerator()))
     seen = []
     for step, batch in enumerate(batches):
@@ -328,6 +331,7 @@ def test_the_first_labels_are_the_warmed_up_classifiers(dataset, finished, tmp_p
     expected = predict_all(model, generated, STEPS, Accelerator())
     assert torch.allclose(seen["labels"], expected, atol=1e-6) and model.training
     pixels = torch.stack([eval_transform(STEPS)(record.load()) for record in generated])
+    pixels = network_input(pixels)
     assert torch.allclose(expected, model.eval()(pixels).softmax(dim=1), atol=1e-6)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from expansion import stopping
-from expansion.errors import run_command
+from expansion.errors import InputError, run_command
 from expansion.stopping import SIGNALS, Stopped, ending_at_once, finishing_first
 
 
@@ -19,10 +20,22 @@ def send(number: int) -> None:
 
 
 @pytest.fixture(autouse=True)
-def handlers():
-    """Every test must leave the handlers as they were."""
+def restored(monkeypatch):
+    """A command that was stopped leaves its handlers to the rest of its process: here, to none."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
+    for number, handler in zip(SIGNALS, before):
+        signal.signal(number, handler)
+
+
+def test_without_a_signal_the_handlers_are_restored():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(SystemExit):
+        run_command(lambda: 0)
+    with finishing_first():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+        send(signal.SIGTERM)
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
@@ -71,12 +84,13 @@ def test_a_signal_ends_a_command_in_one_line(number, status, capfd):
     assert capfd.readouterr().err == f"stopped by {name}; run the same command to go on\n"
 
 
-def test_a_stop_that_a_library_turns_into_another_error_is_still_a_stop(capfd):
+@pytest.mark.parametrize("error_class", [ImportError, InputError, PermissionError])
+def test_a_stop_that_a_library_turns_into_another_error_is_still_a_stop(error_class, capfd):
     def main():
         try:
             send(signal.SIGTERM)
         except KeyboardInterrupt as error:
-            raise ImportError("numpy.core.multiarray failed to import") from error
+            raise error_class("weights cannot be read") from error
 
     with pytest.raises(SystemExit) as end:
         run_command(main)
@@ -91,6 +105,7 @@ def test_a_repetition_does_not_disturb_the_clean_up():
         finally:
             send(signal.SIGTERM)
             cleaned.append(True)
+    send(signal.SIGINT)  # nor the end of the process
     assert cleaned
 
 

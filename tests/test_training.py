@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_expand
 import train_original
@@ -197,6 +198,59 @@ def test_an_interrupted_run_goes_on_to_exactly_the_same_result(
 
 def test_workers_change_no_result(small_set, finished, tmp_path):
     assert_same_run(train(small_set, tmp_path, *STEPS, "--workers", 2), finished)
+
+
+@pytest.mark.parametrize("kept", ["memory", "disk", "none"])
+def test_where_decoded_images_are_kept_changes_no_result(small_set, finished, tmp_path, kept):
+    options = ("--image_cache", kept, "--image_cache_gb", 2e-5)  # five images of 36 pixels
+    assert_same_run(train(small_set, tmp_path, *STEPS, *options, "--workers", 1), finished)
+    train(small_set, tmp_path, *STEPS, "--image_cache", "auto")  # not refused: it is the same run
+
+
+def test_a_compiled_run_saves_plain_weights_and_goes_on(small_set, finished, tmp_path, monkeypatch):
+    calls, compiled = [], torch.compile
+
+    def without_a_compiler(model):
+        calls.append(model)
+        return compiled(model, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, Trainer, 3)
+        train(small_set, tmp_path, *STEPS, "--compile")
+    run_dir = train(small_set, tmp_path, *STEPS, "--compile")
+    found, plain = checkpoint(run_dir)["state_dict"], checkpoint(finished)["state_dict"]
+    assert len(calls) == 2 and list(found) == list(plain)
+    assert all(torch.allclose(value, plain[key], atol=1e-4) for key, value in found.items())
+    with pytest.raises(InputError, match="compile: True there, False now"):
+        train(small_set, tmp_path, *STEPS)
+
+
+def test_compiling_without_a_compiler_is_refused(small_set, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(InputError, match="--compile needs a C\\+\\+ compiler; install g\\+\\+"):
+        train(small_set, tmp_path, *STEPS, "--compile")
+
+
+def test_a_training_step_reads_no_number_from_the_device(small_set, tmp_path, monkeypatch):
+    read, step = [], Trainer._step
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            if function is torch.ops.aten._local_scalar_dense.default:
+                read.append(function)
+            return function(*arguments, **(keywords or {}))
+
+    def watched(self, *arguments):
+        with Watch():
+            return step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    train(small_set, tmp_path, *STEPS)
+    assert not read
+    with Watch():
+        torch.ones(1).item()
+    assert len(read) == 1
 
 
 def test_results_say_what_was_reached_and_with_what(small_set, finished):
