@@ -349,17 +349,16 @@ def _write_contact_sheet(
 ) -> None:
     """`contact_sheet.png`: real images and their variants, spread over the classes."""
     from expansion.figures import contact_sheet, save_figure
+    from expansion.naming import variant_name
 
     stride = max(1, len(plan.records) // num_rows)
     columns = range(min(num_columns, plan.config.num_images_per_prompt))
-    shown = plan.records[::stride][:num_rows]
-    sources = {record.file_name for record in shown}
-    found = {(row["source"], row["variant"]): row for row in rows if row["source"] in sources}
+    found = {row["file_name"]: row for row in rows}
     lines = []
-    for record in shown:
+    for record in plan.records[::stride][:num_rows]:
+        names = [variant_name(plan.stems[record.file_name], k) for k in columns]
         variants = [
-            generated_record(plan.output_dir, found[record.file_name, k], record.label).load()
-            for k in columns
+            generated_record(plan.output_dir, found[name], record.label).load() for name in names
         ]
         lines.append((plan.dataset.prompt_names[record.label], [record.load(), *variants]))
     headings = ["real", *(f"variant {k}" for k in columns)]

@@ -39,7 +39,7 @@ from expansion.prompts import (
 from expansion.runs import to_yaml
 from expansion.sampler import SamplerConfig
 from expansion.sharding import make_units, resolve_shard, take_shard
-from expansion.tars import STAGING, TarLayout, tar_prefix
+from expansion.tars import TarLayout, tar_prefix
 
 LARGEST_COUNT = 1_000_000  # variants or images of a batch; the plan lists every variant
 
@@ -212,7 +212,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     require(not absent, f"{dataset.root}: no readable training image of {', '.join(absent)}")
     folders = folder_names(dataset.class_names)
     output_dir = output_folder(config, dataset.name)
-    check_folders(output_dir, [*folders.values(), STAGING])
+    _check_folders(output_dir, folders.values())
     return Plan(
         config=config,
         method_config=method_config,
@@ -241,9 +241,14 @@ def output_folder(config: ExpandConfig, dataset_title: str) -> Path:
     return Path(config.output_dir) if config.output_dir else default
 
 
-def check_folders(output_dir: Path, folders: Iterable[str]) -> None:
-    """Raise InputError for one that would carry the images elsewhere, or can hold none."""
-    for path in (output_dir / folder for folder in folders):
+def _check_folders(output_dir: Path, folders: Iterable[str]) -> None:
+    """Raise InputError for one that would carry files elsewhere, or can hold none.
+
+    Args:
+        folders: Of the classes; hidden ones, for what is not finished, are checked besides.
+    """
+    hidden = (path for path in output_dir.glob(".*") if path.is_symlink())
+    for path in (*hidden, *(output_dir / folder for folder in folders)):
         require(
             not path.is_symlink(),
             f"{path} is a symbolic link, so files would be written outside {output_dir}; "
