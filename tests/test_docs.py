@@ -19,6 +19,7 @@ import train_expand
 import train_original
 from dreamda import finetune, prompts
 from expansion import benchmark, benchmark_training, image_datasets
+from tests import fault_rig, fuzz
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = {
@@ -102,6 +103,7 @@ def workplace(tmp_path, monkeypatch, make_folder, digits_dir) -> Path:
         ("digits", "distdiff_10x"),
         ("caltech-101", "dreamda_10x"),
         ("folder", "dreamda_10x"),
+        ("folder", "dreamda_20x"),
     ):
         _expansion(tmp_path / "data" / f"{name}_expansion" / shots, name)
     monkeypatch.chdir(tmp_path)
@@ -283,7 +285,7 @@ def test_every_option_that_a_document_names_exists(document, capsys):
         for extra in MORE_OPTIONS.get(entry, [[]]):
             with pytest.raises(SystemExit):
                 entry([*extra, "--help"])
-    for parse in (*PARSERS.values(), image_datasets.main):
+    for parse in (*PARSERS.values(), image_datasets.main, fault_rig.main, fuzz.main):
         with pytest.raises(SystemExit):
             parse(["--help"])
     known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
