@@ -44,7 +44,9 @@ def wait_for(condition, process) -> None:
 
 
 def begun(expansion) -> bool:
-    return any(expansion.output.glob("manifest.*"))
+    """Whether the first batch is written, so that the second one is being computed."""
+    manifests = expansion.output.glob("manifest.*")
+    return any(b'{"file_name"' in path.read_bytes() for path in manifests)
 
 
 @SIGNALS
