@@ -6,6 +6,7 @@ turns Ctrl-C into signals to its processes.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -34,7 +35,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._since = 0.0
+        self._since = math.inf
+        self._first = [True]
 
     def __call__(self) -> bool:
         return self.signal is not None
@@ -47,10 +49,12 @@ class StopRequest:
     def note(self, number: int) -> str:
         """What this signal is: "first", "again", or "repetition" of one just received."""
         now = time.monotonic()
-        if self.signal is None:
-            self.signal, self._since = signal.Signals(number), now
-            return "first"
-        return "again" if now - self._since > REPETITION_SECONDS else "repetition"
+        try:
+            self._first.pop()  # in one go: a repetition may come between any two steps of this
+        except IndexError:
+            return "again" if now - self._since > REPETITION_SECONDS else "repetition"
+        self.signal, self._since = signal.Signals(number), now
+        return "first"
 
 
 @contextmanager

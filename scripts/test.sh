@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests: offline, on the CPU, about 2 minutes on two cores after installation. Arguments go to pytest.
+# All tests: offline, on the CPU, about 5 minutes on two cores after installation. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh

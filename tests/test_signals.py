@@ -83,6 +83,7 @@ def test_a_signal_during_the_last_batch_changes_nothing(expansion, whole_set):
 def test_a_second_signal_ends_at_once(expansion, whole_set):
     process = expansion.start(code=SLOWLY.replace("DELAY", "next(delays)") + STUCK)
     wait_for(lambda: begun(expansion), process)
+    time.sleep(0.5)  # from the first batch's rows to the second batch
     process.send(signal.SIGTERM)
     time.sleep(1.2)
     assert process.poll() is None
