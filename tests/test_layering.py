@@ -132,6 +132,14 @@ def test_all_layers_are_found():
     assert "expansion.config" in own_imports()["expansion.sharding"]
 
 
+def test_the_shared_package_lists_its_modules():
+    modules = {m.removeprefix("expansion.") for m in sources() if m.startswith("expansion.")}
+    text = ast.get_docstring(ast.parse(sources()["expansion"].read_text(encoding="utf-8")))
+    lines = text.splitlines()[2:]  # a subject of up to 15 characters, then modules
+    listed = " ".join(line[17:] for line in lines).split()
+    assert sorted(listed) == sorted(modules)
+
+
 def test_imports_point_to_the_same_or_a_lower_layer():
     upward = [
         f"{module} (L{layer(module)}) imports {name} (L{layer(name)})"
