@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # DistDiff and DreamDA from end to end on 20 real digit scans: guide, 10x expansions, training, table.
-# Cost: about 5 minutes on two CPU cores after installation. Output: demo/. A second call only prints the table.
+# Cost: about 4 minutes on two CPU cores after installation. Output: demo/. A second call only prints the table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
