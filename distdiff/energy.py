@@ -5,7 +5,7 @@ D_c(x) = ||f(x) - p_c||,  D_g(x) = ||f(x) - p_g^j||, j = argmax_k cos(f(x), p_g^
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from distdiff.config import DistDiffConfig
 from distdiff.prototypes import Prototypes
 from expansion.backbones import Classifier
+from expansion.stable_diffusion import decoded_at_once
 from expansion.transforms import normalize
 
 
@@ -61,6 +62,60 @@ class PrototypeEnergy:
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bicubic", antialias=True)
         return F.normalize(self.guide.features(normalize(images)), dim=-1)
+
+
+class DecodedEnergy:
+    """Mean energy of predicted latents, by way of the images that they decode to.
+
+    Where a gradient is wanted, that of each energy is taken at once and kept in place of the
+    activations. So these are of one call of the decoder, however many images and steps there are.
+
+    Args:
+        decode: Latents (B, 4, h, w) to images as `PrototypeEnergy` takes them.
+        energy: Of images and targets, per sample.
+        loss_scale: Factor on the energy during that back-propagation.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Tensor], Tensor],
+        energy: Callable[[Tensor, Tensor], Tensor],
+        loss_scale: float,
+    ):
+        self.decode = decode
+        self.energy = energy
+        self.loss_scale = loss_scale
+
+    def __call__(self, predictions: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """Energy (B,), the mean over `predictions`, each (B, 4, h, w); `targets`: (B,) labels."""
+        count = decoded_at_once(predictions[0])
+        energies = [
+            torch.cat([*map(self._of_part, latents.split(count), targets.split(count))])
+            for latents in predictions
+        ]
+        return torch.stack(energies).mean(dim=0)
+
+    def _of_part(self, latents: Tensor, targets: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and latents.requires_grad):
+            return self.energy(self.decode(latents), targets)
+        start = latents.detach().requires_grad_()
+        energy = self.energy(self.decode(start), targets)
+        (gradient,) = torch.autograd.grad((energy * self.loss_scale).sum(), start)
+        return _KnownGradient.apply(latents, energy.detach(), gradient / self.loss_scale)
+
+
+class _KnownGradient(torch.autograd.Function):
+    """Values (B,) of `inputs` (B, ...) whose gradients (B, ...) are known already."""
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, values: Tensor, gradients: Tensor) -> Tensor:
+        ctx.save_for_backward(gradients)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, weights: Tensor) -> tuple[Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return weights.view(-1, *[1] * (gradients.dim() - 1)) * gradients, None, None
 
 
 @torch.no_grad()

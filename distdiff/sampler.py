@@ -10,7 +10,7 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from torch import Generator, Tensor
 
 from distdiff.config import DistDiffConfig
-from distdiff.energy import PrototypeEnergy
+from distdiff.energy import DecodedEnergy, PrototypeEnergy
 from distdiff.guidance import Guidance
 from distdiff.prototypes import Prototypes, build_prototypes, extract_features
 from expansion.backbones import Classifier, load_classifier
@@ -79,12 +79,8 @@ class DistDiffSampler(Img2ImgSampler):
             prototypes.class_prototypes.to(device), prototypes.group_prototypes.to(device)
         )
         energy = PrototypeEnergy(self.guide, placed, self.config)
-
-        def prediction_energy(predictions: Sequence[Tensor], targets: Tensor) -> Tensor:
-            energies = [energy(self._decode(x), targets) for x in predictions]
-            return torch.stack(energies).mean(dim=0)
-
-        self.guidance = Guidance(self.denoiser, prediction_energy, self.config)
+        decoded = DecodedEnergy(self._decode, energy, self.config.loss_scale)
+        self.guidance = Guidance(self.denoiser, decoded, self.config)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W), about [-1, 1], float32, for the energy."""

@@ -249,10 +249,15 @@ class LatentCodec:
     def decode_raw(self, latents: Tensor) -> Tensor:
         """The decoder's own output: about [-1, 1], not clamped; (B, 3, H, W), float32."""
         scaled = (latents / self.vae.config.scaling_factor).to(weight_dtype(self.vae))
-        parts = scaled.split(max(1, LATENTS_AT_ONCE // scaled[0, 0].numel()))
+        parts = scaled.split(decoded_at_once(latents))
         return torch.cat([self.vae.decode(part).sample.float() for part in parts])
 
     def _posterior(self, pixel_values: Tensor) -> DiagonalGaussianDistribution:
         with phase("encode"):
             images = pixel_values.to(self.vae.device, weight_dtype(self.vae))
             return self.vae.encode(images).latent_dist
+
+
+def decoded_at_once(latents: Tensor) -> int:
+    """How many latents of this size, (B, 4, h, w), the decoder takes in one call."""
+    return max(1, LATENTS_AT_ONCE // latents[0, 0].numel())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distdiff.config import DistDiffConfig
-from distdiff.energy import PrototypeEnergy, nearest_groups
+from distdiff.energy import DecodedEnergy, PrototypeEnergy, nearest_groups
 from distdiff.guidance import Guidance, gradient_step, project, transform_latents
 from distdiff.prototypes import Prototypes
 from distdiff.sampler import DistDiffSampler
@@ -335,6 +336,34 @@ def test_an_image_alone_and_in_a_batch_is_the_same(pipeline, guide, options):
     together = sampler.sample(make_batch(), generators()).images
     alone = [sampler.sample(make_batch(slice(i, i + 1)), generators(1, i)).images for i in range(4)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_the_energy_of_decoded_latents_has_the_plain_gradient_and_keeps_no_images(
+    monkeypatch, at_once
+):
+    monkeypatch.setattr("expansion.stable_diffusion.LATENTS_AT_ONCE", at_once * 4)
+    decoded: list[weakref.ref] = []
+
+    def decode(latents: Tensor) -> Tensor:
+        images = latents.sin() * 3
+        decoded.append(weakref.ref(images))
+        return images
+
+    def energy(images: Tensor, targets: Tensor) -> Tensor:
+        return (images.square() * targets.view(-1, 1, 1, 1)).flatten(1).sum(dim=1).sqrt()
+
+    start = torch.randn(5, 4, 2, 2, generator=generators()[0]).requires_grad_()
+    targets = torch.arange(1, 6)
+    predictions = [start * 2, start.square()]
+    found = DecodedEnergy(decode, energy, loss_scale=1024)(predictions, targets)
+    assert len(decoded) == 2 * -(-5 // at_once) and not any(image() is not None for image in decoded)
+    expected = torch.stack([energy(decode(x), targets) for x in predictions]).mean(dim=0)
+    torch.testing.assert_close(found, expected)
+    weights = torch.arange(5.0)
+    (gradient,) = torch.autograd.grad((weights * found).sum(), start, retain_graph=True)
+    (plain,) = torch.autograd.grad((weights * expected).sum(), start)
+    torch.testing.assert_close(gradient, plain)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
