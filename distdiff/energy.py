@@ -74,6 +74,9 @@ class DecodedEnergy:
         decode: Latents (B, 4, h, w) to images as `PrototypeEnergy` takes them.
         energy: Of images and targets, per sample.
         loss_scale: Factor on the energy during that back-propagation.
+
+    Attributes:
+        singly: Decode one image at a time instead of what the decoder takes at once.
     """
 
     def __init__(
@@ -85,10 +88,11 @@ class DecodedEnergy:
         self.decode = decode
         self.energy = energy
         self.loss_scale = loss_scale
+        self.singly = False
 
     def __call__(self, predictions: Sequence[Tensor], targets: Tensor) -> Tensor:
         """Energy (B,), the mean over `predictions`, each (B, 4, h, w); `targets`: (B,) labels."""
-        count = decoded_at_once(predictions[0])
+        count = 1 if self.singly else decoded_at_once(predictions[0])
         energies = [
             torch.cat([*map(self._of_part, latents.split(count), targets.split(count))])
             for latents in predictions

@@ -41,6 +41,7 @@ class DistDiffSampler(Img2ImgSampler):
         super().__init__(pipeline, config)
         self.decoder = decoder
         self.guide = guide.to(pipeline.device) if guide is not None else None
+        self.energy: DecodedEnergy | None = None
         self.guidance: Guidance | None = None
         self.checkpoints = config.gradient_checkpointing
 
@@ -79,8 +80,8 @@ class DistDiffSampler(Img2ImgSampler):
             prototypes.class_prototypes.to(device), prototypes.group_prototypes.to(device)
         )
         energy = PrototypeEnergy(self.guide, placed, self.config)
-        decoded = DecodedEnergy(self._decode, energy, self.config.loss_scale)
-        self.guidance = Guidance(self.denoiser, decoded, self.config)
+        self.energy = DecodedEnergy(self._decode, energy, self.config.loss_scale)
+        self.guidance = Guidance(self.denoiser, self.energy, self.config)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W), about [-1, 1], float32, for the energy."""
@@ -108,9 +109,14 @@ class DistDiffSampler(Img2ImgSampler):
         return Samples(self.codec.decode(latents), figures)
 
     def save_memory(self) -> bool:
-        """Recompute activations in the guided steps, unless that is done already."""
-        done, self.checkpoints = self.checkpoints, bool(self.config.targets)
-        return self.checkpoints and not done
+        """Decode singly for the energy, then also recompute activations in the guided steps."""
+        if self.energy is None:
+            return False
+        if not self.energy.singly:
+            self.energy.singly = True
+            return True
+        done, self.checkpoints = self.checkpoints, True
+        return not done
 
     def _guided_window(
         self,

@@ -136,13 +136,22 @@ def test_real_samplers_give_the_same_images_in_parts(pipeline, number):
             torch.testing.assert_close(parts.details[name], values, atol=1e-3, rtol=1e-3)
 
 
-def test_guidance_saves_memory_once_and_still_gives_the_same_images(pipeline):
+def test_guidance_saves_memory_twice_and_still_gives_the_same_images(pipeline):
     sampler = samplers(pipeline)[1]
     batch = make_batch(1, [0, 0])
     before = sampler.sample(batch, generators(2)())
-    assert sampler.save_memory() and not sampler.save_memory()
-    after = sampler.sample(batch, generators(2)())
-    torch.testing.assert_close(after.images, before.images, atol=1e-5, rtol=0)
+    for checkpoints in (False, True):
+        assert sampler.save_memory()
+        sizes: list[int] = []
+        hook = pipeline.vae.decoder.register_forward_pre_hook(
+            lambda module, inputs, sizes=sizes: sizes.append(len(inputs[0]))
+        )
+        after = sampler.sample(batch, generators(2)())
+        hook.remove()
+        assert sizes[0] == 1 and sizes[-1] == 2  # for the energy; for the images
+        assert sampler.checkpoints == checkpoints
+        torch.testing.assert_close(after.images, before.images, atol=1e-5, rtol=0)
+    assert not sampler.save_memory()
     assert not samplers(pipeline)[0].save_memory()
     unguided = DistDiffSampler(pipeline, DistDiffConfig(optimize_targets="none"), None)
     assert not unguided.save_memory()
