@@ -1,4 +1,4 @@
-"""The batch size that was measured for an output folder; every process there uses the same."""
+"""The batch size that was found for an output folder; every process there uses the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILE_NAME = ".batch_size.json"
 
 
 def remembered_batch_size(output_dir: Path) -> int | None:
-    """The number of images; None if none was measured for this folder.
+    """The number of images; None if none was found for this folder.
 
     Raises:
         InputError: The file holds no such number.

@@ -1,4 +1,4 @@
-"""Sampling within the memory there is: smaller parts after a shortage, and how large a batch fits."""
+"""Sampling within the memory there is: parts after a shortage, and how large a batch fits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 MAX_BATCH_SIZE = 64  # beyond it speed no longer grows
 PIXELS_ON_CPU = 8 * 512 * 512  # of a batch where memory cannot be asked for
-SHARE_OF_MEMORY = 0.9
-PROBES = (1, 2, 4)  # batch sizes that are tried; the first one only warms up
+ALWAYS_TRIED = 8  # images; larger batches where the set is large beside them:
+IMAGES_PER_TRIAL = 32  # in the set, for each image of a batch that is tried
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -51,13 +51,10 @@ class FittingSampler:
         """
         while True:
             size = min(self.largest or len(batch), len(batch))
-            samples = self._in_parts(batch, generators(), size)
+            samples = _in_parts(self.sampler, batch, generators(), size)
             if samples is not None:
                 return samples
-            # Here, outside the handler, the failed attempt's tensors are no longer referred to.
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _release()
             if self.sampler.save_memory():
                 logger.warning("out of memory with %d images; computing more, keeping less", size)
                 continue
@@ -71,59 +68,58 @@ class FittingSampler:
                 "out of memory with %d images; going on with %d at a time", size, self.largest
             )
 
-    def _in_parts(self, batch: Batch, generators: list[Generator], size: int) -> Samples | None:
-        """None if memory ran out."""
-        try:
-            parts = [
-                self.sampler.sample(batch.part(i, i + size), generators[i : i + size])
-                for i in range(0, len(batch), size)
-            ]
-        except (RuntimeError, MemoryError) as error:
-            if not is_shortage(error):
-                raise
-            return None
-        return parts[0] if len(parts) == 1 else _joined(parts)
 
+def fitting_batch_size(
+    sampler: Sampler, make_batch: Callable[[int], Batch], num_images: int
+) -> int:
+    """The largest power of two that fits, at most `MAX_BATCH_SIZE`.
 
-def fitting_batch_size(sampler: Sampler, make_batch: Callable[[int], Batch], limit: int) -> int:
-    """The largest power of two that fits, at most `limit` and `MAX_BATCH_SIZE`.
-
-    On a GPU from the peak memory of small batches, which grows linearly; elsewhere from the number
-    of pixels.
+    On a GPU by trying, which costs at most a sixteenth of a large set's work; elsewhere from the
+    number of pixels, since a system without memory left becomes slow before it says so.
 
     Args:
         make_batch: A batch of so many variants.
-        limit: Images there are.
+        num_images: Images of the whole set.
     """
-    limit = max(1, min(limit, MAX_BATCH_SIZE))
-    device = sampler.pipeline.device
-    if device.type != "cuda":
+    limit = min(num_images, MAX_BATCH_SIZE)
+    if sampler.pipeline.device.type != "cuda":
         height, width = make_batch(1).images.shape[-2:]
         return power_of_two(min(limit, PIXELS_ON_CPU // (height * width)))
-    peaks = {}
-    for size in PROBES:
-        if size > limit:
-            return limit
+    limit = min(limit, max(ALWAYS_TRIED, num_images // IMAGES_PER_TRIAL))
+    size = 1
+    while 2 * size <= limit and _fits(sampler, make_batch(2 * size)):
+        size *= 2
+    return size
+
+
+def _fits(sampler: Sampler, batch: Batch) -> bool:
+    generators = [Generator().manual_seed(i) for i in range(len(batch))]
+    fits = _in_parts(sampler, batch, generators, len(batch)) is not None
+    _release()
+    return fits
+
+
+def _in_parts(
+    sampler: Sampler, batch: Batch, generators: list[Generator], size: int
+) -> Samples | None:
+    """None if memory ran out."""
+    try:
+        parts = [
+            sampler.sample(batch.part(i, i + size), generators[i : i + size])
+            for i in range(0, len(batch), size)
+        ]
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
+        return None
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _release() -> None:
+    """Free what a failed attempt left; to be called where nothing refers to its error any more."""
+    gc.collect()
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        fitting = FittingSampler(sampler)
-        batch = make_batch(size)
-        fitting.sample(batch, lambda: [Generator("cpu").manual_seed(i) for i in range(len(batch))])
-        if fitting.largest is not None:
-            return fitting.largest
-        peaks[size] = torch.cuda.max_memory_allocated(device)
-    free, _ = torch.cuda.mem_get_info(device)
-    available = SHARE_OF_MEMORY * (free + torch.cuda.memory_reserved(device))
-    return power_of_two(min(limit, extrapolated(peaks, available)))
-
-
-def extrapolated(peaks: dict[int, int], available: float) -> int:
-    """Images whose peak memory is `available` bytes, by the line through the two largest probes."""
-    (small, low), (large, high) = sorted(peaks.items())[-2:]
-    slope = (high - low) / (large - small)
-    if slope <= 0:
-        return MAX_BATCH_SIZE
-    return max(1, int(small + (available - low) / slope))
 
 
 def power_of_two(number: int) -> int:

@@ -76,7 +76,7 @@ class ExpandConfig:
     )
     batch_size: int | str = option(
         8,
-        "images that are denoised together; auto: as many as fit, measured once for the folder",
+        "images that are denoised together; auto: as many as fit, found once for the folder",
         words=("auto",),
     )
     seed: int = option(42, "run seed; with the real image's path and n it decides the noise")

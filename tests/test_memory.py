@@ -15,13 +15,7 @@ from dreamda.sampler import DreamDASampler
 from expansion.backbones import Classifier
 from expansion.errors import InputError
 from expansion.img2img import Img2ImgSampler
-from expansion.memory import (
-    FittingSampler,
-    extrapolated,
-    fitting_batch_size,
-    is_shortage,
-    power_of_two,
-)
+from expansion.memory import FittingSampler, fitting_batch_size, is_shortage, power_of_two
 from expansion.sampler import Batch, SamplerConfig, Samples
 from expansion.stable_diffusion import LatentCodec
 
@@ -172,14 +166,22 @@ def test_the_decoder_works_in_parts_with_the_same_result(pipeline, monkeypatch):
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
 
 
-def test_the_fitting_batch_size_is_read_off_a_line():
-    gigabyte = 1 << 30
-    peaks = {1: 9 * gigabyte, 2: 4 * gigabyte, 4: 6 * gigabyte}  # the first warms up
-    assert extrapolated(peaks, 20 * gigabyte) == 18  # room for 14 more than 4
-    peaks = {1: 4 * gigabyte, 2: 5 * gigabyte, 4: 7 * gigabyte}
-    assert extrapolated(peaks, 20.5 * gigabyte) == 17
-    assert extrapolated(peaks, 1 * gigabyte) == 1
-    assert extrapolated({2: 5, 4: 5}, 6) == 64
+@pytest.mark.parametrize(
+    ("room", "num_images", "size", "tried"),
+    [
+        (12, 10_000, 8, [2, 4, 8, 16]),
+        (0, 10_000, 1, [2]),  # whether one fits is for the run to find out
+        (1000, 10_000, 64, [2, 4, 8, 16, 32, 64]),
+        (1000, 1000, 16, [2, 4, 8, 16]),  # trials of more would be much of the work
+        (1000, 100, 8, [2, 4, 8]),
+        (1000, 3, 2, [2]),
+    ],
+)
+def test_on_a_gpu_the_batch_size_is_found_by_trying(room, num_images, size, tried):
+    sampler = ScarceSampler(room, savings=3)
+    sampler.pipeline = SimpleNamespace(device=torch.device("cuda"))
+    assert fitting_batch_size(sampler, lambda n: make_batch(1, [0] * n), num_images) == size
+    assert sampler.sizes == tried and sampler.savings == 3
     assert [power_of_two(n) for n in (0, 1, 2, 3, 17, 64)] == [1, 1, 2, 2, 16, 64]
 
 
