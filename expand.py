@@ -32,7 +32,7 @@ from expansion.config import (
     load_yaml,
     unknown_name,
 )
-from expansion.devices import keep_freed_memory, usable_device
+from expansion.devices import device_and_dtype
 from expansion.errors import brief, run_command
 from expansion.expanded_set import StoredSet, generated_record
 from expansion.image_datasets import (
@@ -146,7 +146,7 @@ def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, argpar
 
 def execute(plan: Plan) -> int:
     """Generate what is missing of this shard, or of all; returns the exit status."""
-    device, dtype = _device_and_dtype(plan.config)
+    device, dtype = device_and_dtype(plan.config.device, plan.config.dtype)
     identity = identity_of(plan, dtype)
     claimed = {**identity, **layout_of(plan)}
     remedy = "give another --exp or --output_dir, or remove the folder"
@@ -314,14 +314,6 @@ def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             if isinstance(value, int | float) and abs(value) < 1e300:
                 columns.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in columns.items()}
-
-
-def _device_and_dtype(config: ExpandConfig) -> tuple[str, str]:
-    device = usable_device(config.device)
-    if device == "cpu":
-        keep_freed_memory()
-    automatic = "float16" if device.startswith("cuda") else "float32"
-    return device, automatic if config.dtype == "auto" else config.dtype
 
 
 def _warn_of_long_prompts(plan: Plan, sampler: Sampler) -> None:

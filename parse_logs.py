@@ -22,6 +22,7 @@ from typing import Any
 
 from expansion.config import load_yaml, require
 from expansion.errors import InputError, brief, is_text, run_command
+from expansion.tables import aligned
 
 METRICS = {  # key of results.yaml -> column: meaning
     "best_accuracy": "best on test: highest of all evaluations on the test set, which the papers "
@@ -244,9 +245,7 @@ def layout(lines: Sequence[Sequence[str]], style: str) -> str:
         begin = rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}"
         body[:1] = [begin, r"\toprule", body[0], r"\midrule"]
         return "\n".join([*body, r"\bottomrule", r"\end{tabular}"])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+    return aligned(lines)
 
 
 def write_csv(rows: Iterable[Row], columns: Sequence[str]) -> None:

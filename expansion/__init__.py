@@ -8,6 +8,6 @@
     its folder       naming runs writer manifest expanded_set tars status
     classifiers      backbones clip_backbone transforms augmentations strong_augmentation
     their training   experiment training objectives batches pixel_cache
-    measurements     similarity figures
+    measurements     similarity figures tables
                      benchmark contenders phases benchmark_training training_rates
 """

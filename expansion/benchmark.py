@@ -35,10 +35,11 @@ from expansion.config import (
     require,
     unknown_name,
 )
-from expansion.devices import keep_freed_memory, usable_device
+from expansion.devices import device_and_dtype
 from expansion.errors import run_command
 from expansion.plan import Plan, make_plan
 from expansion.runs import write_atomic
+from expansion.tables import aligned
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -68,7 +69,7 @@ RIVALS = {
 class BenchmarkConfig:
     """Settings of the benchmark."""
 
-    dataset: str = option("digits", "dataset name or folder whose images are expanded", flags=("-d",))
+    dataset: str = option("digits", "dataset name or folder that is expanded", flags=("-d",))
     data_dir: str = option("data", "where named datasets lie")
     methods: tuple[str, ...] = option(tuple(expand.SAMPLERS), "what is measured")
     pretrained_model_name_or_path: str | None = option(
@@ -184,11 +185,7 @@ class Bench:
 
     def __init__(self, config: BenchmarkConfig, folder: Path):
         self.config, self.folder = config, folder
-        self.device = usable_device(config.device)
-        if self.device == "cpu":
-            keep_freed_memory()
-        automatic = "float16" if self.device.startswith("cuda") else "float32"
-        self.dtype = automatic if config.dtype == "auto" else config.dtype
+        self.device, self.dtype = device_and_dtype(config.device, config.dtype)
         self.plans = {method: self._plan(method) for method in config.methods}
         self.pipeline = self._load()
         self.facts = self._facts()
@@ -377,19 +374,7 @@ def report(lines: Sequence[Line], facts: Mapping[str, Any]) -> str:
         "load and write run in threads beside the rest; overhead: other + idle, as a share of the "
         "time.\nTFLOP/s: forward passes of the U-Net over denoise + guide, against the product.\n"
     )
-    return f"{head}\n{_table(speed)}\n{_table(parts)}{notes}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        + "\n"
-        for row in rows
-    )
+    return f"{head}\n{aligned(speed)}\n\n{aligned(parts)}\n{notes}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from PIL import Image
 from expansion.errors import InputError
 from expansion.naming import folder_names
 from expansion.records import ImageRecord, shown
+from expansion.tables import aligned
 
 SPLITS = ("train", "test")
 SMALL_SIDE = 16  # pixels; a smaller image hardly shows its class
@@ -142,8 +143,7 @@ def _count_table(
     ]
     totals = [str(len(records[split])) for split in SPLITS]
     rows.append(("all", *totals, f"{len(class_names)} classes", "", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
+    return aligned(rows, left=range(len(rows[0]))).split("\n")
 
 
 def _image_lines(looks: dict[str, Look]) -> list[str]:

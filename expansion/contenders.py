@@ -1,4 +1,4 @@
-"""What a benchmark of expansion compares: our samplers from file to file, and diffusers' pipelines."""
+"""What `benchmark` compares: our samplers, from file to file, and diffusers' pipelines."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from expansion.expanded_set import Item
 from expansion.generation import Job, generate, square_image
 from expansion.image_datasets import ImageRecord
 from expansion.phases import PhaseClock
@@ -33,7 +34,6 @@ from expansion.sharding import make_units
 from expansion.stable_diffusion import DTYPES
 from expansion.writer import ExpansionWriter
 
-Item = tuple[ImageRecord, int]  # (real image, variant number)
 Run = Callable[[Sequence[Item], Path, int], None]  # writes variants to a folder, by a batch size
 
 

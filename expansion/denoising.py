@@ -1,7 +1,8 @@
 """Classifier-free guided denoising of latents; differentiable where gradients are enabled.
 
 Step arithmetic is diffusers' `DDIMScheduler`, or another solver of `SOLVERS`, in float32 (epsilon
-or v prediction); only the U-Net runs in its own dtype. S steps T[0] > T[1] > ... > T[S-1]; x0hat is `pred_original_sample`.
+or v prediction); only the U-Net runs in its own dtype. S steps T[0] > T[1] > ... > T[S-1]; x0hat
+is `pred_original_sample`.
 """
 
 from __future__ import annotations

@@ -32,6 +32,19 @@ def usable_device(name: str) -> str:
     return name
 
 
+def device_and_dtype(device: str, dtype: str) -> tuple[str, str]:
+    """Where an expansion runs, and the number format of its networks, for "auto" or as given.
+
+    Raises:
+        InputError: See `usable_device`.
+    """
+    device = usable_device(device)
+    if device == "cpu":
+        keep_freed_memory()
+    automatic = "float16" if device.startswith("cuda") else "float32"
+    return device, automatic if dtype == "auto" else dtype
+
+
 def keep_freed_memory() -> None:
     """Have glibc's malloc keep what is freed, for work on the CPU: about a fifth less time.
 

@@ -88,13 +88,6 @@ class StoredSet:
         return {(item[0].file_name, item[1]) for item in items if not self.place(self.name(item))}
 
 
-def missing_items(
-    output_dir: Path, items: Sequence[Item], stems: Mapping[str, str]
-) -> set[tuple[str, int]]:
-    """(file_name of the real image, variant) of the items that are not yet done."""
-    return StoredSet(output_dir, stems).missing(items)
-
-
 def image_place(output_dir: Path, row: Mapping[str, Any]) -> Place:
     """Where the image of a manifest row lies.
 

@@ -21,6 +21,7 @@ from expansion.config import JSON_ERRORS, config_hash
 from expansion.errors import InputError
 from expansion.manifest import Line, ManifestReader, ProcessManifest, is_of_process
 from expansion.runs import write_atomic
+from expansion.tables import aligned
 
 if TYPE_CHECKING:
     from expansion.plan import Plan
@@ -174,7 +175,7 @@ def status_text(output_dir: Path) -> str:
     else:
         lines = _lines(order, names, started, now)
     header = ("", "done", "missing", "failed", "images/s", "time left", "last image")
-    return f"{output_dir}\n\n{_table([header, *lines])}"
+    return f"{output_dir}\n\n{aligned([header, *lines], left=(0, len(header) - 1))}"
 
 
 def _order_path(output_dir: Path, name: str) -> Path:
@@ -269,20 +270,6 @@ def _duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}:{whole % 3600 // 60:02} h"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns in line: numbers to the right, words to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    first, last = 0, len(widths) - 1
-    lines = [
-        "  ".join(
-            cell.ljust(width) if place in (first, last) else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines)
 
 
 def _name(line: Line) -> bytes:

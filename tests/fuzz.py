@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from expansion.tables import aligned
 from tests import conftest  # noqa: F401  (offline, one thread)
 from tests.fuzz_checkpoints import classifier, diffusion_load, diffusion_plan
 from tests.fuzz_images import image_file, image_folder
@@ -111,11 +112,7 @@ def table(counts: dict[str, Counter[str]]) -> str:
     rows = [("kind of input", "tried", *OUTCOMES)]
     rows += [_row(name, found) for name, found in counts.items()]
     rows.append(_row("all", sum(counts.values(), Counter())))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
-    return "\n".join(lines)
+    return aligned(rows)
 
 
 def _row(name: str, found: Counter[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from expansion.expanded_set import StoredSet, missing_items
+from expansion.expanded_set import StoredSet
 from expansion.image_datasets import ImageRecord
 from expansion.work_queue import Claims, pending_work, remove_claims
 
@@ -116,5 +116,5 @@ def test_interleaved_processes_do_every_unit_and_hardly_any_twice(tmp_path, seed
         in_flight[place] = unit[0][0].file_name
         given[in_flight[place]] += 1
     items = [unit[0] for _, unit in UNITS]
-    assert set(given) == set(STEMS) and not missing_items(tmp_path, items, STEMS)
+    assert set(given) == set(STEMS) and not StoredSet(tmp_path, STEMS).missing(items)
     assert given.total() <= 6 + 4  # what two others had in flight when nothing else was left

@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from expansion.errors import InputError
-from expansion.expanded_set import missing_items, read_expansion
+from expansion.expanded_set import StoredSet, read_expansion
 from expansion.image_datasets import ImageRecord
 from expansion.manifest import merge_manifests, read_manifest
 from expansion.runs import claim_folder, is_done, write_atomic
@@ -88,7 +88,7 @@ def disk_space_per_file(num_bytes: int):
 
 
 def test_what_was_written_is_whole_listed_and_without_partial_files(expanded):
-    assert missing_items(expanded, ITEMS, STEMS) == set()
+    assert StoredSet(expanded, STEMS).missing(ITEMS) == set()
     files = {p.relative_to(expanded).as_posix() for p in expanded.rglob("*") if p.is_file()}
     assert {f for f in files if not f.startswith("manifest.")} == {r["file_name"] for r in ROWS}
     assert len(files) == 4 + 2
@@ -111,11 +111,11 @@ def test_an_image_without_a_whole_file_or_without_a_row_is_missing(expanded, man
     if "no row" in damage:
         lines = manifest.read_text().splitlines(keepends=True)
         manifest.write_text("".join(line for line in lines if "cat/a_expand_0" not in line))
-    assert missing_items(expanded, ITEMS, STEMS) == {("train/cat/a.png", 0)}
+    assert StoredSet(expanded, STEMS).missing(ITEMS) == {("train/cat/a.png", 0)}
 
 
 def test_everything_is_missing_before_the_first_image(tmp_path):
-    assert len(missing_items(tmp_path / "new", ITEMS, STEMS)) == 4
+    assert len(StoredSet(tmp_path / "new", STEMS).missing(ITEMS)) == 4
 
 
 @pytest.mark.parametrize("keep", [5, 60, -10])
@@ -123,7 +123,7 @@ def test_a_last_line_cut_off_by_a_crash_is_ignored(expanded, manifest, keep):
     lines = manifest.read_text().splitlines(keepends=True)
     manifest.write_text(lines[0] + lines[1][:keep])
     lost = json.loads(lines[1])
-    assert missing_items(expanded, ITEMS, STEMS) == {(lost["source"], lost["variant"])}
+    assert StoredSet(expanded, STEMS).missing(ITEMS) == {(lost["source"], lost["variant"])}
 
 
 @pytest.mark.parametrize("broken", ['{"file_name": "a', "[1, 2]", '{"label": 0}', "17", '"text"'])
@@ -175,7 +175,7 @@ def test_a_disk_that_is_full_for_a_while_leaves_a_manifest_that_can_be_read(tmp_
                     time.sleep(0.001)
             for variant in range(10, 20):
                 writer.write(dot, row_of(ITEMS[0][0], variant))
-    missing = missing_items(tmp_path, [(ITEMS[0][0], variant) for variant in range(20)], STEMS)
+    missing = StoredSet(tmp_path, STEMS).missing((ITEMS[0][0], variant) for variant in range(20))
     assert 1 <= len(missing) <= 17
 
 
