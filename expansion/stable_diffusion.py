@@ -135,6 +135,12 @@ def _check_parts(pipeline: StableDiffusionPipeline, name: str) -> None:
             f"cannot use the model {name}: {meaning} are {brief(left)} and {brief(right)}; give a "
             "text-to-image checkpoint whose parts belong together",
         )
+    largest = max(pipeline.tokenizer.get_vocab().values(), default=0)
+    require(
+        largest < text.vocab_size,
+        f"cannot use the model {name}: its tokenizer has token {largest}, its text_encoder only "
+        f"{text.vocab_size}; copy both from one checkpoint",
+    )
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:

@@ -244,6 +244,14 @@ def test_a_config_out_of_all_proportion_is_named(part, key, value, words, model)
         load_pipeline(str(model))
 
 
+def test_tokens_that_the_text_encoder_lacks_are_named(model):
+    path = model / "tokenizer" / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "additional_special_tokens": ["extra", "more"]}))
+    with pytest.raises(InputError, match="its tokenizer has token"):
+        load_pipeline(str(model))
+
+
 def test_a_folder_within_a_component_does_not_disturb_a_checkpoints_identity(model):
     before = model_fingerprint(str(model))
     (model / "unet" / "notes").mkdir()
