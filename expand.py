@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expansion.batch_size import FILE_NAME, remember_batch_size
+from expansion.batch_size import FILE_NAME, forget_batch_size, remember_batch_size
 from expansion.config import (
     CONFIG_DIR,
     Source,
@@ -34,15 +34,16 @@ from expansion.config import (
 )
 from expansion.devices import device_and_dtype
 from expansion.errors import brief, run_command
-from expansion.expanded_set import StoredSet, generated_record
+from expansion.expanded_set import Asked, StoredSet, current_rows, generated_record
 from expansion.image_datasets import (
     DEFAULT_DATASET,
     dataset_config,
     dataset_title,
     write_subset,
 )
-from expansion.manifest import merge_manifests
+from expansion.manifest import merge_manifests, read_manifest
 from expansion.plan import (
+    IDENTITY_FILE,
     ExpandConfig,
     Plan,
     describe,
@@ -150,32 +151,41 @@ def execute(plan: Plan) -> int:
     identity = identity_of(plan, dtype)
     claimed = {**identity, **layout_of(plan)}
     remedy = "give another --exp or --output_dir, or remove the folder"
-    check_claim(plan.output_dir, "expansion.yaml", claimed, remedy)
-    stored = StoredSet(plan.output_dir, plan.stems)
+    check_claim(plan.output_dir, IDENTITY_FILE, claimed, remedy)
+    if plan.shard and plan.shard.origin:
+        logger.info(plan.shard_name)
+    stored = StoredSet(plan.output_dir, plan.stems, plan.sources)
+    stored.check_sources()
     begun, written, failed = time.monotonic(), 0, 0
-    if _lacks_images(plan, stored):
+    num_missing = len(stored.missing(plan.shard_items))
+    if num_missing:
         check_writable(plan.output_dir)
         sampler = _build_sampler(plan, device, dtype)
         _warn_of_long_prompts(plan, sampler)
-        claim_folder(plan.output_dir, "expansion.yaml", claimed, remedy)
+        forget_batch_size(plan.output_dir)
+        claim_folder(plan.output_dir, IDENTITY_FILE, claimed, remedy)
         _write_classes(plan)
         config = plan.config
         write_subset(plan.records, config.shots, config.subset_seed, config.subset_file)
         job = _job(plan, sampler, identity)
         if plan.batch_size is None:
-            _measure_batch_size(plan, sampler, job)
+            plan = _measured(plan, sampler, job)
+        _say_what_is_asked(plan, stored)
         with finishing_first() as stop, noticing_removal(plan.output_dir):
             outcome = _generate(plan, sampler, job, stored, stop)
         written, failed = outcome.written, outcome.failed
         if outcome.stopped:
             return _report_stop(plan, stored, stop, written)
-    elif plan.tars:  # all images are there, but perhaps not all tars
-        pack_complete(stored, plan.tars, range(plan.tars.num_tars))
+    else:
+        plan.output_dir.mkdir(parents=True, exist_ok=True)  # of a shard that is empty, and first
+        _say_what_is_asked(plan, stored)
+        if plan.tars:  # all images are there, but perhaps not all tars
+            pack_complete(stored, plan.tars, range(plan.tars.num_tars))
     seconds = max(time.monotonic() - begun, 1e-3)
-    plan.output_dir.mkdir(parents=True, exist_ok=True)  # of a shard that is empty and comes first
-    rows = merge_manifests(plan.output_dir)
+    rows = _merge(plan)
     stored.refresh()
-    done, _ = _progress(plan, stored)
+    mine = plan.shard_items
+    done = len(mine) - len(stored.missing(mine))
     logger.info(
         f"{plan.shard_name}: {written} images written, {done - written} already there, "
         f"{failed} failed, {plan.num_skipped} unreadable real images skipped; {seconds:.1f} s, "
@@ -190,15 +200,30 @@ def execute(plan: Plan) -> int:
     return 1 if failed else 0
 
 
-def _lacks_images(plan: Plan, stored: StoredSet) -> bool:
-    """Whether this process has work; before the batch size is known, whether anyone has."""
-    if plan.batch_size is None:
-        return bool(stored.missing(plan.items))
-    return bool(stored.missing(item for _, items in plan.shard_units for item in items))
+def _say_what_is_asked(plan: Plan, stored: StoredSet) -> None:
+    """Keep what this command asks for; what does not belong to it is moved out of the way."""
+    sources = [record.file_name for record in plan.records]
+    Asked(plan.config.num_images_per_prompt, sources).write(plan.output_dir)
+    if not plan.tars:
+        stored.set_stale_aside()
 
 
-def _measure_batch_size(plan: Plan, sampler: Sampler, job: Job) -> None:
-    """Find the batch size that fits and keep it for all processes of this folder."""
+def _merge(plan: Plan) -> list[dict[str, Any]]:
+    """Write metadata.jsonl; returns its rows."""
+    count = plan.config.num_images_per_prompt
+
+    def select(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return current_rows(plan.output_dir, rows, plan.sources, count)[0]
+
+    rows = merge_manifests(plan.output_dir, select)
+    _, left_out = current_rows(plan.output_dir, read_manifest(plan.output_dir), plan.sources, count)
+    for reason, number in left_out.items():
+        logger.info(f"left out of metadata.jsonl: {number} images {reason}")
+    return rows
+
+
+def _measured(plan: Plan, sampler: Sampler, job: Job) -> Plan:
+    """The plan with the batch size that fits, which is kept for all processes of this folder."""
     from expansion.generation import load_batch
     from expansion.memory import fitting_batch_size
 
@@ -207,23 +232,19 @@ def _measure_batch_size(plan: Plan, sampler: Sampler, job: Job) -> None:
     )
     kept = remember_batch_size(plan.output_dir, size)
     logger.info(f"batch size {kept}, kept in {plan.output_dir / FILE_NAME}")
-
-
-def _progress(plan: Plan, stored: StoredSet) -> tuple[int, int]:
-    """Images of this shard that are there, whoever made them, and that there are to be."""
-    mine = [item for _, items in plan.shard_units for item in items]
-    return len(mine) - len(stored.missing(mine)), len(mine)
+    return plan.with_batch_size(kept)
 
 
 def _report_stop(plan: Plan, stored: StoredSet, stop: StopRequest, written: int) -> int:
     """Say where the shard stopped; returns the exit status."""
     stored.refresh()
-    done, total = _progress(plan, stored)
+    mine = plan.shard_items
+    total, missing = len(mine), len(stored.missing(mine))
     logger.info(
-        f"stopped by {stop.signal.name}: {written} images written; {plan.shard_name} has {done} of "
-        f"{total} images, {total - done} are missing; run the same command to go on"
+        f"stopped by {stop.signal.name}: {written} images written; {plan.shard_name} has "
+        f"{total - missing} of {total} images, {missing} are missing; run the same command to go on"
     )
-    merge_manifests(plan.output_dir)
+    _merge(plan)
     return stop.exit_status
 
 
@@ -282,12 +303,13 @@ def _generate(
     units = [
         unit for unit in units if any((record.file_name, k) in missing for record, k in unit[1])
     ]
-    if plan.split is None:
+    if plan.shard is None:
         random.Random().shuffle(units)  # another order in each process; it decides nothing else
     staging = tars.staging_of if tars else None
+    split, total_split = plan.shard[:2] if plan.shard else (None, 1)
     with (
         Claims(plan.output_dir, len(plan.units)) as claims,
-        ExpansionWriter(plan.output_dir, plan.split, plan.total_split, staging) as writer,
+        ExpansionWriter(plan.output_dir, split, total_split, staging) as writer,
         SteadyBar(total=len(missing), desc=job.method, unit="image", disable=None) as bar,
     ):
         note_start(writer.manifest, plan, len(missing))
@@ -341,16 +363,15 @@ def _write_contact_sheet(
 ) -> None:
     """`contact_sheet.png`: real images and their variants, spread over the classes."""
     from expansion.figures import contact_sheet, save_figure
-    from expansion.naming import variant_name
 
     stride = max(1, len(plan.records) // num_rows)
     columns = range(min(num_columns, plan.config.num_images_per_prompt))
-    found = {row["file_name"]: row for row in rows}
+    found = {(row["source"], row["variant"]): row for row in rows}
     lines = []
     for record in plan.records[::stride][:num_rows]:
-        names = [variant_name(plan.stems[record.file_name], k) for k in columns]
         variants = [
-            generated_record(plan.output_dir, found[name], record.label).load() for name in names
+            generated_record(plan.output_dir, found[record.file_name, k], record).load()
+            for k in columns
         ]
         lines.append((plan.dataset.prompt_names[record.label], [record.load(), *variants]))
     headings = ["real", *(f"variant {k}" for k in columns)]

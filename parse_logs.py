@@ -35,7 +35,14 @@ ACCEPTED_NOTE = "accepted: share of the generated images that self-training trus
 LONGEST_TEXT = 200  # characters in a cell of a table
 GROUP = ("dataset", "arch", "pretrained")  # equal for all rows of a table
 FACTS = (*GROUP, "arm", "num_real", "num_generated", "lr", "steps")
-DECISIVE = ("lr", "steps", "seed", "real_images")  # equal for arms that can be compared
+DECISIVE = (
+    "lr",
+    "steps",
+    "seed",
+    "training_images",
+    "test_images",
+    "real_images",
+)  # equal for arms that can be compared
 # <dataset>/<arch>_{pretrained|unpretrained}[_<exp>]_lr<lr>; <exp> may hold "/".
 RUN_FOLDER = re.compile(r"([^/]+)/([^/]+?)_(un)?pretrained(?:_(.+))?_lr(\d*\.?\d+(?:e[+-]?\d+)?)$")
 
@@ -191,7 +198,7 @@ def compare(table: Sequence[Row], root: str) -> None:
     for row in table:
         arm, lr = row.text("arm"), row.text("lr")
         found = [] if arm == "Original" else originals
-        for key in ("lr", "real_images", "steps"):  # of several the one with the same settings
+        for key in ("lr", "training_images", "real_images", "steps"):  # of several the one with the same settings
             found = [o for o in found if o.text(key) == row.text(key)] if len(found) > 1 else found
         row.original = found[0] if len(found) == 1 else None
         lrs = [other.text("lr") for other in table if other.text("arm") == arm]

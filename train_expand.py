@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expansion.config import config_hash, option, require, unknown_name
+from expansion.config import option, require, unknown_name
+from expansion.content import readable_records
 from expansion.errors import run_command
 from expansion.expanded_set import read_expansion
 from expansion.experiment import (
@@ -30,10 +31,10 @@ from expansion.experiment import (
     run_dir,
     train_seeds,
 )
-from expansion.image_datasets import ImageRecord, readable_records
 from expansion.label_noise import with_label_noise
-from expansion.manifest import read_manifest
 from expansion.recipe import NEEDS_LOSS, Recipe
+from expansion.records import ImageRecord
+from expansion.runs import check_outside
 
 logger = logging.getLogger("train_expand")
 
@@ -63,6 +64,11 @@ class TrainExpandConfig(TrainConfig):
 
     expanded_dir: str | None = option(
         None, "folder of the generated images; default: <data_dir>/<dataset>_expansion/<exp>"
+    )
+    on_incomplete: str = option(
+        "fail",
+        "what an expanded set that lacks images does: fail, or use what is there",
+        choices=("fail", "use"),
     )
     labels: str = option(
         "seed",
@@ -100,10 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if learning.mixes_labels:
         _check_own_mixing(config, recipe)
     data = load_data(config, recipe)
-    folder = Path(config.data_dir) / f"{data.dataset.name}_expansion" / (config.exp or "")
+    title = config.name or data.dataset.name
+    folder = Path(config.data_dir) / f"{title}_expansion" / (config.exp or "")
     expanded_dir = Path(config.expanded_dir or folder)
     generated = generated_records(config, data, expanded_dir)
-    made_with = sorted({str(row.get("config")) for row in read_manifest(expanded_dir)})
     exp = arm_name(
         config.exp or expanded_dir.name,
         config,
@@ -119,14 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "num_generated": len(generated),
             "labels": config.labels,
             "label_noise": config.label_noise,
-            "generated_images": config_hash(
-                [made_with, [(r.file_name, r.label) for r in generated]]
-            ),
         },
         generated=generated,
         learning=learning,
         learning_config=learning_config,
     )
+    check_outside(arm.folder, {"the expanded set": expanded_dir})
     train_seeds(config, recipe, data, arm)
 
 
@@ -134,12 +138,11 @@ def generated_records(
     config: TrainExpandConfig, data: TrainData, expanded_dir: Path
 ) -> list[ImageRecord]:
     """Readable variants of the training images, with wrong labels if the config asks for them."""
-    generated = read_expansion(expanded_dir, data.dataset.class_names, config.on_error)
     # Variants of an image that is not trained on would carry it in (--shots, --val_fraction).
-    trained_on = {record.file_name for record in data.train}
-    kept = [record for record in generated if record.source in trained_on]
-    if len(kept) < len(generated):
-        logger.info("%d images of other real images are left out", len(generated) - len(kept))
+    trained_on = {record.file_name: record for record in data.train}
+    rest = [*data.dataset.records("train"), *data.val]
+    others = {record.file_name: record for record in rest}
+    kept = read_expansion(expanded_dir, trained_on, config.on_incomplete, others)
     require(
         bool(kept), f"{expanded_dir} holds no variants of the {len(trained_on)} training images"
     )

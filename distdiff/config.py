@@ -20,7 +20,9 @@ class DistDiffConfig(SamplerConfig):
     encoder_weight_path: str | None = option(
         None, "checkpoint of the guide classifier, from train_original.py"
     )
-    arch: str | None = option(None, "guide backbone, if the checkpoint does not say", flags=("-a",))
+    arch: str | None = option(
+        None, "guide backbone, if the checkpoint does not say", flags=("-a",), decides=False
+    )
     optimize_targets: str = option(
         "global_prototype-local_prototype",
         "energies to lower, joined by '-': global_prototype (class), local_prototype (group); "
@@ -51,11 +53,14 @@ class DistDiffConfig(SamplerConfig):
         "raw features of images in [-1, 1] without the guide's normalisation",
         choices=("paper", "released"),
     )
-    loss_scale: float = option(1024.0, "factor on the energy during back-propagation in 16 bits")
+    loss_scale: float = option(
+        1024.0, "factor on the energy during back-propagation in 16 bits", decides=False
+    )
     gradient_checkpointing: bool = option(
         False,
         "recompute activations in the guided steps from the start: less memory, more time; "
         "without it, only once memory ran out",
+        decides=False,
     )
     guidance_decoder: str | None = option(
         None,
@@ -63,7 +68,9 @@ class DistDiffConfig(SamplerConfig):
         "madebyollin/taesd) makes the images whose energy guides; default: the checkpoint's own",
     )
     log_energy: bool = option(
-        False, "also measure the energy without guidance and after it, for the manifest: slower"
+        False,
+        "also measure the energy without guidance and after it, for the manifest: slower",
+        decides=False,
     )
 
     depends_on_dataset: ClassVar[bool] = True

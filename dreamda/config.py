@@ -47,7 +47,9 @@ class DreamDAConfig(SamplerConfig):
     source_guidance_scale: float = option(
         1.5, "guidance of the inversion; idle if source_prompt equals negative_prompt"
     )
-    source_batch_size: int = option(16, "steps of one inversion that are predicted together")
+    source_batch_size: int = option(
+        16, "steps of one inversion that are predicted together", decides=False
+    )
     perturb: str = option(
         "released",
         "released: the perturbed prediction makes the whole step, noise differs between the "
@@ -70,7 +72,9 @@ class DreamDAConfig(SamplerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.solver == "ddim", f"solver {self.solver}: the inversion is one of ddim's steps")
+        require(
+            self.solver == "ddim", f"solver {self.solver}: the inversion is one of ddim's steps"
+        )
         eta = self.resolved_eta
         require(
             self.inversion == "ddim" or 0 < eta <= 1,

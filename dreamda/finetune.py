@@ -18,26 +18,28 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from dreamda.finetune_config import FinetuneConfig, FromScratchConfig
 from dreamda.finetune_report import TrainingLog, loss_chart, readme, sample_grid
-from expansion.checkpoints import check_model_folder, locate_model
+from expansion.checkpoints import check_model_folder, locate_model, model_fingerprint
 from expansion.config import (
     add_options,
     command_line_source,
     compose,
+    deciding,
     load_yaml,
     require,
 )
+from expansion.content import content_summary, readable_records
 from expansion.devices import make_accelerator
 from expansion.errors import run_command
 from expansion.figures import save_figure
 from expansion.image_datasets import ImageDataset, ImageRecord, few_shot, load_dataset
 from expansion.prompts import class_prompt
-from expansion.runs import claim_folder, write_atomic
+from expansion.runs import check_outside, claim_folder, write_atomic
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,14 +49,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NOT_DECISIVE = (
-    "output_dir",
-    "data_dir",
-    "gradient_accumulation_steps",
-    "validation_steps",
-    "checkpointing_steps",
-    "dataloader_num_workers",
-)
 BAR_FORMAT = "{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}, {rate_inv_fmt}{postfix}"
 
 
@@ -66,18 +60,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not config.captions:
         config = dataclasses.replace(config, captions=(dataset.config.prompt_template,))
     output_dir = Path(config.output_dir)
+    check_outside(
+        output_dir,
+        {"the dataset": dataset.root, "the model": config.pretrained_model_name_or_path},
+    )
     _check(config, output_dir)
     records = few_shot(dataset.records(config.dataset_split), config.shots, config.subset_seed)
+    records, _ = readable_records(records, config.on_error)
     accelerator = _accelerator(config)
-    settings = dataclasses.asdict(config) | (
-        dataclasses.asdict(scratch) if config.from_scratch else {}
-    )
-    identity = {key: value for key, value in settings.items() if key not in NOT_DECISIVE}
+    identity = _identity(config, scratch, dataset, records)
     claim_folder(
         output_dir, "training.yaml", identity, "give another --output_dir, or remove the folder"
     )
     train(config, scratch, dataset, records, accelerator)
     accelerator.end_training()
+
+
+def _identity(
+    config: FinetuneConfig,
+    scratch: FromScratchConfig,
+    dataset: ImageDataset,
+    records: Sequence[ImageRecord],
+) -> dict[str, Any]:
+    """All that decides the trained checkpoint."""
+    identity = deciding(config) | (deciding(scratch) if config.from_scratch else {})
+    if not config.from_scratch:
+        model = locate_model(config.pretrained_model_name_or_path)
+        identity["model"] = model_fingerprint(model)
+    identity["classes"] = list(dataset.prompt_names)
+    identity["training_images"] = content_summary(records)
+    return identity
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[FinetuneConfig, FromScratchConfig]:

@@ -31,12 +31,13 @@ class FinetuneConfig:
 
     dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
     dataset_split: str = option("train", "images to train on", choices=("train", "prior"))
-    data_dir: str = option("data", "where named datasets lie")
+    data_dir: str = option("data", "where named datasets lie", decides=False)
     test_fraction: float | None = option(
         None, "share of each class that is for testing, of a set that is not split"
     )
     shots: int | None = option(None, "use only this many images per class")
     subset_seed: int = option(0, "which images --shots keeps")
+    on_error: str = option("fail", "what an unreadable image does", choices=("fail", "skip"))
     pretrained_model_name_or_path: str | None = option(
         None, "checkpoint to start from: hub id or diffusers folder"
     )
@@ -44,7 +45,9 @@ class FinetuneConfig:
         False,
         "build and train a new checkpoint, autoencoder included, instead of starting from one",
     )
-    output_dir: str | None = option(None, "folder for the trained checkpoint (diffusers layout)")
+    output_dir: str | None = option(
+        None, "folder for the trained checkpoint (diffusers layout)", decides=False
+    )
     resolution: int | None = option(
         None, "training resolution, pixels; default: the checkpoint's own"
     )
@@ -64,7 +67,9 @@ class FinetuneConfig:
     max_train_steps: int = option(1000, "optimiser steps")
     train_batch_size: int = option(8, "images per optimiser step, all processes together")
     gradient_accumulation_steps: int = option(
-        1, "parts that each step's images are processed in, for less memory; same result"
+        1,
+        "parts that each step's images are processed in, for less memory; same result",
+        decides=False,
     )
     learning_rate: float = option(1e-5, "peak learning rate of AdamW")
     lr_scheduler: str = option("constant", "after warm-up", choices=("constant", "cosine"))
@@ -85,13 +90,15 @@ class FinetuneConfig:
     affine_translate: float = option(0.0, "random shift of at most this share of the side")
     affine_scale: float = option(0.0, "random zoom between 1-x and 1+x")
     mixed_precision: str = option("no", "autocast", choices=("no", "fp16", "bf16"))
-    dataloader_num_workers: int = option(0, "processes that load images")
-    checkpointing_steps: int = option(500, "steps between resumable states; 0: none")
+    dataloader_num_workers: int = option(0, "processes that load images", decides=False)
+    checkpointing_steps: int = option(500, "steps between resumable states; 0: none", decides=False)
     save_dtype: str = option(
         "float16", "number format of the saved weights", choices=("float32", "float16")
     )
     validation_steps: int = option(
-        0, "steps between sample grids samples_step<N>.png; 0: only before and after training"
+        0,
+        "steps between sample grids samples_step<N>.png; 0: only before and after training",
+        decides=False,
     )
     sample_guidance_scale: float = option(7.5, "guidance scale of the sample grids")
     seed: int = option(0, "random seed")

@@ -1,11 +1,11 @@
 """What every method of dataset expansion shares; it names no method.
 
     settings         config recipe prompts seeding devices errors stopping quiet progress caching
-    real images      image_datasets records splits label_noise check_dataset
+    real images      image_datasets records content splits label_noise check_dataset
                      readers list_readers mat_reader array_readers array_files
     diffusion        checkpoints stable_diffusion denoising sampler img2img memory batch_size
     an expansion     plan sharding work_queue generation
-    its folder       naming runs writer manifest expanded_set tars status
+    its folder       naming runs writer manifest places expanded_set tars status
     classifiers      backbones clip_backbone transforms augmentations strong_augmentation
     their training   experiment training objectives batches pixel_cache
     measurements     similarity figures tables

@@ -31,3 +31,9 @@ def remember_batch_size(output_dir: Path, size: int) -> int:
     output_dir.mkdir(parents=True, exist_ok=True)
     write_if_absent(output_dir / FILE_NAME, f'{{"batch_size": {size}}}\n')
     return remembered_batch_size(output_dir) or size
+
+
+def forget_batch_size(output_dir: Path) -> None:
+    """Remove what was found for a folder whose other files are gone: for other settings."""
+    if not (output_dir / "expansion.yaml").is_file():
+        (output_dir / FILE_NAME).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ def option(
     choices: Sequence[str] | None = None,
     words: Sequence[str] = (),
     flags: Sequence[str] = (),
+    decides: bool = True,
 ) -> Any:
     """Declare a dataclass field that is also a YAML key and a command-line option.
 
@@ -54,8 +56,16 @@ def option(
         choices: The allowed strings, if only some are.
         words: Strings that a number may also be, such as "auto".
         flags: Further spellings, such as `-d`.
+        decides: Whether the value decides the result. Another value of an option that does not
+            (speed, memory, what is logged) lets a begun folder go on.
     """
-    metadata = {"help": help, "choices": choices, "words": tuple(words), "flags": tuple(flags)}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "words": tuple(words),
+        "flags": tuple(flags),
+        "decides": decides,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -69,6 +79,7 @@ class Source:
 
 def load_yaml(path: str | Path) -> Source:
     """Read a YAML mapping. Raises InputError when the file is missing or is no mapping."""
+    path = home_expanded(str(path))
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -141,6 +152,12 @@ def command_line_source(namespace: argparse.Namespace, ignore: Sequence[str] = (
     return Source(values, "command line")
 
 
+def deciding(config: Any) -> dict[str, Any]:
+    """The fields of a config that decide the result, with their values."""
+    fields = [f.name for f in dataclasses.fields(config) if f.metadata.get("decides", True)]
+    return {name: value for name, value in dataclasses.asdict(config).items() if name in fields}
+
+
 def config_hash(values: Any) -> str:
     """Hash (12 hex digits) of anything JSON can hold, independent of key order."""
     text = json.dumps(values, sort_keys=True, default=str)
@@ -151,6 +168,11 @@ def import_object(name: str) -> Any:
     """The object that a registry names as "module:attribute"."""
     module, attribute = name.split(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def home_expanded(text: str) -> str:
+    """`text` with a leading `~/`, which the shell leaves alone after `=`, as the home folder."""
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
 
 
 def require(condition: bool, message: str) -> None:
@@ -220,6 +242,8 @@ def _checked_scalar(value: Any, kind: type, where: str) -> Any:
             pass  # refused below
     finite = type(value) is not float or math.isfinite(value)
     whole = type(value) is not int or abs(value) <= LARGEST_INT
+    if type(value) is str:
+        value = home_expanded(value)
     if type(value) is not kind or not finite or not whole:
         raise InputError(f"{where}: expected {kind.__name__}, got {brief(value)}")
     return value

@@ -1,29 +1,77 @@
 """What an expanded set holds on disk: which images are whole, and the images as records.
 
-An image is a file of its own, or a byte range of a tar that its manifest row names ("tar"); until
-its tar is complete it is a hidden file ("staged").
+Manifest rows are claims of the past. They are held against the real images as they are now: an
+image that was made under another label, of a real image that is gone, beyond the number of variants
+asked for, or twice, does not count. One whose real image has other content by now is an error.
+
+    <output>/plan.json   what the last expand.py asked for: n and the real images
+    <output>.stale/      images that expand.py moved out of the way of loaders of folders
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from expansion.errors import InputError
 from expansion.manifest import ManifestReader, read_manifest
 from expansion.naming import variant_name
-from expansion.records import ImageRecord
+from expansion.places import Place, holds_image, image_place
+from expansion.records import ImageRecord, shown
+from expansion.runs import write_atomic
+from expansion.splits import listed_names, read_json
 
 logger = logging.getLogger(__name__)
 
-PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-
 Item = tuple[ImageRecord, int]  # (real image, variant number)
 Pair = tuple[str, int]  # (file_name of the real image, variant number)
-Place = tuple[Path, tuple[int, int] | None]  # file, and (first byte, number of bytes) inside a tar
+Sources = Mapping[str, ImageRecord]  # file_name -> real image as it is now
+
+PLAN_FILE = "plan.json"
+# Why an image does not count.
+GONE = "of real images that are not there any more"
+RELABELLED = "made under another label than their real image has now"
+SURPLUS = "beyond the number of variants asked for"
+TWICE = "made twice"
+OTHERS = "of real images that are not trained on"
+CHANGED = "of real images whose content has changed"
+
+
+def fault_of(row: Mapping[str, Any], sources: Sources) -> str | None:
+    """Why the image of a manifest row is not one of the present real images; None if it is."""
+    source = sources.get(row["source"])
+    if source is None:
+        return GONE
+    if row["class"] != source.class_name:
+        return RELABELLED
+    # Rows of older versions do not say what their real image held.
+    contents = row.get("source_sha256"), source.content
+    return CHANGED if None not in contents and contents[0] != contents[1] else None
+
+
+def refuse_other_content(output_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Raise InputError if there are `rows`, whose real images have other content by now."""
+    names = sorted({row["source"] for row in rows})
+    if names:
+        raise InputError(
+            f"{output_dir} was made from other images of the same names: {len(names)} have "
+            f"another content now ({shown(names, 3)}); give another --exp, or --name if this is "
+            "another dataset, or give the new images new names, or remove the folder"
+        )
+
+
+class _Stored(NamedTuple):
+    """An image as a manifest lists it."""
+
+    file_name: str
+    place: Place
+    checksum: str | None
 
 
 class StoredSet:
@@ -32,18 +80,20 @@ class StoredSet:
     Args:
         output_dir: Folder of the expanded set.
         stems: file_name of a real image -> `<class folder>/<stem>`.
+        sources: The real images as they are now.
 
     Attributes:
-        staged: Rows, by file name, of images that were made for a tar.
-        packed: Places of images in finished tars, by file name.
+        staged: Rows of images that were made for a tar.
+        stale: Rows that do not count, by the reason.
     """
 
-    def __init__(self, output_dir: Path, stems: Mapping[str, str]):
+    def __init__(self, output_dir: Path, stems: Mapping[str, str], sources: Sources):
         self.output_dir = output_dir
         self.stems = stems
-        self.staged: dict[str, dict[str, Any]] = {}
-        self.packed: dict[str, Place] = {}
-        self._files: set[str] = set()
+        self.sources = sources
+        self.staged: dict[Pair, dict[str, Any]] = {}
+        self.stale: dict[str, list[dict[str, Any]]] = {}
+        self._images: dict[Pair, list[_Stored]] = {}
         self._manifests = ManifestReader(output_dir)
         self.refresh()
 
@@ -53,125 +103,223 @@ class StoredSet:
             if line.is_event:
                 continue
             row = line.row()
-            name, place = row["file_name"], image_place(self.output_dir, row)
-            if "tar" in row:
-                self.packed[name] = place
-                self.staged.pop(name, None)
-            elif "staged" in row:
-                self.staged[name] = row
-            else:
-                self._files.add(name)
+            fault = fault_of(row, self.sources)
+            if fault:
+                self.stale.setdefault(fault, []).append(row)
+                continue
+            pair = row["source"], row["variant"]
+            place = image_place(self.output_dir, row)
+            listed = self._images.setdefault(pair, [])
+            image = _Stored(row["file_name"], place, row.get("png_crc32"))
+            if "staged" in row:
+                self.staged[pair] = row
+            elif "tar" in row:
+                self.staged.pop(pair, None)
+            if image not in listed:
+                listed.insert(0, image)  # the latest first: a tar after what was staged for it
 
     def name(self, item: Item) -> str:
-        """The generated image's path in the set."""
+        """The path in the set under which the image is to be made."""
         record, variant = item
         return variant_name(self.stems[record.file_name], variant)
 
     def lists(self, item: Item) -> bool:
         """Whether a manifest has a row of the image, whole or not."""
-        name = self.name(item)
-        return name in self.packed or name in self.staged or name in self._files
+        return (item[0].file_name, item[1]) in self._images
 
-    def place(self, name: str) -> Place | None:
+    def place(self, item: Item) -> Place | None:
         """Where the image is whole; None if nowhere."""
-        if name in self.packed and is_whole_png(*self.packed[name]):
-            return self.packed[name]
-        path = None
-        if name in self.staged:
-            path = self.output_dir / self.staged[name]["staged"]
-        elif name in self._files:
-            path = self.output_dir / name
-        return (path, None) if path and is_whole_png(path) else None
+        for image in self._images.get((item[0].file_name, item[1]), ()):
+            if holds_image(image.place, image.checksum):
+                return image.place
+        return None
 
     def missing(self, items: Iterable[Item]) -> set[Pair]:
         """Those of `items` that are not listed or not whole."""
-        return {(item[0].file_name, item[1]) for item in items if not self.place(self.name(item))}
+        return {(item[0].file_name, item[1]) for item in items if not self.place(item)}
+
+    def check_sources(self) -> None:
+        """Raise InputError if the set was made from other images than the present ones."""
+        refuse_other_content(self.output_dir, self.stale.get(CHANGED, ()))
+        if GONE in self.stale and not self._images and RELABELLED not in self.stale:
+            names = sorted({row["source"] for row in self.stale[GONE]})
+            raise InputError(
+                f"{self.output_dir} was made from another dataset: none of its {len(names)} real "
+                f"images is here ({shown(names, 3)}); give another --exp, or --name to tell "
+                "datasets of one name apart"
+            )
+
+    def set_stale_aside(self) -> None:
+        """Move images that do not count into `<output>.stale`; loaders of folders would take them.
+
+        Only those that are files of their own, and still are what their row says.
+        """
+        aside = self.output_dir.with_name(f"{self.output_dir.name}.stale")
+        for reason in (GONE, RELABELLED):
+            num_moved = 0
+            for row in self.stale.get(reason, ()):
+                place = image_place(self.output_dir, row)
+                if place[1] is not None or not holds_image(place, row.get("png_crc32")):
+                    continue
+                target = aside / row["file_name"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                    place[0].replace(target)
+                    num_moved += 1
+                with contextlib.suppress(OSError):  # unless the class has other images
+                    place[0].parent.rmdir()
+            if num_moved:
+                logger.info(f"{num_moved} images {reason}: moved to {aside}")
 
 
-def image_place(output_dir: Path, row: Mapping[str, Any]) -> Place:
-    """Where the image of a manifest row lies.
+@dataclass(frozen=True)
+class Asked:
+    """What the last expand.py asked for.
+
+    Attributes:
+        num_variants: n, of each real image.
+        sources: file_name of every real image.
+    """
+
+    num_variants: int
+    sources: Sequence[str]
+
+    def write(self, output_dir: Path) -> None:
+        """Keep it for the commands that use the set."""
+        content = {"num_images_per_prompt": self.num_variants, "real_images": list(self.sources)}
+        write_atomic(output_dir / PLAN_FILE, json.dumps(content, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def read(cls, output_dir: Path) -> Asked | None:
+        """As it was kept; None in a folder of an older version.
+
+        Raises:
+            InputError: The file holds something else.
+        """
+        path = output_dir / PLAN_FILE
+        if not path.is_file():
+            return None
+        content = read_json(path, dict)
+        number = content.get("num_images_per_prompt")
+        if type(number) is not int or number < 1:
+            raise InputError(f"{path}: expected num_images_per_prompt; run expand.py again")
+        return cls(number, listed_names(path, content, "real_images"))
+
+
+def current_rows(
+    output_dir: Path, rows: Iterable[dict[str, Any]], sources: Sources, num_variants: int | None
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """The rows that count, at most one per real image and variant.
+
+    Args:
+        rows: As `read_manifest` gives them.
+        sources: The real images as they are now.
+        num_variants: Variants that are asked for; None: all.
+
+    Returns:
+        The rows, sorted by file name, and how many others there are, by the reason.
 
     Raises:
-        InputError: Outside the folder, or at no possible place of a tar.
+        InputError: Real images have other content than the images were made from.
     """
-    name = row.get("tar") or row.get("staged") or row["file_name"]
-    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise InputError(f"{output_dir}: the manifest names {name!r}, outside the folder")
-    if "tar" not in row:
-        return output_dir / name, None
-    numbers = (row.get("offset"), row.get("size"))
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise InputError(
-            f"{output_dir}: the manifest gives {row['file_name']!r} offset and size {numbers}; "
-            f"remove the manifest of {name}, and expand.py makes it again"
-        )
-    return output_dir / name, numbers
-
-
-def is_whole_png(path: Path, byte_range: tuple[int, int] | None = None) -> bool:
-    """Whether the file, or the part of it, ends as a PNG must; a truncated one does not."""
-    try:
-        with path.open("rb") as file:
-            if byte_range is None:
-                file.seek(-len(PNG_END), os.SEEK_END)
-            else:
-                file.seek(sum(byte_range) - len(PNG_END))
-            return file.read(len(PNG_END)) == PNG_END
-    except (OSError, ValueError, OverflowError):  # a place before the file's start, or beyond any
-        return False
+    chosen: dict[Pair, dict[str, Any]] = {}
+    left_out: Counter[str] = Counter()
+    changed = []
+    for row in rows:
+        pair = row["source"], row["variant"]
+        fault = fault_of(row, sources)
+        if fault is None and num_variants is not None and row["variant"] >= num_variants:
+            fault = SURPLUS
+        if fault is None and pair in chosen:
+            fault = TWICE
+            place = image_place(output_dir, row)
+            if not holds_image(image_place(output_dir, chosen[pair]), None) and holds_image(
+                place, row.get("png_crc32")
+            ):
+                chosen[pair] = row
+        if fault is None:
+            chosen[pair] = row
+            continue
+        left_out[fault] += 1
+        if fault == CHANGED:
+            changed.append(row)
+    refuse_other_content(output_dir, changed)
+    return sorted(chosen.values(), key=lambda row: row["file_name"]), left_out
 
 
 def read_expansion(
-    output_dir: Path, class_names: Sequence[str], on_error: str = "fail"
+    output_dir: Path, sources: Sources, on_incomplete: str = "fail", others: Sources | None = None
 ) -> list[ImageRecord]:
-    """Generated images as records, labelled by the manifest.
+    """The images of a set that count, as records with the present labels of their real images.
+
+    What is left out, and why, is logged.
 
     Args:
-        on_error: What a missing file does: "fail" raises, "skip" leaves it out with a warning.
+        sources: The real images whose variants are wanted, as they are now, by file name.
+        on_incomplete: What images that were asked for and are not there do: "fail" raises, "use"
+            goes on with the others. Either way the number is said.
+        others: Further real images of the dataset; their variants are left out.
 
     Raises:
-        InputError: No manifest, a class that the dataset lacks, a file outside the folder or
-        missing.
+        InputError: No manifest, a file outside the folder, images of other real images, or images
+            are missing and `on_incomplete` is "fail".
     """
     rows = read_manifest(output_dir)
     if not rows:
         raise InputError(f"{output_dir} holds no expanded set; make it first with expand.py")
-    labels = {name: label for label, name in enumerate(class_names)}
-    sizes: dict[Path, int] = {}
-    records, absent = [], []
-    for row in rows:
-        if row["class"] not in labels:
-            raise InputError(
-                f"{output_dir}: the manifest names class {row['class']!r}, which the dataset "
-                "lacks; give the expansion that was made from this dataset"
-            )
-        record = generated_record(output_dir, row, labels[row["class"]])
-        if record.path not in sizes:
-            there = os.path.isfile(record.path)
-            sizes[record.path] = record.path.stat().st_size if there else -1
-        if sum(record.byte_range or (0, 0)) > sizes[record.path]:
-            absent.append(row["file_name"])
-            continue
-        records.append(record)
+    asked = Asked.read(output_dir)
+    known = {**(others or {}), **sources}
+    rows, left_out = current_rows(output_dir, rows, known, asked.num_variants if asked else None)
+    left_out[OTHERS] = sum(row["source"] not in sources for row in rows)
+    rows = [row for row in rows if row["source"] in sources]
+    for reason, number in sorted((+left_out).items()):
+        logger.info(f"{output_dir}: {number} images are left out, {reason}")
+    records = _records_that_are_there(output_dir, rows, sources)
+    expected = {(row["source"], row["variant"]) for row in rows}
+    if asked:
+        numbers = range(asked.num_variants)
+        expected = {(name, k) for name in asked.sources if name in sources for k in numbers}
+    absent = expected - set(records)
     if absent:
-        _report_absent(output_dir, absent, on_error)
+        _report_absent(output_dir, absent, len(expected), on_incomplete)
+    return list(records.values())
+
+
+def _records_that_are_there(
+    output_dir: Path, rows: Iterable[Mapping[str, Any]], sources: Sources
+) -> dict[Pair, ImageRecord]:
+    sizes: dict[Path, int] = {}
+    records: dict[Pair, ImageRecord] = {}
+    for row in rows:
+        record = generated_record(output_dir, row, sources[row["source"]])
+        if record.path not in sizes:
+            sizes[record.path] = record.path.stat().st_size if record.path.is_file() else -1
+        if sum(record.byte_range or (0, 0)) <= sizes[record.path]:
+            records[row["source"], row["variant"]] = record
     return records
 
 
-def generated_record(output_dir: Path, row: Mapping[str, Any], label: int) -> ImageRecord:
-    """The image of a manifest row, whether it is there or not."""
+def generated_record(output_dir: Path, row: Mapping[str, Any], source: ImageRecord) -> ImageRecord:
+    """The image of a manifest row, whether it is there or not, labelled as its real image."""
     path, byte_range = image_place(output_dir, row)
     return ImageRecord(
-        path, row["file_name"], label, row["class"], row["source"], byte_range=byte_range
+        path,
+        row["file_name"],
+        source.label,
+        source.class_name,
+        row["source"],
+        byte_range=byte_range,
     )
 
 
-def _report_absent(output_dir: Path, absent: Sequence[str], on_error: str) -> None:
-    listed = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-    message = f"{output_dir} lacks {len(absent)} images of its manifest: {listed}"
-    if on_error == "fail":
+def _report_absent(
+    output_dir: Path, absent: Iterable[Pair], num_expected: int, on_incomplete: str
+) -> None:
+    names = [f"variant {number} of {source}" for source, number in sorted(absent)]
+    message = f"{output_dir}: {len(names)} of {num_expected} images are missing ({shown(names, 3)})"
+    if on_incomplete == "fail":
         raise InputError(
-            f"{message}; run the same expand.py command again to make them, or go on without "
-            "them with --on_error skip"
+            f"{message}; run the same expand.py command again to make them (every shard, if there "
+            "were several), or go on without them with --on_incomplete use"
         )
-    logger.warning("skipped: %s", message)
+    logger.warning(message)

@@ -15,18 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from expansion.checkpoints import file_fingerprint
 from expansion.config import (
     CONFIG_DIR,
     Source,
     add_options,
     command_line_source,
     compose,
-    config_hash,
+    deciding,
     import_object,
     load_yaml,
     option,
     require,
 )
+from expansion.content import content_summary, readable_records
 from expansion.devices import make_accelerator
 from expansion.errors import brief
 from expansion.image_datasets import (
@@ -36,12 +38,11 @@ from expansion.image_datasets import (
     choose_subset,
     dataset_config,
     load_dataset,
-    readable_records,
     unlabeled_records,
     write_subset,
 )
 from expansion.recipe import PAIRING, Recipe, Schedule
-from expansion.runs import is_done, to_yaml
+from expansion.runs import check_outside, is_done, to_yaml
 from expansion.splits import hold_out
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NOT_DECISIVE = ("workers", "image_cache", "image_cache_gb")  # recipe fields that change no result
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -61,6 +60,9 @@ class TrainConfig:
 
     dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
     data_dir: str = option("data", "where named datasets lie")
+    name: str | None = option(
+        None, "what folders of results call the dataset; default: its name or last folder"
+    )
     checkpoint_dir: str = option("checkpoint", "where run folders are made")
     exp: str | None = option(None, "name of the run; becomes part of its folder")
     tag: str | None = option(None, "appended to the run's name, to tell settings apart")
@@ -224,9 +226,15 @@ def run_dir(config: TrainConfig, recipe: Recipe, dataset: ImageDataset, exp: str
     """`<checkpoint_dir>/<dataset>/<arch>_{pretrained|unpretrained}[_<exp>]_lr<lr>`."""
     start = "pretrained" if recipe.pretrained else "unpretrained"
     middle = f"_{exp}" if exp else ""
-    return Path(
-        config.checkpoint_dir, dataset.name, f"{recipe.arch}_{start}{middle}_lr{recipe.lr:g}"
+    folder = Path(
+        config.checkpoint_dir,
+        config.name or dataset.name,
+        f"{recipe.arch}_{start}{middle}_lr{recipe.lr:g}",
     )
+    check_outside(
+        folder, {"the dataset": dataset.root, "the unlabelled images": config.unlabeled_dir}
+    )
+    return folder
 
 
 def arm_name(exp: str | None, config: TrainConfig, recipe: Recipe, *further: str) -> str | None:
@@ -290,19 +298,26 @@ def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) 
 
 def _identity(recipe: Recipe, data: TrainData, arm: Arm, seed: int) -> dict[str, Any]:
     """All that decides the result of a run."""
-    decisive = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in NOT_DECISIVE}
+    decisive = deciding(recipe)
+    if recipe.weights is not None and Path(recipe.weights).is_file():
+        decisive["weights"] = file_fingerprint(recipe.weights)
     if arm.learning_config is not None:
-        decisive["learning"] = dataclasses.asdict(arm.learning_config)
+        decisive["learning"] = deciding(arm.learning_config)
+    images = {"training_images": data.train, "test_images": data.test}
+    if data.val:
+        images["validation_images"] = data.val
     if data.unlabeled:
         decisive["num_unlabeled"] = len(data.unlabeled)
-        decisive["unlabeled_images"] = config_hash([r.file_name for r in data.unlabeled])
+        images["unlabeled"] = data.unlabeled
+    if arm.generated:
+        images["generated"] = arm.generated
     return {
         "arm": arm.name,
         "dataset": data.dataset.name,
         "seed": seed,
         **arm.facts,
         "num_test": len(data.test),
-        "real_images": config_hash([r.file_name for r in data.train + data.val + data.test]),
+        **{title: content_summary(records) for title, records in images.items()},
         **decisive,
     }
 

@@ -193,6 +193,7 @@ def manifest_row(
         "label": record.label,
         "class": record.class_name,
         "source": record.file_name,
+        "source_sha256": record.content,
         "variant": variant,
         "seed": image_seed(job.seed, record.file_name, variant),
         "prompt": job.prompts.prompt_of(record.file_name, record.label, variant),

@@ -16,7 +16,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,6 @@ from expansion.readers import FolderLayout, FolderReader, Reader
 from expansion.records import ImageRecord, image_files, require_text, shown
 from expansion.runs import write_atomic
 from expansion.splits import SplitOptions, few_shot, listed_names, read_json
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_DATASET = "digits"
 
@@ -208,37 +205,6 @@ def write_subset(
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(Path(path), json.dumps(content, indent=0) + "\n")
-
-
-def readable_records(
-    records: Sequence[ImageRecord], on_error: str
-) -> tuple[list[ImageRecord], list[str]]:
-    """Decode every image once, so that a broken one is found before any long work.
-
-    Args:
-        records: Images to check.
-        on_error: "fail" raises at the first unreadable image, "skip" leaves it out.
-
-    Returns:
-        The readable records and one message per image left out.
-    """
-
-    def problem(record: ImageRecord) -> str | None:
-        try:
-            record.load()
-        except InputError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        problems = list(pool.map(problem, records))
-    found = [message for message in problems if message]
-    if found and on_error == "fail":
-        raise InputError(found[0])
-    for message in found:
-        logger.warning("skipped: %s", message)
-    kept = [record for record, message in zip(records, problems) if message is None]
-    return kept, found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,14 +17,19 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import Any, NamedTuple
 
 from expansion.config import JSON_ERRORS
 from expansion.errors import InputError, brief, is_text
+from expansion.places import holds_image, image_place
 from expansion.runs import write_atomic
+
+Row = dict[str, Any]
+RowsByName = dict[str, dict[str | None, Row]]  # file name -> checksum of the image -> its last row
+SelectRows = Callable[[list[Row]], list[Row]]
 
 EVENT_START = b'{"event"'
 
@@ -104,6 +109,8 @@ def _checked_row(row: Any) -> dict[str, Any]:
     # A backslash or a colon leads elsewhere on Windows, and `naming` writes neither.
     if path.is_absolute() or ".." in path.parts or re.search(r"[\\:\x00]", row["file_name"]):
         raise ValueError(f"{brief(row['file_name'])} is outside the folder")
+    if type(row.get("variant")) is not int or row["variant"] < 0:
+        raise ValueError(f"variant is {brief(row.get('variant'))}, no number from 0")
     if not isinstance(row.get("details", {}), dict):
         raise ValueError(f"details are {brief(row['details'])}, no object")
     return row
@@ -168,32 +175,35 @@ def is_of_process(path: Path) -> bool:
 
 
 def read_manifest(output_dir: Path) -> list[dict[str, Any]]:
-    """Rows of all manifests, one per image, sorted by file name; rows of one image agree."""
-    by_name: dict[str, dict[str, Any]] = {}
+    """Rows of all manifests, one per image, sorted by file name."""
+    by_name: RowsByName = {}
     _read_rows(ManifestReader(output_dir), by_name)
-    return _sorted_rows(by_name)
+    return _sorted_rows(output_dir, by_name)
 
 
-def merge_manifests(output_dir: Path) -> list[dict[str, Any]]:
+def merge_manifests(output_dir: Path, select: SelectRows = lambda rows: rows) -> list[Row]:
     """Write `metadata.jsonl` from all manifests and return its rows.
 
     Several processes may end together. One that ended while this one wrote may have written
     before it, with rows that this one lacks; then all is written again.
+
+    Args:
+        select: From all rows to those that are to stand in `metadata.jsonl`.
     """
     reader = ManifestReader(output_dir)
-    by_name: dict[str, dict[str, Any]] = {}
+    by_name: RowsByName = {}
     _read_rows(reader, by_name)
     while True:
-        rows = _sorted_rows(by_name)
+        rows = select(_sorted_rows(output_dir, by_name))
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         # Half a surrogate pair, which UTF-8 cannot hold, becomes the escape that JSON has for it.
         content = "".join(lines).encode("utf-8", "backslashreplace")
         write_atomic(output_dir / "metadata.jsonl", content)
         if not _read_rows(reader, by_name):
-            return _sorted_rows(by_name)
+            return select(_sorted_rows(output_dir, by_name))
 
 
-def _read_rows(reader: ManifestReader, by_name: dict[str, dict[str, Any]]) -> int:
+def _read_rows(reader: ManifestReader, by_name: RowsByName) -> int:
     """Put new rows into `by_name`; returns how many processes say in new lines that they ended."""
     num_ended = 0
     for line in reader.new_lines():
@@ -201,11 +211,25 @@ def _read_rows(reader: ManifestReader, by_name: dict[str, dict[str, Any]]) -> in
             num_ended += line.text.startswith(b'{"event": "end"')
             continue
         row = line.row()
+        claims = by_name.setdefault(row["file_name"], {})
+        checksum = row.get("png_crc32")
         # The row that names the image's tar replaces that of its making, never the reverse.
-        if "tar" in row or "tar" not in by_name.get(row["file_name"], {}):
-            by_name[row["file_name"]] = row
+        if "tar" in row or "tar" not in claims.get(checksum, {}):
+            claims.pop(checksum, None)
+            claims[checksum] = row
     return num_ended
 
 
-def _sorted_rows(by_name: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    return [by_name[name] for name in sorted(by_name)]
+def _sorted_rows(output_dir: Path, by_name: RowsByName) -> list[Row]:
+    """One row of each file: of several that differ the one whose image is there, else the last."""
+    return [_claim_that_holds(output_dir, by_name[name]) for name in sorted(by_name)]
+
+
+def _claim_that_holds(output_dir: Path, claims: Mapping[str | None, Row]) -> Row:
+    rows = list(claims.values())
+    if len(rows) == 1:
+        return rows[0]
+    # Rows of older versions, without a checksum, would hold whatever lies there: they come last.
+    rows.sort(key=lambda row: row.get("png_crc32") is not None)
+    whole = [r for r in rows if holds_image(image_place(output_dir, r), r.get("png_crc32"))]
+    return (whole or rows)[-1]

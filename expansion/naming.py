@@ -16,7 +16,7 @@ WINDOWS_DEVICES = frozenset(
     ["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))]
 )
 OWN_FILES = re.compile(
-    r"manifest\..*|metadata\.jsonl|(classes|expansion)\..*|contact_sheet\.png", re.I
+    r"manifest\..*|metadata\.jsonl|(classes|expansion|plan)\..*|contact_sheet.*\.png", re.I
 )
 MAX_BYTES = 120  # of a slug or stem; file systems allow 255 with prefix, suffix and variant
 
@@ -25,9 +25,14 @@ def folder_names(class_names: Sequence[str]) -> dict[str, str]:
     """A distinct folder for every class; names that are safe and distinct stay as they are.
 
     Distinct also on file systems that ignore case or Unicode form. A name that clashes gets 8 hex
-    digits of its hash.
+    digits of its hash. Sorted by name, as loaders of folders number them, the folders keep the
+    order of the classes: where it is another one, each begins with its class's number.
     """
-    return _distinct({name: name for name in class_names})
+    folders = _distinct({name: name for name in class_names})
+    if sorted(folders.values()) == list(folders.values()):
+        return folders
+    digits = len(str(len(class_names) - 1))
+    return {name: f"{i:0{digits}d}_{folder}" for i, (name, folder) in enumerate(folders.items())}
 
 
 def image_stems(records: Sequence[ImageRecord], folders: dict[str, str]) -> dict[str, str]:

@@ -18,15 +18,15 @@ from expansion.checkpoints import (
     model_fingerprint,
     model_resolution,
 )
-from expansion.config import config_hash, option, require
-from expansion.expanded_set import Item
+from expansion.config import config_hash, deciding, option, require
+from expansion.content import content_summary, readable_records
+from expansion.expanded_set import Item, Sources
 from expansion.image_datasets import (
     DEFAULT_DATASET,
     ImageDataset,
     ImageRecord,
     choose_subset,
     load_dataset,
-    readable_records,
 )
 from expansion.naming import folder_names, image_stems
 from expansion.prompts import (
@@ -36,11 +36,12 @@ from expansion.prompts import (
     read_prompts,
     template_prompts,
 )
-from expansion.runs import to_yaml
+from expansion.runs import check_outside, to_yaml
 from expansion.sampler import SamplerConfig
-from expansion.sharding import make_units, resolve_shard, take_shard
+from expansion.sharding import Shard, make_units, resolve_shard, take_shard
 from expansion.tars import TarLayout, tar_prefix
 
+IDENTITY_FILE = "expansion.yaml"
 LARGEST_COUNT = 1_000_000  # variants or images of a batch; the plan lists every variant
 
 
@@ -51,6 +52,9 @@ class ExpandConfig:
     dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
     method: str | None = option(None, "how images are generated; the methods are listed below")
     data_dir: str = option("data", "where named datasets lie")
+    name: str | None = option(
+        None, "what folders of results call the dataset; default: its name or last folder"
+    )
     exp: str | None = option(None, "name of the expanded set; default: <method>_<n>x")
     output_dir: str | None = option(
         None, "folder of the expanded set; default: <data_dir>/<dataset>_expansion/<exp>"
@@ -135,12 +139,19 @@ class ExpandConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run with its work laid out; nothing is loaded yet. `split` None: help all shards."""
+    """A run with its work laid out; nothing is loaded yet.
+
+    Attributes:
+        sources: All training images by file name, also those that are not expanded now.
+        batch_size: Images of a unit; None while it is to be measured.
+        shard: None: help all shards.
+    """
 
     config: ExpandConfig
     method_config: SamplerConfig
     dataset: ImageDataset
     records: list[ImageRecord]
+    sources: Sources
     num_skipped: int
     prompts: Prompts
     stems: dict[str, str]
@@ -148,21 +159,18 @@ class Plan:
     exp: str
     output_dir: Path
     model: str
-    split: int | None
-    total_split: int
+    batch_size: int | None
+    shard: Shard | None
+
+    def with_batch_size(self, batch_size: int) -> Plan:
+        """The same plan, cut into units of `batch_size` images."""
+        return dataclasses.replace(self, batch_size=batch_size)
 
     @cached_property
     def items(self) -> list[Item]:
         """Every (real image, variant) of all shards, in order."""
         count = self.config.num_images_per_prompt
         return [(record, variant) for record in self.records for variant in range(count)]
-
-    @property
-    def batch_size(self) -> int | None:
-        """Images of a unit; None if that is still to be measured."""
-        if self.config.batch_size == "auto":
-            return remembered_batch_size(self.output_dir)
-        return self.config.batch_size
 
     @cached_property
     def units(self) -> list[list[Item]]:
@@ -173,14 +181,19 @@ class Plan:
     def shard_units(self) -> list[tuple[int, list[Item]]]:
         """The units of this shard, or of all, with their numbers."""
         numbered = list(enumerate(self.units))
-        if self.split is None:
-            return numbered
-        return take_shard(numbered, self.split, self.total_split)
+        return take_shard(numbered, *self.shard[:2]) if self.shard else numbered
+
+    @property
+    def shard_items(self) -> list[Item]:
+        """The images of this shard; of all while the units are not cut yet."""
+        if self.batch_size is None:
+            return self.items
+        return [item for _, unit in self.shard_units for item in unit]
 
     @property
     def shard_name(self) -> str:
         """What the summary calls the work of this process."""
-        return "all shards" if self.split is None else f"shard {self.split} of {self.total_split}"
+        return str(self.shard or "all shards")
 
     @cached_property
     def tars(self) -> TarLayout | None:
@@ -192,9 +205,7 @@ class Plan:
 
 def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     """Find and check everything that can be checked before weights load."""
-    split, total_split = None, 1
-    if not config.join:
-        split, total_split = resolve_shard(config.split, config.total_split)
+    shard = None if config.join else resolve_shard(config.split, config.total_split)
     model = locate_model(config.pretrained_model_name_or_path)
     check_model_folder(model)
     method_config.check_run()
@@ -212,12 +223,14 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     require(not absent, f"{dataset.root}: no readable training image of {', '.join(absent)}")
     folders = folder_names(dataset.class_names)
     output_dir = output_folder(config, dataset.name)
+    check_outside(output_dir, {"the dataset": dataset.root, "the model": model})
     _check_folders(output_dir, folders.values())
     return Plan(
         config=config,
         method_config=method_config,
         dataset=dataset,
         records=records,
+        sources={record.file_name: record for record in (*everything, *records)},
         num_skipped=len(problems),
         prompts=_prompts(config, dataset, everything, records),
         stems=image_stems(everything, folders),
@@ -225,9 +238,17 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
         exp=exp_name(config),
         output_dir=output_dir,
         model=model,
-        split=split,
-        total_split=total_split,
+        batch_size=_batch_size(config, output_dir),
+        shard=shard,
     )
+
+
+def _batch_size(config: ExpandConfig, output_dir: Path) -> int | None:
+    """As it was given, or found for this folder by an earlier command; None: to be measured."""
+    if config.batch_size != "auto":
+        return config.batch_size
+    begun = (output_dir / IDENTITY_FILE).is_file()  # else what was found was for other settings
+    return remembered_batch_size(output_dir) if begun else None
 
 
 def exp_name(config: ExpandConfig) -> str:
@@ -237,7 +258,8 @@ def exp_name(config: ExpandConfig) -> str:
 
 def output_folder(config: ExpandConfig, dataset_title: str) -> Path:
     """Folder of the expanded set."""
-    default = Path(config.data_dir) / f"{dataset_title}_expansion" / exp_name(config)
+    title = config.name or dataset_title
+    default = Path(config.data_dir) / f"{title}_expansion" / exp_name(config)
     return Path(config.output_dir) if config.output_dir else default
 
 
@@ -284,10 +306,10 @@ def describe(plan: Plan) -> str:
     rows = plan.method_config.unet_rows_per_image(plan.config.num_images_per_prompt)
     settings = {**dataclasses.asdict(plan.config), **dataclasses.asdict(plan.method_config)}
     if plan.batch_size is None:
-        share, mine = "units are cut once the batch size is measured", len(plan.items)
-        mine //= plan.total_split
+        share = "units are cut once the batch size is measured"
+        mine = len(plan.items) // (plan.shard.total_split if plan.shard else 1)
     else:
-        mine = sum(len(items) for _, items in plan.shard_units)
+        mine = len(plan.shard_items)
         share = f"{mine} images in {len(plan.shard_units)} units of up to {plan.batch_size}"
     gigabytes = mine * resolution**2 * 1.7e-9  # a PNG takes about 1.7 bytes per pixel
     return (
@@ -305,21 +327,23 @@ def describe(plan: Plan) -> str:
 
 def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
     """Everything that decides the images, and nothing else."""
-    settings = dataclasses.asdict(plan.method_config)
+    settings = deciding(plan.method_config)
     for name, path in plan.method_config.input_files().items():
         settings[name] = file_fingerprint(path)
+    own_resolution = model_resolution(plan.model)
     identity = {
         "method": plan.config.method,
         "settings": settings,
         "model": model_fingerprint(plan.model, plan.config.revision),
-        "resolution": plan.config.resolution,
+        "resolution": None if plan.config.resolution == own_resolution else plan.config.resolution,
+        "crop_bottom": plan.dataset.config.crop_bottom,
         "dtype": dtype,
         "seed": plan.config.seed,
         "prompts": plan.prompts.fingerprint(),
         "classes": config_hash(plan.dataset.class_names),
     }
     if plan.method_config.depends_on_dataset:
-        identity["real_images"] = config_hash([record.file_name for record in plan.records])
+        identity["images"] = content_summary(plan.records)
     return identity
 
 
@@ -332,5 +356,5 @@ def layout_of(plan: Plan) -> dict[str, Any]:
         "tars": plan.tars.pattern,
         "images_per_tar": plan.config.images_per_tar,
         "num_images_per_prompt": plan.config.num_images_per_prompt,
-        "real_images": config_hash([record.file_name for record in plan.records]),
+        "images": content_summary(plan.records),
     }

@@ -94,16 +94,19 @@ class Recipe:
         "where decoded images are kept for the next passes and runs of the command: in memory, on "
         "disk (TMPDIR, else /var/tmp), or auto: memory first, disk for the rest",
         choices=("auto", "memory", "disk", "none"),
+        decides=False,
     )
     image_cache_gb: float | None = option(
         None,
         "most that they may take on this machine, GB; others are decoded in every pass; default: "
         "half of the memory, and of the disk, that is free",
+        decides=False,
     )
     workers: int = option(
         4,
         "processes that load images, at most one per core; 0: none but the main one",
         flags=("-j",),
+        decides=False,
     )
 
     def __post_init__(self):

@@ -57,6 +57,7 @@ class ImageRecord:
         true_label: What a generated image really shows, where `label` was made wrong on purpose.
         crop_bottom: Rows of pixels cut off below: a credit line.
         byte_range: (First byte, number of bytes) of the image where `path` is a tar of many.
+        content: SHA-256 of the image's bytes, hexadecimal; None until it was looked at.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class ImageRecord:
     true_label: int | None = None
     crop_bottom: int = 0
     byte_range: tuple[int, int] | None = None
+    content: str | None = None
 
     def load(self) -> Image.Image:
         """The image as upright RGB. Raises InputError, naming the file, when it cannot be read."""
@@ -89,14 +91,16 @@ class ImageRecord:
             image = image.crop((0, 0, image.width, image.height - self.crop_bottom))
         return image
 
-    def _file(self) -> Path | io.BytesIO:
-        """What Pillow opens: the file, or the image's bytes alone, read from a tar."""
-        if self.byte_range is None:
-            return self.path
-        first, num_bytes = self.byte_range
+    def read_bytes(self) -> bytes:
+        """The file, or the image's bytes alone where the file is a tar of many."""
+        first, num_bytes = self.byte_range or (0, -1)
         with self.path.open("rb") as file:
             file.seek(first)
-            return io.BytesIO(file.read(num_bytes))
+            return file.read(num_bytes)
+
+    def _file(self) -> Path | io.BytesIO:
+        """What Pillow opens."""
+        return self.path if self.byte_range is None else io.BytesIO(self.read_bytes())
 
     def _shown(self) -> str:
         return f"{self.path}" if self.byte_range is None else f"{self.file_name} in {self.path}"

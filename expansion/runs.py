@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fnmatch
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -20,6 +20,9 @@ import yaml
 from expansion.config import PROJECT_ROOT, load_yaml, require
 from expansion.errors import InputError, brief
 
+logger = logging.getLogger(__name__)
+
+IDENTITY_FORMAT = 2  # of the files that say what a folder was begun with; 1 had no such number
 LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 
 
@@ -62,10 +65,10 @@ def write_if_absent(path: Path, content: str) -> bool:
         return True
     except FileExistsError:
         return False
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP):
-            raise
-        if path.exists():  # a file system without hard links
+    except OSError:
+        # A file system without hard links (mounted cloud drives, FAT) says so in many ways: EPERM,
+        # ENOSYS, EOPNOTSUPP, EMLINK, EXDEV... A real fault makes `replace` fail as well.
+        if path.exists():
             return False
         partial.replace(path)
         return True
@@ -148,6 +151,13 @@ def check_claim(folder: Path, file_name: str, identity: Mapping[str, Any], remed
     wanted = yaml.safe_load(to_yaml(identity))
     found = dict(load_yaml(path).values)
     found.pop("made_with", None)
+    if found.pop("format", None) != IDENTITY_FORMAT:
+        unknown = [key for key in wanted if key not in found]
+        found, wanted = _common(found, wanted)
+        logger.info(
+            f"{folder} was begun by an older version, which did not keep "
+            f"{', '.join(unknown) or 'all that decides'}; these are taken to be the same"
+        )
     if found != wanted:
         raise InputError(
             f"{folder} was begun with other settings ({_difference(found, wanted)}); {remedy}"
@@ -163,14 +173,44 @@ def claim_folder(folder: Path, file_name: str, identity: Mapping[str, Any], reme
         InputError: See `check_claim`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    content = to_yaml({**identity, "made_with": provenance()})
-    if not write_if_absent(folder / file_name, content):
+    facts = {"format": IDENTITY_FORMAT, **identity, "made_with": provenance()}
+    if not write_if_absent(folder / file_name, to_yaml(facts)):
         check_claim(folder, file_name, identity, remedy)
+
+
+def check_outside(output_dir: Path, inputs: Mapping[str, str | Path | None]) -> None:
+    """Raise InputError if `output_dir` is one of the folders that are read, or lies in one.
+
+    What is written there would count as real images, or as part of a model, at the next run.
+
+    Args:
+        inputs: What a folder is, for the message -> its path; None or no folder: nothing to check.
+    """
+    place = output_dir.resolve()
+    for title, path in inputs.items():
+        if path is None or not os.path.isdir(path):
+            continue
+        inner = Path(path).resolve()
+        require(
+            place != inner and inner not in place.parents,
+            f"the output folder {output_dir} lies in {title} {path}, where it would be read as "
+            "input; give a folder outside it",
+        )
 
 
 def is_done(run_dir: Path) -> bool:
     """A run is done when its results exist, not when its folder does."""
     return (run_dir / "results.yaml").is_file()
+
+
+def _common(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict, dict]:
+    """Both, reduced to the keys that both have, in depth."""
+    pairs = {}
+    for key in found.keys() & wanted.keys():
+        old, new = found[key], wanted[key]
+        both = isinstance(old, dict) and isinstance(new, dict)
+        pairs[key] = _common(old, new) if both else (old, new)
+    return {k: old for k, (old, _) in pairs.items()}, {k: new for k, (_, new) in pairs.items()}
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from expansion.config import require
 from expansion.errors import InputError
@@ -26,10 +26,21 @@ def take_shard(units: Sequence[Item], split: int, total_split: int) -> list[Item
     return list(units[split::total_split])
 
 
+class Shard(NamedTuple):
+    """Which part of the units a process computes; `origin` says who decided it, if not options."""
+
+    split: int
+    total_split: int
+    origin: str = ""
+
+    def __str__(self) -> str:
+        return f"shard {self.split} of {self.total_split}{self.origin and f' ({self.origin})'}"
+
+
 def resolve_shard(
     split: int | None, total_split: int | None, environ: Mapping[str, str] = os.environ
-) -> tuple[int, int]:
-    """Which shard this process computes: (split, total_split).
+) -> Shard:
+    """Which shard this process computes.
 
     Options win; then `accelerate launch` (RANK, WORLD_SIZE); then a SLURM array; else one shard.
 
@@ -41,23 +52,30 @@ def resolve_shard(
         f"--split {split} and --total_split {total_split}: give both or neither",
     )
     try:
-        if split is None and total_split is None:
-            if "WORLD_SIZE" in environ:
-                split, total_split = int(environ["RANK"]), int(environ["WORLD_SIZE"])
-            elif "SLURM_ARRAY_TASK_COUNT" in environ:
-                first = int(environ.get("SLURM_ARRAY_TASK_MIN", 0))
-                stride = int(environ.get("SLURM_ARRAY_TASK_STEP", 1))
-                split = (int(environ["SLURM_ARRAY_TASK_ID"]) - first) // stride
-                total_split = int(environ["SLURM_ARRAY_TASK_COUNT"])
+        shard = Shard(split, total_split) if split is not None else _shard_of(environ)
     except (KeyError, ValueError) as error:
         raise InputError(
             f"the environment's process number cannot be read ({error}); give --split and "
             "--total_split"
         ) from error
-    split, total_split = split or 0, 1 if total_split is None else total_split
     require(
-        total_split > 0 and 0 <= split < total_split,
-        f"--split {split} with --total_split {total_split}: split counts from 0 and must be "
-        "below it",
+        shard.total_split > 0 and 0 <= shard.split < shard.total_split,
+        f"--split {shard.split} with --total_split {shard.total_split}: split counts from 0 and "
+        "must be below it",
     )
-    return split, total_split
+    return shard
+
+
+def _shard_of(environ: Mapping[str, str]) -> Shard:
+    """The shard that the process's launcher gave it; raises KeyError or ValueError."""
+    if "WORLD_SIZE" in environ:
+        return Shard(int(environ["RANK"]), int(environ["WORLD_SIZE"]), "from WORLD_SIZE and RANK")
+    if "SLURM_ARRAY_TASK_COUNT" in environ:
+        first = int(environ.get("SLURM_ARRAY_TASK_MIN", 0))
+        stride = int(environ.get("SLURM_ARRAY_TASK_STEP", 1))
+        return Shard(
+            (int(environ["SLURM_ARRAY_TASK_ID"]) - first) // stride,
+            int(environ["SLURM_ARRAY_TASK_COUNT"]),
+            "from the SLURM array; with --split 0 --total_split 1 each task makes all images",
+        )
+    return Shard(0, 1)

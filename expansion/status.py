@@ -45,7 +45,7 @@ def note_start(manifest: ProcessManifest, plan: Plan, num_missing: int) -> None:
         write_atomic(path, json.dumps(order, ensure_ascii=False))
     manifest.note(
         "start",
-        shard=None if plan.split is None else [plan.split, plan.total_split],
+        shard=list(plan.shard[:2]) if plan.shard else None,
         total=len(plan.items),
         missing=num_missing,
         unit=max(len(unit) for unit in plan.units),

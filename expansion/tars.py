@@ -24,8 +24,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from expansion.expanded_set import Item, Pair, Place, StoredSet
+from expansion.expanded_set import Item, Pair, StoredSet
 from expansion.manifest import Line
+from expansion.places import Place
 from expansion.runs import partial_path, write_atomic
 
 STAGING = ".staged"
@@ -134,14 +135,14 @@ class RecentTars:
 def _pack(stored: StoredSet, layout: TarLayout, number: int, absent: Collection[Pair]) -> None:
     """Write a tar, then its manifest; raises FileNotFoundError if an image has gone."""
     folder, name = stored.output_dir, layout.name(number)
-    places = {item: stored.place(stored.name(item)) for item in layout.members(number)}
+    places = {item: stored.place(item) for item in layout.members(number)}
     if all(place and place[0] == folder / name for place in places.values()):
         return  # some images were made twice, and the tar was packed before
     gone = [item for item, place in places.items() if not place and _pair(item) not in absent]
     if gone:
         raise FileNotFoundError(stored.name(gone[0]))
     manifest = folder / layout.manifest_name(number)
-    rows_before = {row["file_name"]: row for row in _rows_of(manifest)}
+    rows_before = {(row["source"], row["variant"]): row for row in _rows_of(manifest)}
     rows = []
     partial = partial_path(folder / name)
     try:
@@ -149,7 +150,7 @@ def _pack(stored: StoredSet, layout: TarLayout, number: int, absent: Collection[
             for i, (item, place) in enumerate(places.items(), number * layout.images_per_tar):
                 if place is None:
                     continue
-                row = stored.staged.get(stored.name(item)) or rows_before[stored.name(item)]
+                row = stored.staged.get(_pair(item)) or rows_before[_pair(item)]
                 row = {key: value for key, value in row.items() if key not in PLACE_KEYS}
                 row["label"] = item[0].label
                 png = _read(place)

@@ -28,6 +28,7 @@ from PIL import Image, PngImagePlugin
 from expansion.expanded_set import Pair
 from expansion.manifest import ProcessManifest
 from expansion.phases import phase
+from expansion.places import png_checksum
 from expansion.runs import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ class ExpansionWriter:
     def _write(self, pixels: np.ndarray, row: dict[str, Any]) -> None:
         with phase("write"):
             encoded = encode_png(pixels, row)
+            row["png_crc32"] = png_checksum(encoded)
             if self.staging:
                 folder = self.staging((row["source"], row["variant"]))
                 row["staged"] = f"{folder}/{row['file_name']}"

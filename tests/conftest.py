@@ -7,7 +7,12 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # quicker than 2 whenever anything else runs
 
+import tempfile
 from pathlib import Path
+
+# What images contain is kept between commands; not between test runs.
+CACHE = tempfile.TemporaryDirectory(prefix="expansion-cache-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 import pytest
 import torch

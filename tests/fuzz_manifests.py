@@ -112,13 +112,12 @@ def names(draw: random.Random, sandbox: Sandbox) -> Attempt:
 def check_read_back(root: Path, out: Path) -> None:
     """Assert that every variant has a place of its own, in the folder, and its image's class."""
     dataset = load_dataset(str(root))
-    classes = {record.file_name: record.class_name for record in dataset.records("train")}
-    found = read_expansion(out, dataset.class_names)
+    sources = {record.file_name: record for record in dataset.records("train")}
+    found = read_expansion(out, sources, "use")
     places = {os.path.realpath(record.path).casefold() for record in found}
-    sources = {record.source for record in found}
-    assert len(places) == len(found) == 2 * len(sources) > 0
+    assert len(places) == len(found) == 2 * len({record.source for record in found}) > 0
     for record in found:
-        assert classes[record.source] == record.class_name
+        assert sources[record.source].class_name == record.class_name
         assert Path(os.path.realpath(record.path)).is_relative_to(os.path.realpath(out))
     one_class = {record.path.parent: record.class_name for record in found}
     assert all(one_class[record.path.parent] == record.class_name for record in found)

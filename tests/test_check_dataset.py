@@ -235,7 +235,7 @@ def test_the_expanded_images_bear_the_labels_of_their_classes(tmp_path, monkeypa
     arguments += ["--num_images_per_prompt", "1", "--pretrained_model_name_or_path", model]
     assert not expand.main(arguments)
     dataset = load_dataset("oxford_pets")
-    labels = {r.file_name: r.label for r in dataset.records("train")}
-    found = read_expansion(Path("data/oxford_pets_expansion/img2img_1x"), dataset.class_names)
+    sources = {r.file_name: r for r in dataset.records("train")}
+    found = read_expansion(Path("data/oxford_pets_expansion/img2img_1x"), sources)
     assert len(found) == 6 and {r.label for r in found} == {0, 1, 2}
-    assert all(r.label == labels[r.source] for r in found)
+    assert all(r.label == sources[r.source].label for r in found)

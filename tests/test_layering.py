@@ -26,7 +26,7 @@ TORCH_FREE = [
             "errors stopping config seeding sharding runs prompts sampler checkpoints recipe naming "
             "image_datasets records readers list_readers mat_reader array_files array_readers "
             "check_dataset splits plan experiment writer devices manifest expanded_set tars work_queue "
-            "status phases benchmark batch_size progress pixel_cache benchmark_training tables"
+            "status phases benchmark batch_size content places progress pixel_cache benchmark_training tables"
         ).split()
     ),
     "distdiff.config",

@@ -93,7 +93,9 @@ ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "8"}
 def test_the_shard_comes_from_options_then_launcher_then_array(
     split, total_split, environ, expected
 ):
-    assert resolve_shard(split, total_split, environ) == expected
+    shard = resolve_shard(split, total_split, environ)
+    assert shard[:2] == expected
+    assert bool(shard.origin) == (split is None and bool(environ))  # who decided it is said
 
 
 def test_launched_processes_of_two_machines_take_each_shard_once_and_each_gpu_once(monkeypatch):
@@ -106,7 +108,7 @@ def test_launched_processes_of_two_machines_take_each_shard_once_and_each_gpu_on
             shards.append(resolve_shard(None, None, environ))  # the launcher wins over the array
             monkeypatch.setenv("LOCAL_RANK", str(local_rank))
             devices.append((machine, usable_device("auto")))
-    assert shards == [(i, 8) for i in range(8)]
+    assert [shard[:2] for shard in shards] == [(i, 8) for i in range(8)]
     assert devices == [(machine, f"cuda:{i}") for machine in range(2) for i in range(4)]
 
 
@@ -121,7 +123,7 @@ def test_a_slurm_array_of_any_start_and_step_takes_each_shard_once(task_ids):
             "SLURM_ARRAY_TASK_STEP": str(task_ids.step),
         }
         shards.append(resolve_shard(None, None, environ))
-    assert shards == [(i, len(task_ids)) for i in range(len(task_ids))]
+    assert [shard[:2] for shard in shards] == [(i, len(task_ids)) for i in range(len(task_ids))]
 
 
 @pytest.mark.parametrize(

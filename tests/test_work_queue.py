@@ -15,7 +15,8 @@ from expansion.image_datasets import ImageRecord
 from expansion.work_queue import Claims, pending_work, remove_claims
 
 STEMS = {f"{i}.png": f"c/{i}" for i in range(6)}
-UNITS = [(i, [(ImageRecord(Path(name), name, 0, "c"), 0)]) for i, name in enumerate(STEMS)]
+SOURCES = {name: ImageRecord(Path(name), name, 0, "c") for name in STEMS}
+UNITS = [(i, [(record, 0)]) for i, record in enumerate(SOURCES.values())]
 
 
 def make(folder: Path, name: str) -> None:
@@ -35,7 +36,7 @@ def claims_in(folder: Path) -> list[str]:
 def order_of(folder: Path, claims: Claims, units=UNITS) -> list[str]:
     """The units that the queue gives out; each is done when the next is asked for."""
     given = []
-    for unit, missing in pending_work(units, StoredSet(folder, STEMS), claims):
+    for unit, missing in pending_work(units, StoredSet(folder, STEMS, SOURCES), claims):
         assert missing == {(unit[0][0].file_name, 0)}
         given.append(unit[0][0].file_name)
         make(folder, given[-1])
@@ -56,7 +57,7 @@ def test_of_claimed_units_those_given_back_come_first(tmp_path):
     other = Claims(tmp_path, 6)
     for unit in UNITS[:3]:
         other.take(unit)
-    stored = StoredSet(tmp_path, STEMS)
+    stored = StoredSet(tmp_path, STEMS, SOURCES)
     with Claims(tmp_path, 6) as claims:
         given = []
         for unit, _ in pending_work(UNITS, stored, claims):
@@ -70,7 +71,7 @@ def test_of_claimed_units_those_given_back_come_first(tmp_path):
 def test_what_others_finish_meanwhile_is_left_out(tmp_path):
     given = []
     with Claims(tmp_path, 6) as claims:
-        for unit, _ in pending_work(UNITS, StoredSet(tmp_path, STEMS), claims):
+        for unit, _ in pending_work(UNITS, StoredSet(tmp_path, STEMS, SOURCES), claims):
             given.append(unit[0][0].file_name)
             for name in {"0.png": ["1.png", "4.png"]}.get(given[-1], []):
                 make(tmp_path, name)
@@ -79,7 +80,7 @@ def test_what_others_finish_meanwhile_is_left_out(tmp_path):
 
 def test_claims_are_kept_until_the_images_are_on_disk(tmp_path):
     with Claims(tmp_path, 6) as claims:
-        work = pending_work(UNITS, StoredSet(tmp_path, STEMS), claims)
+        work = pending_work(UNITS, StoredSet(tmp_path, STEMS, SOURCES), claims)
         for _ in range(3):
             next(work)
         assert claims_in(tmp_path) == ["0-of-6", "1-of-6", "2-of-6"]
@@ -91,7 +92,7 @@ def test_claims_are_kept_until_the_images_are_on_disk(tmp_path):
 
 def test_claims_that_vanish_stop_nobody(tmp_path):
     with Claims(tmp_path, 6) as claims:
-        for _ in pending_work(UNITS, StoredSet(tmp_path, STEMS), claims):
+        for _ in pending_work(UNITS, StoredSet(tmp_path, STEMS, SOURCES), claims):
             remove_claims(tmp_path)
 
 
@@ -101,7 +102,7 @@ def test_interleaved_processes_do_every_unit_and_hardly_any_twice(tmp_path, seed
     queues, given = [], Counter()
     for _ in range(3):
         units = choose.sample(UNITS, len(UNITS))
-        queues.append(pending_work(units, StoredSet(tmp_path, STEMS), Claims(tmp_path, 6)))
+        queues.append(pending_work(units, StoredSet(tmp_path, STEMS, SOURCES), Claims(tmp_path, 6)))
     in_flight: dict[int, str] = {}
     while queues:
         place = choose.randrange(len(queues))
@@ -116,5 +117,5 @@ def test_interleaved_processes_do_every_unit_and_hardly_any_twice(tmp_path, seed
         in_flight[place] = unit[0][0].file_name
         given[in_flight[place]] += 1
     items = [unit[0] for _, unit in UNITS]
-    assert set(given) == set(STEMS) and not StoredSet(tmp_path, STEMS).missing(items)
+    assert set(given) == set(STEMS) and not StoredSet(tmp_path, STEMS, SOURCES).missing(items)
     assert given.total() <= 6 + 4  # what two others had in flight when nothing else was left

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ from expansion.errors import InputError
 from expansion.expanded_set import StoredSet, read_expansion
 from expansion.image_datasets import ImageRecord
 from expansion.manifest import merge_manifests, read_manifest
-from expansion.runs import claim_folder, is_done, write_atomic
-from expansion.writer import ExpansionWriter
+from expansion.places import png_checksum
+from expansion.runs import IDENTITY_FORMAT, claim_folder, is_done, write_atomic
+from expansion.writer import ExpansionWriter, encode_png
 
 CLASSES = ("cat", "dog")
 STEMS = {"train/cat/a.png": "cat/a", "train/dog/b.png": "dog/b"}
@@ -36,6 +38,7 @@ ITEMS = [
     for label, name in enumerate(STEMS)
     for variant in range(2)
 ]
+SOURCES = {record.file_name: record for record, _ in ITEMS}
 
 
 def row_of(record: ImageRecord, variant: int, **changes) -> dict:
@@ -58,6 +61,12 @@ ROWS = [row_of(*item) for item in ITEMS]
 
 def pixels_of(value: int) -> np.ndarray:
     return np.random.default_rng(value).integers(0, 256, (16, 12, 3), dtype=np.uint8)
+
+
+def written(i: int, **changes) -> dict:
+    """The manifest's row of the image that `expanded` writes under number `i`."""
+    checksum = png_checksum(encode_png(pixels_of(i), ROWS[i]))
+    return {**ROWS[i], "png_crc32": checksum, **changes}
 
 
 @pytest.fixture
@@ -88,7 +97,7 @@ def disk_space_per_file(num_bytes: int):
 
 
 def test_what_was_written_is_whole_listed_and_without_partial_files(expanded):
-    assert StoredSet(expanded, STEMS).missing(ITEMS) == set()
+    assert StoredSet(expanded, STEMS, SOURCES).missing(ITEMS) == set()
     files = {p.relative_to(expanded).as_posix() for p in expanded.rglob("*") if p.is_file()}
     assert {f for f in files if not f.startswith("manifest.")} == {r["file_name"] for r in ROWS}
     assert len(files) == 4 + 2
@@ -111,11 +120,11 @@ def test_an_image_without_a_whole_file_or_without_a_row_is_missing(expanded, man
     if "no row" in damage:
         lines = manifest.read_text().splitlines(keepends=True)
         manifest.write_text("".join(line for line in lines if "cat/a_expand_0" not in line))
-    assert StoredSet(expanded, STEMS).missing(ITEMS) == {("train/cat/a.png", 0)}
+    assert StoredSet(expanded, STEMS, SOURCES).missing(ITEMS) == {("train/cat/a.png", 0)}
 
 
 def test_everything_is_missing_before_the_first_image(tmp_path):
-    assert len(StoredSet(tmp_path / "new", STEMS).missing(ITEMS)) == 4
+    assert len(StoredSet(tmp_path / "new", STEMS, SOURCES).missing(ITEMS)) == 4
 
 
 @pytest.mark.parametrize("keep", [5, 60, -10])
@@ -123,7 +132,7 @@ def test_a_last_line_cut_off_by_a_crash_is_ignored(expanded, manifest, keep):
     lines = manifest.read_text().splitlines(keepends=True)
     manifest.write_text(lines[0] + lines[1][:keep])
     lost = json.loads(lines[1])
-    assert StoredSet(expanded, STEMS).missing(ITEMS) == {(lost["source"], lost["variant"])}
+    assert StoredSet(expanded, STEMS, SOURCES).missing(ITEMS) == {(lost["source"], lost["variant"])}
 
 
 @pytest.mark.parametrize("broken", ['{"file_name": "a', "[1, 2]", '{"label": 0}', "17", '"text"'])
@@ -136,15 +145,15 @@ def test_a_broken_line_in_the_middle_is_named(expanded, manifest, broken):
 
 def test_the_last_row_of_an_image_wins_and_rows_are_sorted(expanded, manifest):
     with manifest.open("a") as file:
-        file.write(json.dumps({**ROWS[0], "prompt": "newer"}) + "\n")
-    assert read_manifest(expanded) == [{**ROWS[0], "prompt": "newer"}, *ROWS[1:]]
+        file.write(json.dumps(written(0, prompt="newer")) + "\n")
+    assert read_manifest(expanded) == [written(0, prompt="newer"), *map(written, range(1, 4))]
 
 
 def test_merged_manifests_hold_one_row_per_image_of_all_shards(expanded):
     for _ in range(2):
         merge_manifests(expanded)
         text = (expanded / "metadata.jsonl").read_text(encoding="utf-8")
-        assert [json.loads(line) for line in text.splitlines()] == ROWS
+        assert [json.loads(line) for line in text.splitlines()] == list(map(written, range(4)))
 
 
 @pytest.mark.parametrize("num_images", [3, 300])  # 300: more than may wait for the disk
@@ -175,12 +184,13 @@ def test_a_disk_that_is_full_for_a_while_leaves_a_manifest_that_can_be_read(tmp_
                     time.sleep(0.001)
             for variant in range(10, 20):
                 writer.write(dot, row_of(ITEMS[0][0], variant))
-    missing = StoredSet(tmp_path, STEMS).missing((ITEMS[0][0], variant) for variant in range(20))
+    missing = StoredSet(tmp_path, STEMS, SOURCES).missing((ITEMS[0][0], variant) for variant in range(20))
     assert 1 <= len(missing) <= 17
 
 
-def test_an_expansion_is_read_back_with_the_labels_of_the_manifest(expanded):
-    records = read_expansion(expanded, ("bird", "cat", "dog"))
+def test_an_expansion_is_read_back_with_the_labels_of_its_real_images(expanded):
+    later = {name: replace(record, label=record.label + 1) for name, record in SOURCES.items()}
+    records = read_expansion(expanded, later)  # a class "bird" came before the others
     assert [(r.file_name, r.class_name, r.source) for r in records] == [
         (row["file_name"], row["class"], row["source"]) for row in ROWS
     ]
@@ -191,8 +201,9 @@ def test_an_expansion_is_read_back_with_the_labels_of_the_manifest(expanded):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"class": "zebra"}, "'zebra'"),
-        ({"file_name": "cat/lost_expand_0.png"}, "lost_expand_0"),
+        ({"file_name": "cat/lost_expand_2.png", "variant": 2}, "variant 2 of train/cat/a.png"),
+        ({"variant": -1}, "variant"),
+        ({"variant": True}, "variant"),
         ({"file_name": "../cat/a_expand_0.png"}, "outside"),
         ({"file_name": "/etc/hostname"}, "outside"),
         ({"class": None}, "class"),
@@ -203,25 +214,25 @@ def test_an_expansion_that_does_not_fit_is_refused(expanded, manifest, changes, 
     with manifest.open("a") as file:
         file.write(json.dumps(row) + "\n")
     with pytest.raises(InputError, match=named):
-        read_expansion(expanded, CLASSES)
+        read_expansion(expanded, SOURCES)
 
 
 def test_missing_images_are_listed_and_left_out_where_that_is_asked_for(expanded, caplog):
     for name in (ROWS[0]["file_name"], ROWS[2]["file_name"]):
         (expanded / name).unlink()
     with pytest.raises(InputError) as caught:
-        read_expansion(expanded, CLASSES)
+        read_expansion(expanded, SOURCES)
     message = str(caught.value)
-    assert "lacks 2 images" in message and "--on_error skip" in message
-    assert ROWS[0]["file_name"] in message and ROWS[2]["file_name"] in message
-    records = read_expansion(expanded, CLASSES, "skip")
+    assert "2 of 4 images are missing" in message and "--on_incomplete use" in message
+    assert all(f"variant 0 of {row['source']}" in message for row in (ROWS[0], ROWS[2]))
+    records = read_expansion(expanded, SOURCES, "use")
     assert [r.file_name for r in records] == [ROWS[1]["file_name"], ROWS[3]["file_name"]]
-    assert "lacks 2 images" in caplog.text
+    assert "2 of 4 images are missing" in caplog.text
 
 
 def test_a_folder_without_a_manifest_is_no_expansion(tmp_path):
     with pytest.raises(InputError, match="expand.py"):
-        read_expansion(tmp_path, CLASSES)
+        read_expansion(tmp_path, SOURCES)
 
 
 def test_torchvision_loads_the_expanded_set_as_an_image_folder(expanded):
@@ -231,6 +242,7 @@ def test_torchvision_loads_the_expanded_set_as_an_image_folder(expanded):
     assert np.array_equal(dataset[3][0], pixels_of(3))
 
 
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EINVAL)
 IDENTITY = {"seed": 1, "settings": {"rho": 1e-05, "words": ("a", "b")}, "model": None}
 
 
@@ -244,15 +256,16 @@ def test_the_same_identity_may_claim_a_folder_again(tmp_path):
     assert os.listdir(tmp_path / "deep/run") == ["run.yaml"]
     stored = yaml.safe_load((tmp_path / "deep/run/run.yaml").read_text())
     assert stored.pop("made_with")["versions"]["torch"]
+    assert stored.pop("format") == IDENTITY_FORMAT
     assert stored == {"seed": 1, "settings": {"rho": 1e-05, "words": ["a", "b"]}, "model": None}
 
 
-@pytest.mark.parametrize("can_link", [True, False])  # some network file systems have no hard links
-def test_another_identity_is_refused_with_each_difference(tmp_path, monkeypatch, can_link):
+@pytest.mark.parametrize("no_link", [None, *NO_LINKS])  # file systems without hard links
+def test_another_identity_is_refused_with_each_difference(tmp_path, monkeypatch, no_link):
     def refuse(*_):
-        raise OSError(errno.EPERM, "Operation not permitted")
+        raise OSError(no_link, os.strerror(no_link))
 
-    if not can_link:
+    if no_link:
         monkeypatch.setattr(os, "link", refuse)
     claim_folder(tmp_path, "run.yaml", IDENTITY, "remedy")
     before = (tmp_path / "run.yaml").read_text()
