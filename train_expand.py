@@ -106,8 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if learning.mixes_labels:
         _check_own_mixing(config, recipe)
     data = load_data(config, recipe)
-    title = config.name or data.dataset.name
-    folder = Path(config.data_dir) / f"{title}_expansion" / (config.exp or "")
+    folder = Path(config.data_dir) / f"{data.dataset.name}_expansion" / (config.exp or "")
     expanded_dir = Path(config.expanded_dir or folder)
     generated = generated_records(config, data, expanded_dir)
     exp = arm_name(

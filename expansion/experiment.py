@@ -200,6 +200,8 @@ def _first_look(arguments: Sequence[str]) -> tuple[list[Source], dict[str, Any]]
 def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
     """Read the dataset's real images; every image is decoded once to find broken ones early."""
     dataset = load_dataset(config.dataset, config.data_dir, config.test_fraction)
+    if config.name is not None:
+        dataset = dataclasses.replace(dataset, name=config.name)
     subset = (config.shots, config.subset_seed, config.subset_file)
     train = choose_subset(dataset.records("train"), *subset)
     train, _ = readable_records(train, config.on_error)
@@ -228,7 +230,7 @@ def run_dir(config: TrainConfig, recipe: Recipe, dataset: ImageDataset, exp: str
     middle = f"_{exp}" if exp else ""
     folder = Path(
         config.checkpoint_dir,
-        config.name or dataset.name,
+        dataset.name,
         f"{recipe.arch}_{start}{middle}_lr{recipe.lr:g}",
     )
     check_outside(

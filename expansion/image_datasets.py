@@ -29,6 +29,7 @@ from expansion.config import (
     PROJECT_ROOT,
     Source,
     compose,
+    home_expanded,
     load_yaml,
     option,
     require,
@@ -237,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _resolve(name: str, data_dir: Path) -> tuple[DatasetConfig, Any, Path]:
     """(settings, layout, folder) of a dataset; reads no images."""
+    name = home_expanded(name)
     if _is_known(name):
         source = load_yaml(_yaml_path(name))
         kind = source.values.get("reader", DatasetConfig.reader)

@@ -260,7 +260,7 @@ def run_once(
         identity: All that decides the result; goes into options.yaml and results.yaml.
     """
     if accelerator.is_main_process:
-        remedy = "give another --exp or --checkpoint_dir, or remove the folder"
+        remedy = "give another --tag or --checkpoint_dir, or --name if this is another dataset, or remove the folder"
         claim_folder(run_dir, "options.yaml", identity, remedy)
     accelerator.wait_for_everyone()
     if is_done(run_dir):
