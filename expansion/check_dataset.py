@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from expansion.errors import InputError
-from expansion.naming import folder_names
+from expansion.naming import folder_names, look_alikes
 from expansion.records import ImageRecord, shown
 from expansion.tables import aligned
 
@@ -96,6 +96,10 @@ def _class_problems(class_names: Sequence[str], train: Sequence[ImageRecord]) ->
     found = []
     if len(class_names) < FEW_CLASSES:
         found.append(f"only the class {shown(class_names)}; a classifier needs two or more")
+    found += [
+        f"the classes {shown(map(repr, names))} look alike; write one name if they are one class"
+        for names in look_alikes(class_names)
+    ]
     present = {record.label for record in train}
     absent = [name for label, name in enumerate(class_names) if label not in present]
     if train and absent:

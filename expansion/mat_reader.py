@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,10 +15,12 @@ from typing import Any
 
 from expansion.config import option, require
 from expansion.errors import InputError, brief
-from expansion.list_readers import Row, RowsReader, lack
+from expansion.list_files import lack
 from expansion.readers import require_root
 from expansion.records import shown
+from expansion.rows import Listing, Row, RowsReader, row_path
 from expansion.splits import SplitOptions
+from expansion.texts import class_text
 
 READ_FILE = """
 import json, sys
@@ -55,8 +58,8 @@ def read_mat(layout: MatLayout, root: Path, name: str) -> RowsReader:
     """Reader of a dataset with MATLAB files. Raises InputError for what is missing or unclear."""
     require_root(root)
     if layout.labels_file is not None:
-        return RowsReader(root, name, _numbered_rows(layout, root), layout)
-    names = [_year_first(n) if layout.year_first else n for n in _mat_classes(layout, root)]
+        return RowsReader(root, name, Listing(rows=_numbered_rows(layout, root)), layout)
+    names = _mat_classes(layout, root)
     rows, lacks = {}, {}
     for split in ("train", "test"):
         candidates = getattr(layout, f"{split}_annotations")
@@ -66,7 +69,7 @@ def read_mat(layout: MatLayout, root: Path, name: str) -> RowsReader:
         else:
             folder = getattr(layout, f"{split}_images")
             rows[split] = _annotated_rows(path, names, _nested(root, folder))
-    return RowsReader(root, name, rows, layout, list(dict.fromkeys(names)), lacks)
+    return RowsReader(root, name, Listing(rows=rows, class_order=names, lacks=lacks), layout)
 
 
 def _annotated_rows(path: Path, names: Sequence[str], folder: str) -> list[Row]:
@@ -84,16 +87,22 @@ def _annotated_rows(path: Path, names: Sequence[str], folder: str) -> list[Row]:
             1 <= number <= len(names),
             f"{path}: class {number} of {entry['fname']}, but there are {len(names)} class names",
         )
-        rows.append(Row(f"{folder}/{entry['fname']}", names[number - 1], number))
+        path = row_path(f"{folder}/{row_path(entry['fname'])}")
+        rows.append(Row(path, names[number - 1], number))
     return rows
 
 
 def _mat_classes(layout: MatLayout, root: Path) -> list[str]:
+    """Names of the classes 1, 2, ..."""
     require(layout.class_file is not None, f"dataset {root.name}: its YAML file has no class_file")
     path = _find(root, [layout.class_file])
     if path is None:
         raise InputError(lack(root, "training", [layout.class_file]))
-    return [str(name) for name in _vector(path, "class_names")]
+    names = [class_text(str(path), name) for name in _vector(path, "class_names")]
+    names = [_year_first(name) for name in names] if layout.year_first else names
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    require(not twice, f"{path}: the class {shown(map(repr, twice))} occurs twice")
+    return names
 
 
 def _numbered_rows(layout: MatLayout, root: Path) -> dict[str, list[Row]]:
@@ -105,6 +114,8 @@ def _numbered_rows(layout: MatLayout, root: Path) -> dict[str, list[Row]]:
             raise InputError(lack(root, "training", [str(name)]))
         paths.append(path)
     labels = [_whole(paths[0], label) for label in _vector(paths[0], "labels")]
+    odd = [f"{label} of image {i}" for i, label in enumerate(labels, start=1) if label < 1]
+    require(not odd, f"{paths[0]}: class {shown(odd)}, but class numbers start at 1")
     rows: dict[str, list[Row]] = {}
     for split, vectors in (("train", layout.train_ids), ("test", layout.test_ids)):
         ids = [_whole(paths[1], i) for name in vectors for i in _vector(paths[1], name)]

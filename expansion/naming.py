@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from expansion.records import ImageRecord
@@ -55,6 +55,24 @@ def image_stems(records: Sequence[ImageRecord], folders: dict[str, str]) -> dict
 def variant_name(stem: str, variant: int) -> str:
     """Path of a generated image below the output folder."""
     return f"{stem}_expand_{variant}.png"
+
+
+def look_alikes(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of names that a reader takes for one, in their order: "cat" and "Cat".
+
+    Alike are names that differ only in case, in blanks or underscores, in Unicode form, in signs
+    that show as nothing, or in zeros before a number ("1", "001").
+    """
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(_as_seen(name), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def _as_seen(name: str) -> str:
+    shown = "".join(c for c in _folded(name) if unicodedata.category(c) != "Cf")
+    shown = " ".join(shown.replace("_", " ").split())
+    return shown.lstrip("0") or "0" if shown.isdecimal() else shown
 
 
 def _distinct(names: dict[str, str]) -> dict[str, str]:

@@ -18,9 +18,16 @@ from expansion.errors import InputError, brief
 from expansion.records import ImageRecord, shown
 from expansion.runs import write_atomic
 from expansion.seeding import stable_seed
+from expansion.texts import NameIndex, parse_json, plain
 
 logger = logging.getLogger(__name__)
 
+# What lists and folders call the splits, in small letters.
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -59,6 +66,12 @@ class SplitOptions:
         if self.train_per_class is not None:
             return f"{self.train_per_class}-per-class"
         return f"test-{self.test_fraction:g}"
+
+
+def split_of(word: str) -> str | None:
+    """The split that a word of a list or the name of a folder means: train, val, test or None."""
+    small = plain(word).casefold()
+    return next((split for split, words in SPLIT_WORDS.items() if small in words), None)
 
 
 def few_shot(
@@ -151,7 +164,7 @@ def stored_split(
 def read_json(path: Path, kind: type | tuple[type, ...]) -> Any:
     """A JSON file of the given top-level type. Raises InputError, naming it, otherwise."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = parse_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, *JSON_ERRORS) as error:
         raise InputError(f"cannot read {path} as JSON: {error}") from error
     kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -215,23 +228,26 @@ def _follow(
     path: Path, lists: dict[str, Any], split: str, records: Sequence[ImageRecord]
 ) -> list[ImageRecord]:
     """The records that the stored list names; it must name just those that there are."""
-    names, others = (listed_names(path, lists, key) for key in (split, _other(split)))
-    known = {record.file_name for record in records}
-    absent = sorted(set(names) - known)
+    index = NameIndex(record.file_name for record in records)
+    names, others = (
+        {name: index.find(name) for name in listed_names(path, lists, key)}
+        for key in (split, _other(split))
+    )
+    absent = sorted(name for name, there in names.items() if there is None)
     require(
         not absent,
         f"{path} names {len(absent)} images that are not there: {shown(absent)}; "
         "bring them back, or remove the file to split anew",
     )
-    new = sorted(known - set(names) - set(others))
+    wanted, unwanted = set(names.values()), set(others.values())
+    new = sorted({record.file_name for record in records} - wanted - unwanted)
     require(
         not new,
         f"{path} does not name {len(new)} images: {shown(new)}; "
         "remove them, or remove the file to split anew",
     )
-    both = sorted(set(names) & set(others))
+    both = sorted(wanted & unwanted)
     require(not both, f"{path} has {shown(both)} in both splits; remove the file to split anew")
-    wanted = set(names)
     return [record for record in records if record.file_name in wanted]
 
 

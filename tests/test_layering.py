@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 
 METHOD_PACKAGES = ("distdiff", "dreamda", "baselines")
-LAYER_0 = {"errors", "stopping", "config", "seeding", "sharding", "runs", "prompts", "tables"}
+LAYER_0 = set("errors stopping config seeding sharding runs prompts tables texts".split())
 LAYER_2 = {"training", "experiment", "generation", "contenders", "training_rates"}
 COMMANDS = {"expansion.benchmark", "expansion.benchmark_training"}  # in all but their place
 OBJECT_NAME = re.compile(r"([a-z_0-9]+(?:\.[a-z_0-9]+)*):[A-Za-z_]\w*")  # "module:Class"
@@ -25,6 +25,7 @@ TORCH_FREE = [
         for name in (
             "errors stopping config seeding sharding runs prompts sampler checkpoints recipe naming "
             "image_datasets records readers list_readers mat_reader array_files array_readers "
+            "list_files rows texts "
             "check_dataset splits plan experiment writer devices manifest expanded_set tars work_queue "
             "status phases benchmark batch_size content places progress pixel_cache benchmark_training tables"
         ).split()
