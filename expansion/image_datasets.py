@@ -42,6 +42,7 @@ from expansion.readers import FolderLayout, FolderReader, Reader
 from expansion.records import ImageRecord, image_files, require_text, shown
 from expansion.runs import write_atomic
 from expansion.splits import SplitOptions, few_shot, listed_names, read_json
+from expansion.texts import NameIndex, keyed_by, stripped
 
 DEFAULT_DATASET = "digits"
 
@@ -181,15 +182,16 @@ def choose_subset(
             "give another file",
         )
     names = listed_names(Path(path), found, "files")
-    known = {record.file_name for record in records}
-    absent = [name for name in names if name not in known]
+    index = NameIndex(record.file_name for record in records)
+    found_names = {name: index.find(name) for name in names}
+    absent = [name for name, there in found_names.items() if there is None]
     require(
         not absent,
         f"--subset_file {path} names {len(absent)} files that are no training images: "
         f"{shown(absent)}; give the list of this dataset",
     )
     require(bool(names), f"--subset_file {path} names no files")
-    wanted = set(names)
+    wanted = set(found_names.values())
     return [record for record in records if record.file_name in wanted]
 
 
@@ -282,7 +284,9 @@ def _yaml_path(name: str) -> Path:
 
 def _prompt_names(name: str, config: DatasetConfig, reader: Reader) -> tuple[str, ...]:
     """What prompts call the classes: as the YAML file says, as the dataset's files say, as is."""
-    spoken = {**reader.spoken_names, **(config.class_names or {})}
+    spoken: dict[Any, Any] = {}
+    for given in (reader.spoken_names, config.class_names or {}):
+        spoken |= keyed_by(reader.class_names, given, f"dataset {name}: class_names")
     stray = sorted(map(brief, set(spoken) - set(reader.class_names)))
     unnamed = [c for c in reader.class_names if c not in spoken]
     # Names for classes that a cut copy lacks are no mistake; beside unnamed classes they are.
@@ -296,10 +300,13 @@ def _prompt_names(name: str, config: DatasetConfig, reader: Reader) -> tuple[str
             isinstance(text, str) or number,
             f"dataset {name}: class_names: expected text, got {brief(text)}",
         )
+    spoken = {c: stripped(str(text)) for c, text in spoken.items()}
+    blank = sorted(str(c) for c, text in spoken.items() if not text)
+    require(not blank, f"dataset {name}: class_names: the name of {shown(blank)} is empty")
     plain = {c: c.replace("_", " ") for c in unnamed}
     if config.lower_case:
         plain = {c: text.lower() for c, text in plain.items()}
-    names = tuple(str({**plain, **spoken}[c]) for c in reader.class_names)
+    names = tuple({**plain, **spoken}[c] for c in reader.class_names)
     require_text([*reader.class_names, *names], f"dataset {name}: class names")
     return names
 

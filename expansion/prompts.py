@@ -18,6 +18,7 @@ from typing import Any
 from expansion.config import JSON_ERRORS, config_hash, require
 from expansion.errors import InputError, is_text
 from expansion.seeding import stable_seed
+from expansion.texts import NameIndex, parse_json, stripped
 
 logger = logging.getLogger(__name__)
 
@@ -170,20 +171,22 @@ def _read_classes(path: str | Path, text: str, scope: PromptScope) -> list[tuple
     )
     labels = {name: label for label, name in enumerate(scope.prompt_names)}
     labels |= {name: label for label, name in enumerate(scope.class_names)}
+    index = NameIndex(labels)
     found: dict[int, tuple[str, ...]] = {}
     problems: dict[str, list[str]] = defaultdict(list)
     for name, texts in pairs:
-        if name not in labels:
+        label = labels.get(index.find(name))
+        if label is None:
             problems["no such class"].append(repr(name))
-        elif labels[name] in found:
+        elif label in found:
             problems["class given twice"].append(repr(name))
         elif not isinstance(texts, list) or not all(map(_is_prompt, texts)):
             problems["no list, or an empty or non-string prompt in it, for class"].append(
                 repr(name)
             )
-            found[labels[name]] = ()
+            found[label] = ()
         elif texts:
-            found[labels[name]] = tuple(text.strip() for text in texts)
+            found[label] = tuple(map(stripped, texts))
     problems["no prompts for class"] = [
         repr(name) for label, name in enumerate(scope.class_names) if label not in found
     ]
@@ -193,8 +196,12 @@ def _read_classes(path: str | Path, text: str, scope: PromptScope) -> list[tuple
 
 def _read_lines(path: str | Path, text: str, scope: PromptScope) -> dict[str, list[str]]:
     """Candidates by file_name of the dataset from lines of {file_name, text}."""
-    file_names = {name.partition("/")[2]: name for name in scope.labels}
-    file_names |= {name: name for name in scope.labels}
+    files = NameIndex(scope.labels)
+    # Paths below the split folder; one that several images would have stands for none.
+    below: dict[str, list[str]] = defaultdict(list)
+    for name in scope.labels:
+        below[name.partition("/")[2] or name].append(name)
+    short = NameIndex(below)
     found: dict[str, list[str]] = {}
     problems: dict[str, list[str]] = defaultdict(list)
     for number, line in enumerate(text.split("\n"), start=1):
@@ -207,10 +214,14 @@ def _read_lines(path: str | Path, text: str, scope: PromptScope) -> dict[str, li
             problems["no file_name in line"].append(str(number))
         elif not _is_prompt(row.get("text")):
             problems["empty or non-string text in line"].append(str(number))
-        elif row["file_name"] not in file_names:
-            problems["no such training image"].append(repr(row["file_name"]))
         else:
-            found.setdefault(file_names[row["file_name"]], []).append(row["text"].strip())
+            whole, part = files.find(row["file_name"]), short.find(row["file_name"])
+            meant = [whole] if whole else below.get(part, [])
+            if len(meant) == 1:
+                found.setdefault(meant[0], []).append(stripped(row["text"]))
+            else:
+                kind = "name of several images" if meant else "no such training image"
+                problems[kind].append(repr(row["file_name"]))
     problems["no line for the real image"] = [repr(n) for n in scope.wanted if n not in found]
     _raise_if_any(
         path, problems, 'expected {"file_name": ..., "text": ...} for each real image of the run'
@@ -221,14 +232,14 @@ def _read_lines(path: str | Path, text: str, scope: PromptScope) -> dict[str, li
 def _object(line: str) -> dict[str, Any] | None:
     """The JSON object in a line, or None."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except JSON_ERRORS:
         return None
     return row if isinstance(row, dict) else None
 
 
 def _is_prompt(text: object) -> bool:
-    return isinstance(text, str) and bool(text.strip()) and is_text(text)
+    return isinstance(text, str) and bool(stripped(text)) and is_text(text)
 
 
 def _raise_if_any(path: str | Path, problems: Mapping[str, Sequence[str]], remedy: str) -> None:
