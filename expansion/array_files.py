@@ -10,7 +10,7 @@ import math
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import numpy as np
 
 from expansion.config import require
 from expansion.errors import InputError, brief
+from expansion.records import shown
+from expansion.texts import class_text
 
 # What can go wrong in a file that is cut off or no such file.
 DAMAGE = (
@@ -27,6 +29,7 @@ DAMAGE = (
     ImportError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 LARGEST_ARRAYS = 4 << 30  # bytes; a small file can claim, or unpack to, any number
+LARGEST_CLASS = 2**31  # a larger number is no class
 IDX_UINT8 = 8  # the third byte of an IDX file
 STL10_SIDE = 96
 
@@ -35,11 +38,13 @@ STL10_SIDE = 96
 class Arrays:
     """Split -> (images, labels), and the class names in label order if the files hold them.
 
-    Images are (N, H, W) or (N, H, W, C) uint8; labels are (N,) from 0, or None.
+    Images are (N, H, W) or (N, H, W, C) uint8; labels are (N,) from 0, or None. `remarks` say what
+    of the files is not used.
     """
 
     splits: Mapping[str, tuple[np.ndarray, np.ndarray | None]]
     class_names: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,16 @@ class ArrayFiles:
     name: str | None = None
 
     def find(self, *names: str) -> Path:
-        """The first file of one of these names. Raises InputError if there is none."""
+        """The file of the first of these names that there is.
+
+        Raises:
+            InputError: There is none, or there are several of one name.
+        """
         for name in names:
             for pattern in (name, f"*/{name}", f"*/*/{name}"):
                 found = sorted(p for p in self.root.glob(pattern) if p.is_file())
+                places = shown(p.relative_to(self.root).as_posix() for p in found)
+                require(len(found) < 2, f"{self.root} holds {name} twice: {places}; remove one")
                 if found:
                     return found[0]
         raise InputError(
@@ -100,19 +111,21 @@ def load_pickle(path: Path) -> dict[str, Any]:
 
 def read_cifar10(files: ArrayFiles) -> Arrays:
     """Batches `data_batch_1` to `_5` and `test_batch`, names in `batches.meta`."""
-    batches = [load_pickle(files.find(f"data_batch_{i}")) for i in range(1, 6)]
-    parts = [_cifar_batch(files.root, batch, "labels") for batch in batches]
+    paths = [files.find(f"data_batch_{i}") for i in range(1, 6)]
+    parts = [_cifar_batch(path, "labels") for path in paths]
     train = tuple(np.concatenate(arrays) for arrays in zip(*parts))
-    test = _cifar_batch(files.root, load_pickle(files.find("test_batch")), "labels")
+    test = _cifar_batch(files.find("test_batch"), "labels")
     names = load_pickle(files.find("batches.meta")).get("label_names", ())
-    return Arrays({"train": train, "test": test}, _text(files.root, names))
+    others = sorted({*paths[0].parent.glob("data_batch_*")} - {*paths})
+    remarks = tuple(f"ignored: {path.name}, no file of CIFAR-10" for path in others)
+    return Arrays({"train": train, "test": test}, _text(files.root, names), remarks)
 
 
 def read_cifar100(files: ArrayFiles) -> Arrays:
     """`cifar-100-python/{train,test,meta}` with the 100 fine labels."""
     folder = files.find("cifar-100-python/meta").parent
     splits = {
-        split: _cifar_batch(folder, load_pickle(ArrayFiles(folder).find(split)), "fine_labels")
+        split: _cifar_batch(ArrayFiles(folder).find(split), "fine_labels")
         for split in ("train", "test")
     }
     return Arrays(splits, _text(folder, load_pickle(folder / "meta").get("fine_label_names", ())))
@@ -129,7 +142,7 @@ def read_idx(files: ArrayFiles) -> Arrays:
                 ("labels-idx1-ubyte", "labels.idx1-ubyte"),
             )
         )
-        splits[split] = (images, labels.astype(np.int64))
+        splits[split] = (images, class_numbers(files.root, labels))
     return Arrays(splits)
 
 
@@ -151,7 +164,7 @@ def read_stl10(files: ArrayFiles) -> Arrays:
 
 
 def read_npz(files: ArrayFiles) -> Arrays:
-    """`{train,test}_{images,labels}` of one npz file (MedMNIST); its val split is not used."""
+    """`{train,test}_{images,labels}` of one npz file (MedMNIST); its val split is only remarked."""
     require(files.name is not None, f"{files.root}: the YAML file names no npz file")
     path = files.find(files.name)
     try:
@@ -159,14 +172,54 @@ def read_npz(files: ArrayFiles) -> Arrays:
             _check_size(path, sum(member.file_size for member in archive.infolist()))
         with np.load(path, allow_pickle=False) as found:
             splits = {
-                split: (found[f"{split}_images"], _flat_labels(path, found[f"{split}_labels"]))
+                split: (found[f"{split}_images"], class_numbers(path, found[f"{split}_labels"]))
                 for split in ("train", "test")
             }
+            remarks = _unused_arrays(path.name, found, tuple(splits))
     except InputError:
         raise
     except DAMAGE as error:
         raise InputError(f"cannot read {path}: {error}; download it again") from error
-    return Arrays(splits)
+    return Arrays(splits, remarks=remarks)
+
+
+def _unused_arrays(
+    name: str, found: Mapping[str, np.ndarray], splits: Sequence[str]
+) -> tuple[str, ...]:
+    """Remarks on the further splits and arrays of an npz file."""
+    others = [key for key in found if not key.startswith(tuple(f"{s}_" for s in splits))]
+    counts = {
+        key.removesuffix("_images"): len(found[key.removesuffix("_images") + "_labels"])
+        for key in others
+        if key.endswith("_images") and key.removesuffix("_images") + "_labels" in others
+    }
+    rest = [key for key in others if key.rpartition("_")[0] not in counts]
+    remarks = [f"ignored: {count} {split} images of {name}" for split, count in counts.items()]
+    return (*remarks, *([f"ignored: the arrays {shown(rest)} of {name}"] if rest else []))
+
+
+def class_numbers(place: Path, labels: np.ndarray) -> np.ndarray:
+    """(N,) or (N, 1) class numbers of any numeric type as (N,) int64.
+
+    Raises:
+        InputError: Several labels per image, or what is no whole number: 0.5, NaN, a boolean.
+    """
+    flat = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
+    require(flat, f"{place}: labels of shape {labels.shape}; only one label per image can be used")
+    remedy = "give each image the number of its class"
+    require(
+        labels.dtype.kind in "iuf", f"{place}: labels of type {labels.dtype}, no numbers; {remedy}"
+    )
+    labels = labels.reshape(-1)
+    odd = np.flatnonzero(~(np.isfinite(labels) & (labels == np.floor(labels))))
+    odd = np.concatenate([odd, np.flatnonzero(np.abs(labels.astype(np.float64)) > LARGEST_CLASS)])
+    if len(odd):
+        first = int(odd[0])
+        raise InputError(
+            f"{place}: {len(odd)} labels are no class number, the first is "
+            f"{labels[first].item()} of image {first}; {remedy}"
+        )
+    return labels.astype(np.int64)
 
 
 FORMATS: Mapping[str, Callable[[ArrayFiles], Arrays]] = {
@@ -178,21 +231,29 @@ FORMATS: Mapping[str, Callable[[ArrayFiles], Arrays]] = {
 }
 
 
-def _cifar_batch(place: Path, batch: Mapping[str, Any], key: str) -> tuple[np.ndarray, np.ndarray]:
+def _cifar_batch(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
     """(N, 32, 32, 3) images and (N,) labels; rows hold 1,024 red, green and blue values."""
+    batch = load_pickle(path)
     pixels, labels = batch.get("data"), batch.get(key)
-    fits = isinstance(pixels, np.ndarray) and pixels.ndim == 2 and pixels.shape[1] == 3072
-    numbers = isinstance(labels, list) and all(isinstance(n, int) for n in labels)
+    fits = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
+    fits = fits and pixels.ndim == 2 and pixels.shape[1] == 3072
+    if isinstance(labels, list) and all(type(n) in (int, float) for n in labels):
+        labels = np.asarray([n if abs(n) < LARGEST_CLASS else -1 for n in labels])
     require(
-        fits and numbers and all(abs(n) < 2**31 for n in labels),
-        f"{place}: a batch lacks 'data' of 3072 values per image or {key!r}; download it again",
+        fits and isinstance(labels, np.ndarray),
+        f"{path}: a batch lacks 'data' of 3072 8-bit values per image or numbers in {key!r}; "
+        "download it again",
     )
-    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(labels, dtype=np.int64)
+    require(
+        len(pixels) == len(labels),
+        f"{path}: {len(pixels)} images, but {len(labels)} labels; download it again",
+    )
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), class_numbers(path, labels)
 
 
 def _text(place: Path, names: Any) -> tuple[str, ...]:
     require(isinstance(names, list | tuple), f"{place}: its class names are no list")
-    return tuple(_word(place, name) for name in names)
+    return tuple(class_text(str(place), _word(place, name)) for name in names)
 
 
 def _word(place: Path, name: Any) -> str:
@@ -243,10 +304,3 @@ def _stl10_images(path: Path) -> np.ndarray:
     )
     stored = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 3, STL10_SIDE, STL10_SIDE)
     return stored.transpose(0, 3, 2, 1)
-
-
-def _flat_labels(path: Path, labels: np.ndarray) -> np.ndarray:
-    """(N, 1) or (N,) class numbers as (N,); several labels per image are refused."""
-    flat = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
-    require(flat, f"{path}: labels of shape {labels.shape}; only one label per image can be used")
-    return labels.reshape(-1).astype(np.int64)

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from expansion.records import image_files, shown
 from expansion.runs import write_atomic
 from expansion.seeding import stable_seed
 from expansion.splits import read_json
+from expansion.texts import class_text
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,25 @@ class ArraysLayout:
     )
 
 
+class UnpackedReader(FolderReader):
+    """Reader of unpacked folders.
+
+    Args:
+        told: What was not unpacked, a line each.
+    """
+
+    def __init__(
+        self, root: Path, name: str, folders: Mapping[str, str] | None, told: Sequence[str]
+    ):
+        super().__init__(FolderLayout(), root, name, folders)
+        self._told = tuple(told)
+
+    @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """What is not used, a line each."""
+        return (*getattr(super(), "remarks", ()), *self._told)
+
+
 def read_arrays(layout: ArraysLayout, root: Path, name: str) -> FolderReader:
     """Reader of the unpacked folders; unpacks them first if need be.
 
@@ -62,7 +83,7 @@ def read_arrays(layout: ArraysLayout, root: Path, name: str) -> FolderReader:
     require_root(root)
     if not (root / "train").is_dir():
         _unpack(layout, root)
-    folders = None
+    folders, told = None, []
     if (root / UNPACKED).is_file():  # else folders that somebody else unpacked
         found = read_json(root / UNPACKED, dict)
         wanted = _settings(layout)
@@ -74,7 +95,10 @@ def read_arrays(layout: ArraysLayout, root: Path, name: str) -> FolderReader:
             f"now); remove {UNPACKED} and the folders train and test to unpack again",
         )
         folders = _described_folders(root, found.get("classes"))
-    return FolderReader(FolderLayout(), root, name, folders)
+        told = found.get("remarks", [])
+        is_list = isinstance(told, list) and all(isinstance(line, str) for line in told)
+        require(is_list, f"{root / UNPACKED}: remarks are no list of text; remove them")
+    return UnpackedReader(root, name, folders, told)
 
 
 def _described_folders(root: Path, rows: Any) -> dict[str, str]:
@@ -118,7 +142,9 @@ def _settings(layout: ArraysLayout) -> dict[str, Any]:
 def _unpack(layout: ArraysLayout, root: Path) -> None:
     """Write all splits; the training folder comes last and marks the end."""
     found = FORMATS[layout.format](ArrayFiles(root, layout.file))
-    names = found.class_names or layout.classes
+    names = found.class_names or tuple(
+        class_text(f"{root}: classes of the YAML file", name) for name in layout.classes
+    )
     require(bool(names), f"{root}: the files hold no class names; give classes in the YAML file")
     require(len(set(names)) == len(names), f"{root}: a class name occurs twice in {names}")
     folders = folder_names(names)
@@ -126,6 +152,7 @@ def _unpack(layout: ArraysLayout, root: Path) -> None:
     archive = root / layout.train_archive if layout.train_archive else None
     archive = archive if archive and archive.is_dir() else None
     settings = {**_settings(layout), "archive_used": archive is not None}
+    remarks = list(found.remarks)
     with partial_folder(root, "unpacking") as partial:
         for split, (images, labels) in found.splits.items():
             _check(root, split, images, labels, len(names))
@@ -133,7 +160,10 @@ def _unpack(layout: ArraysLayout, root: Path) -> None:
             indices: Sequence[int] = range(len(images))
             if split == "train" and layout.train_per_class is not None:
                 indices = _seeded(labels, names, layout.train_per_class, layout.split_seed)
+                if not archive:
+                    remarks.append(_left_out(len(images), indices, layout.train_per_class))
             if split == "train" and archive:
+                remarks.append(f"used: the training images of {archive.name}/, not of the arrays")
                 _copy_archive(archive, folders, partial / split)
             elif labels is None:
                 places = [f"{index // 1000:03d}" for index in indices]
@@ -141,7 +171,7 @@ def _unpack(layout: ArraysLayout, root: Path) -> None:
             else:
                 places = [folders[names[labels[index]]] for index in indices]
                 _write(images, indices, places, partial / split)
-        described = {"settings": settings, "classes": classes}
+        described = {"settings": settings, "classes": classes, "remarks": remarks}
         write_atomic(root / UNPACKED, json.dumps(described, indent=1) + "\n")
         for split in sorted(found.splits, key=lambda split: split == "train"):
             move_whole(partial / split, root / split)
@@ -166,7 +196,8 @@ def _check(
     low, high = int(labels.min()), int(labels.max())
     require(
         0 <= low and high < num_classes,
-        f"{root}: {split} labels from {low} to {high}, but there are {num_classes} class names",
+        f"{root}: {split} labels from {low} to {high}, but there are {num_classes} class names, "
+        f"of the numbers 0 to {num_classes - 1}",
     )
 
 
@@ -181,6 +212,11 @@ def _seeded(labels: np.ndarray, names: Sequence[str], count: int, seed: int) -> 
         )
         kept += sorted(members, key=lambda i: stable_seed("arrays", seed, i))[:count]
     return sorted(kept)
+
+
+def _left_out(num_images: int, kept: Sequence[int], per_class: int) -> str:
+    count = num_images - len(kept)
+    return f"ignored: {count} of {num_images} training images (train_per_class {per_class})"
 
 
 def _write(images: np.ndarray, indices: Sequence[int], places: Sequence[str], target: Path) -> None:
