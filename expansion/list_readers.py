@@ -26,7 +26,7 @@ from expansion.rows import (
     of_split,
     row_path,
 )
-from expansion.splits import SplitOptions
+from expansion.splits import SplitOptions, split_of
 from expansion.texts import class_text, stripped
 
 PATH_TEMPLATE = "{path}"
@@ -56,6 +56,10 @@ class ListLayout(SplitOptions):
     class_column: str = option("label", "column of the class")
     split_column: str = option(
         "split", "column of the split, if there is one: words like train, Val, testing"
+    )
+    beside: bool = option(False, "paths are relative to the folder of their list file")
+    split_folders: bool = option(
+        False, "where no column tells the split, the first folder of a path does: train, test"
     )
     labels: str | None = option(None, "file of lines '<key> <class number>'")
     splits: str | None = option(None, "file of lines '<key> <1 for training, 0 for testing>'")
@@ -180,7 +184,10 @@ def _rows(
         )
         order = int(number) if number is not None and is_number(number) else None
         split = entry.get("split") or SPLIT_NUMBERS.get(splits.get(key), splits.get(key))
-        rows.append(Row(_path(layout, source, entry["path"]), class_name, order, split))
+        path = _path(layout, source, entry["path"])
+        if split is None and layout.split_folders:
+            split = split_of(path.split("/")[0])
+        rows.append(Row(path, class_name, order, split))
     remarks = [
         remark
         for name, found in ((layout.labels, labels), (layout.splits, splits))
@@ -197,9 +204,7 @@ def _path(layout: ListLayout, source: str, path: str) -> str:
         return path
     if layout.image_path != PATH_TEMPLATE:
         return row_path(layout.image_path.format(path=path))
-    # Metadata files lie in the folder of their images (the layout of Hugging Face).
-    own = PurePosixPath(source)
-    return row_path(str(own.parent / path) if own.name in METADATA_FILES else path)
+    return row_path(str(PurePosixPath(source).parent / path) if layout.beside else path)
 
 
 def _entries(

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from expansion.config import require
 from expansion.errors import InputError
-from expansion.records import IMAGE_SUFFIXES, ImageRecord, shown
+from expansion.records import ImageRecord, shown
 from expansion.splits import SplitOptions, split_of, stored_split
 from expansion.texts import NameIndex, plain, stripped
 
@@ -62,6 +62,7 @@ class RowsReader:
     """
 
     spoken_names: Mapping[str, str] = {}
+    known_folders: Sequence[str] = ()  # none of its folders has another use
 
     def __init__(self, root: Path, name: str, listing: Listing, options: SplitOptions):
         rows = listing.rows
@@ -85,7 +86,6 @@ class RowsReader:
             *ignored_by_split(self.listing.ignored),
             *self._repeated(),
             *counted("class", "classes", unused, "without a training image"),
-            *counted("image", "images", self._unlisted(), "that no list names"),
         )
 
     def records(self, split: str) -> list[ImageRecord]:
@@ -163,19 +163,6 @@ class RowsReader:
         counts = Counter(plain(row.path) for rows in self.rows.values() for row in rows)
         again = [path for path, count in counts.items() for _ in range(count - 1)]
         return counted("row", "rows", again, "that list an image again")
-
-    def _unlisted(self) -> list[str]:
-        """Images that lie beside listed ones but are in no list."""
-        rows = [*self.listing.ignored, *(row for rows in self.rows.values() for row in rows)]
-        listed = {plain(row.path) for row in rows}
-        found = []
-        for folder in sorted({os.path.dirname(r.path) for r in rows if _is_inside(r.path)}):
-            for name in sorted(_names_in(self.root / folder)):
-                path = f"{folder}/{name}" if folder else name
-                is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and name[0] != "."
-                if is_image and plain(path) not in listed and os.path.isfile(self.root / path):
-                    found.append(path)
-        return found
 
 
 def row_path(text: str) -> str:

@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 # What lists and folders call the splits, in small letters.
 SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
+    "train": ("train", "training", "trainset"),
+    "val": ("val", "valid", "validation", "valset", "eval", "evaluation", "dev"),
+    "test": ("test", "testing", "testset"),
 }
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
