@@ -162,7 +162,7 @@ class RowsReader:
         """That images are listed twice; with two classes they are refused in `records`."""
         counts = Counter(plain(row.path) for rows in self.rows.values() for row in rows)
         again = [path for path, count in counts.items() for _ in range(count - 1)]
-        return counted("row", "rows", again, "that list an image again")
+        return counted("row", "rows", again, "of images listed already")
 
 
 def row_path(text: str) -> str:

@@ -281,7 +281,7 @@ def test_a_row_that_repeats_an_image_counts_once_and_is_told(listed):
     dataset = listed([HEADER, *ROWS, ROWS[0], "./0.png,cat,train", ".//1.png,dog,Train"])
     assert counts(dataset) == ({"cat": 1, "dog": 1}, {"cat": 1, "dog": 1})
     assert dataset.reader.remarks == (
-        "ignored: 3 rows that list an image again: 0.png, 0.png, 1.png",
+        "ignored: 3 rows of images listed already: 0.png, 0.png, 1.png",
     )
 
 
