@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from expansion.config import require
 from expansion.errors import InputError
+from expansion.naming import look_alikes
 from expansion.records import ImageRecord, shown
 from expansion.splits import SplitOptions, split_of, stored_split
 from expansion.texts import NameIndex, plain, stripped
@@ -113,7 +114,8 @@ class RowsReader:
             )
             require(
                 row.class_name in labels,
-                f"{self.root}: class {row.class_name!r} of {row.path} has no training images",
+                f"{self.root}: class {row.class_name!r} of {row.path} has no training images; "
+                f"{_remedy(row.class_name, self.class_names)}",
             )
             path = self._on_disk(row.path)
             absent += [row.path] if path is None else []
@@ -228,6 +230,14 @@ def counted(one: str, many: str, names: Sequence[str], what: str) -> list[str]:
 def is_number(text: str) -> bool:
     """Whether the text is a number of a size that a class or an image can have."""
     return text.isdecimal() and len(text) < LONGEST_NUMBER
+
+
+def _remedy(class_name: str, known: Sequence[str]) -> str:
+    """What to do about a class that is only tested on."""
+    twins = [name for name in known if look_alikes([class_name, name])]
+    if twins:
+        return f"it looks like {twins[0]!r}: write one name if they are one class"
+    return "mark some for training, or remove the row"
 
 
 def _is_inside(path: str) -> bool:

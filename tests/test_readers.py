@@ -15,6 +15,7 @@ from stand_ins import HURTFUL, WRITERS, aircraft, cars, draw, folders, stand_in,
 
 from expansion.errors import InputError
 from expansion.image_datasets import load_dataset
+from expansion.list_readers import ListLayout, read_lists
 
 DATASETS_DIR = os.environ.get("DATASETS_DIR")
 real_data = pytest.mark.skipif(
@@ -224,6 +225,34 @@ def test_a_folder_with_a_metadata_file_is_a_dataset(tmp_path, kind):
         "train": {"class 0": 2, "class 1": 2, "class 2": 2},
         "test": {"class 0": 1, "class 1": 1, "class 2": 1},
     }
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "tsv", "CSV"])
+def test_a_list_says_the_same_in_every_form(tmp_path, suffix):
+    rows = [{"file_name": f"{i}.png", "label": f" {i % 2}.0", "split": "Train"} for i in range(4)]
+    for row in rows:
+        draw(tmp_path / row["file_name"])
+    if suffix.startswith("json"):
+        texts = list(map(json.dumps, rows))
+        lines = ["[", ",\n".join(texts), "]"] if suffix == "json" else texts
+    else:
+        sign = "\t" if suffix == "tsv" else ","
+        lines = [sign.join(cells) for cells in [rows[0].keys(), *(r.values() for r in rows)]]
+    write_lines(tmp_path / f"list.{suffix}", lines)
+    reader = read_lists(ListLayout(images=f"list.{suffix}"), tmp_path, "set")
+    assert {r.file_name: r.class_name for r in reader.records("train")} == {
+        f"{i}.png": f"{i % 2}" for i in range(4)
+    }
+
+
+def test_a_test_class_that_looks_like_a_training_class_is_named_beside_it(tmp_path):
+    for i in range(2):
+        draw(tmp_path / f"{i}.png")
+    write_lines(tmp_path / "metadata.csv", ["file_name,label,split", "0.png,cat,train"])
+    with (tmp_path / "metadata.csv").open("a") as file:
+        file.write("1.png,Cat,test\n")
+    with pytest.raises(InputError, match="'Cat' of 1.png has no .*; it looks like 'cat'"):
+        load_dataset(str(tmp_path)).records("test")
 
 
 def test_a_metadata_file_without_a_split_column_is_split_by_seed(tmp_path):
