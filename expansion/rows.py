@@ -112,11 +112,11 @@ class RowsReader:
                 f"{self.root}: the lists name {row.path!r}, outside the folder; "
                 "write paths relative to it",
             )
-            require(
-                row.class_name in labels,
-                f"{self.root}: class {row.class_name!r} of {row.path} has no training images; "
-                f"{_remedy(row.class_name, self.class_names)}",
-            )
+            if row.class_name not in labels:
+                raise InputError(
+                    f"{self.root}: class {row.class_name!r} of {row.path} has no training images; "
+                    f"{_remedy(row.class_name, self.class_names)}"
+                )
             path = self._on_disk(row.path)
             absent += [row.path] if path is None else []
             known = classes.setdefault(path or row.path, row.class_name)
