@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from PIL import Image
-
 from expansion.errors import InputError
 from expansion.naming import folder_names, look_alikes
+from expansion.pixel_report import PixelFacts, conversion_lines, facts_of, pixel_findings
 from expansion.records import ImageRecord, shown
 from expansion.tables import aligned
 
@@ -29,12 +28,14 @@ class Look:
         size: (width, height) as the image is used, pixels.
         mode: Pillow's mode of the file.
         content: Hash of size and RGB pixels.
+        pixels: What was converted, and whether it shows anything.
         problem: Why it cannot be read; then the rest means nothing.
     """
 
     size: tuple[int, int] = (0, 0)
     mode: str = ""
     content: str = ""
+    pixels: PixelFacts = PixelFacts()
     problem: str = ""
 
 
@@ -68,12 +69,16 @@ def check_splits(
         looks = dict(zip((r.file_name for r in everything), pool.map(_look, everything)))
     problems += [look.problem for look in looks.values() if look.problem]
     problems += _class_problems(class_names, records["train"])
+    pixels = [(r, looks[r.file_name].pixels) for r in everything if not looks[r.file_name].problem]
+    odd_pixels, pixel_notes = pixel_findings(pixels)
     across, notes = _duplicates(records, looks)
+    problems += odd_pixels
     lines = [
         title,
         *_count_table(class_names, prompt_names, records),
         *_image_lines(looks),
-        *(f"note: {note}" for note in notes + _small(looks)),
+        *conversion_lines(facts for _, facts in pixels),
+        *(f"note: {note}" for note in notes + pixel_notes + _small(looks)),
         *(f"problem: {problem}" for problem in problems + across),
     ]
     num_problems = len(problems) + len(across)
@@ -83,13 +88,12 @@ def check_splits(
 
 def _look(record: ImageRecord) -> Look:
     try:
-        image = record.load()
+        found = record.decoded()
     except InputError as error:
         return Look(problem=str(error))
-    with Image.open(record.path) as stored:
-        mode = stored.mode
+    image = found.image
     content = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-    return Look(size=image.size, mode=mode, content=content)
+    return Look(image.size, found.mode, content, facts_of(found))
 
 
 def _class_problems(class_names: Sequence[str], train: Sequence[ImageRecord]) -> list[str]:

@@ -208,7 +208,7 @@ def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
     test, _ = readable_records(dataset.records("test"), config.on_error)
     unlabeled: list[ImageRecord] = []
     if config.unlabeled_dir is not None:
-        found = unlabeled_records(config.unlabeled_dir)
+        found = unlabeled_records(config.unlabeled_dir, dataset.reading)
         unlabeled, _ = readable_records(found, config.on_error)
     present = {record.label for record in train}
     absent = [c for label, c in enumerate(dataset.class_names) if label not in present]

@@ -38,6 +38,8 @@ from expansion.config import (
 from expansion.errors import InputError, brief, run_command
 from expansion.list_readers import ListLayout, metadata_layout, read_lists
 from expansion.mat_reader import MatLayout, read_mat
+from expansion.pixel_report import PixelFacts, facts_of, warn_of_pixels
+from expansion.pixels import Reading, check_reading
 from expansion.readers import FolderLayout, FolderReader, Reader
 from expansion.records import ImageRecord, image_files, require_text, shown
 from expansion.runs import write_atomic
@@ -45,6 +47,7 @@ from expansion.splits import SplitOptions, few_shot, listed_names, read_json
 from expansion.texts import NameIndex, keyed_by, stripped
 
 DEFAULT_DATASET = "digits"
+DEFAULT_READING = Reading()
 
 
 def _read_digits(layout: FolderLayout, root: Path, name: str) -> FolderReader:
@@ -72,6 +75,10 @@ class DatasetConfig:
     class_names: dict = option(None, "class -> name in prompts, where they differ")
     lower_case: bool = option(False, "write the other class names in small letters in prompts")
     crop_bottom: int = option(0, "rows of pixels cut off below each image: a credit line")
+    background: str = option("white", "colour behind transparent pixels: a name or '#rrggbb'")
+    value_range: tuple[float, ...] = option(
+        (), "the two grey values of 16-bit, 32-bit and float images that become black and white"
+    )
     expand: dict = option(None, "overrides of expand.py's options, for every method")
     methods: dict = option(None, "method -> overrides of expand.py's options")
     classifier: dict = option(None, "overrides of the classifier recipe")
@@ -97,9 +104,15 @@ class ImageDataset:
         found = self.reader.records(split)
         require(bool(found), f"{self.root}: its {split} split is empty; add images")
         require_text((record.file_name for record in found), str(self.root))
-        if not self.config.crop_bottom:
+        if not self.config.crop_bottom and self.reading == Reading():
             return found
-        return [dataclasses.replace(r, crop_bottom=self.config.crop_bottom) for r in found]
+        further = {"crop_bottom": self.config.crop_bottom, "reading": self.reading}
+        return [dataclasses.replace(record, **further) for record in found]
+
+    @property
+    def reading(self) -> Reading:
+        """What its settings say of the images' background and range of values."""
+        return Reading(self.config.background, self.config.value_range)
 
 
 def load_dataset(
@@ -126,6 +139,7 @@ def load_dataset(
         f"--test_fraction {test_fraction}: dataset {name} has a test split; leave the option out",
     )
     prompt_names = _prompt_names(name, config, reader)
+    check_reading(Reading(config.background, config.value_range), f"dataset {name}")
     return ImageDataset(title, root, reader.class_names, prompt_names, config, reader)
 
 
@@ -139,8 +153,11 @@ def dataset_title(name: str, data_dir: str | Path = "data") -> str:
     return _title(name, _resolve(name, Path(data_dir))[2])
 
 
-def unlabeled_records(folder: str | Path) -> list[ImageRecord]:
+def unlabeled_records(folder: str | Path, reading: Reading = DEFAULT_READING) -> list[ImageRecord]:
     """All images below `folder`, sorted; their label 0 means nothing.
+
+    Args:
+        reading: Of the labelled images that they go with.
 
     Raises:
         InputError: No such folder, or no image in it.
@@ -150,7 +167,7 @@ def unlabeled_records(folder: str | Path) -> list[ImageRecord]:
     require(bool(files), f"unlabeled_dir {folder}: no images there; give a folder that holds some")
     names = [path.relative_to(root).as_posix() for path in files]
     require_text(names, f"unlabeled_dir {folder}")
-    return [ImageRecord(path, name, 0, "") for path, name in zip(files, names)]
+    return [ImageRecord(path, name, 0, "", reading=reading) for path, name in zip(files, names)]
 
 
 def choose_subset(

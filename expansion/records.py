@@ -4,45 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from PIL import (
-    AvifImagePlugin,
-    ExifTags,
-    Image,
-    Jpeg2KImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image
 
 from expansion.config import require
 from expansion.errors import InputError, is_text
-
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif".split())
-# EXIF orientation -> what makes the image upright; read alone, as other tags may be malformed.
-EXIF_TURNS = dict(
-    zip(
-        range(2, 9),
-        [
-            Image.Transpose.FLIP_LEFT_RIGHT,
-            Image.Transpose.ROTATE_180,
-            Image.Transpose.FLIP_TOP_BOTTOM,
-            Image.Transpose.TRANSPOSE,
-            Image.Transpose.ROTATE_270,
-            Image.Transpose.TRANSVERSE,
-            Image.Transpose.ROTATE_90,
-        ],
-    )
-)
-# Formats that are tried, whatever the suffix says. Pillow knows some forty more, one of which calls
-# another program (EPS: Ghostscript). It must be told to load the plugins of the less usual ones.
-PLUGINS = (AvifImagePlugin, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin)
-Image.preinit()
-FORMATS = sorted({Image.EXTENSION[suffix] for suffix in (*IMAGE_SUFFIXES, ".avif", ".jp2")})
-# A line of pixels made square by its shorter side would fill the memory.
-LARGEST_RATIO = 100  # of the sides
+from expansion.pixels import IMAGE_SUFFIXES, Decoded, Reading, decode
 
 
 @dataclass(frozen=True)
@@ -56,6 +25,7 @@ class ImageRecord:
             image.
         true_label: What a generated image really shows, where `label` was made wrong on purpose.
         crop_bottom: Rows of pixels cut off below: a credit line.
+        reading: What its dataset says of background and range of values.
         byte_range: (First byte, number of bytes) of the image where `path` is a tar of many.
         content: SHA-256 of the image's bytes, hexadecimal; None until it was looked at.
     """
@@ -67,29 +37,33 @@ class ImageRecord:
     source: str | None = None
     true_label: int | None = None
     crop_bottom: int = 0
+    reading: Reading = Reading()
     byte_range: tuple[int, int] | None = None
     content: str | None = None
 
     def load(self) -> Image.Image:
-        """The image as upright RGB. Raises InputError, naming the file, when it cannot be read."""
+        """The image as upright RGB, by the rule of `expansion.pixels`.
+
+        Raises:
+            InputError: It cannot be read; names the file.
+        """
+        return self.decoded().image
+
+    def decoded(self) -> Decoded:
+        """`load`'s image with notes on what was done to it; raises as `load` does."""
         try:
-            with Image.open(self._file(), formats=FORMATS) as image:
-                turn = EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-                image = _eight_bits(image).convert("RGB")
-                low, high = sorted(image.size)
-                shape = f"{image.width} x {image.height} pixels are a line"
-                require(high <= LARGEST_RATIO * low, shape)
+            found = decode(self._file(), self.reading)
         except Exception as error:  # a damaged file makes Pillow's decoders fail in any way
             reason = str(error) or type(error).__name__
             raise InputError(
                 f"cannot read the image {self._shown()} ({reason}); replace or remove it, "
                 "or go on without it with --on_error skip"
             ) from error
-        if turn is not None:
-            image = image.transpose(turn)
-        if 0 < self.crop_bottom < image.height:
-            image = image.crop((0, 0, image.width, image.height - self.crop_bottom))
-        return image
+        image = found.image
+        if not 0 < self.crop_bottom < image.height:
+            return found
+        kept = image.crop((0, 0, image.width, image.height - self.crop_bottom))
+        return replace(found, image=kept)
 
     def read_bytes(self) -> bytes:
         """The file, or the image's bytes alone where the file is a tar of many."""
@@ -127,10 +101,3 @@ def shown(names: Iterable[str], count: int = 5) -> str:
     """The first few names, as an error or a report lists them."""
     names = list(names)
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey values scaled to 8 bits, which `convert` would cut off at 255."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return image

@@ -152,13 +152,13 @@ def test_16_bits_keep_their_brightness(tmp_path, suffix):
     assert found[..., 0].tolist() == [[0, 40], [128, 255]]
 
 
-def test_a_palette_with_transparency_shows_its_colours(tmp_path):
+def test_a_palette_with_transparency_shows_its_colours_on_white(tmp_path):
     image = Image.new("P", (2, 1))
     image.putpalette([200, 10, 20, 30, 40, 250])
     image.putdata([0, 1])
     image.save(tmp_path / "image.png", transparency=0)
     found = ImageRecord(tmp_path / "image.png", "image.png", 0, "a").load()
-    assert [found.getpixel((x, 0)) for x in (0, 1)] == [(200, 10, 20), (30, 40, 250)]
+    assert [found.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (30, 40, 250)]
 
 
 def test_the_check_runs_as_a_command(good):

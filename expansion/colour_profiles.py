@@ -1,0 +1,80 @@
+"""Colours by an embedded profile as sRGB, the colours that models and screens take."""
+
+from __future__ import annotations
+
+import functools
+import io
+
+import numpy as np
+from PIL import Image, ImageCms
+
+# What `check` counts.
+CONVERTED, IGNORED = "colour profile converted", "broken colour profile ignored"
+# The tables and curves that programs call sRGB differ by rounding.
+SAME_LEVELS = 3  # of 256
+# Colour space of a profile -> Pillow's mode of the images that it is for.
+SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+# Failures of littleCMS about a profile, or about one that does not fit its image.
+PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
+
+
+def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str | None]:
+    """The image as RGB, and what became of its profile: CONVERTED, IGNORED or None.
+
+    Args:
+        image: 8 bits a channel, without alpha.
+        profile: As the file has it.
+
+    A profile that moves no colour by more than `SAME_LEVELS` changes nothing.
+    """
+    if not profile or image.mode == "LAB":
+        return image.convert("RGB"), None
+    try:
+        transform = _transform(profile)
+        if transform is None:
+            return image.convert("RGB"), None
+        if transform.input_mode != image.mode:
+            image = _fitting(image, transform.input_mode)
+        converted = transform.apply(image)
+    except PROFILE_ERRORS:
+        return image.convert("RGB"), IGNORED
+    converted.info.clear()
+    return converted, CONVERTED
+
+
+def _fitting(image: Image.Image, mode: str) -> Image.Image:
+    """The image in the mode that its profile is for; raises ValueError where that is another's."""
+    if mode == "RGB" and image.mode != "CMYK":
+        return image.convert("RGB")
+    if mode == "L" and image.mode == "1":
+        return image.convert("L")
+    raise ValueError(f"a profile for {mode} in an image of mode {image.mode}")
+
+
+@functools.lru_cache(maxsize=16)
+def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """From the profile to sRGB; None if that changes nothing. Raises one of PROFILE_ERRORS."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = source.profile.xcolor_space.strip()
+    if space not in SPACES:
+        raise ValueError(f"a profile for {space}")
+    transform = ImageCms.buildTransform(
+        source,
+        ImageCms.createProfile("sRGB"),
+        SPACES[space],
+        "RGB",
+        flags=ImageCms.Flags.NOCACHE,  # several threads use it at once
+    )
+    return None if space != "CMYK" and _keeps_all(transform) else transform
+
+
+def _keeps_all(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether no colour of a grid moves visibly."""
+    if transform.input_mode == "L":
+        grid = np.arange(256, dtype=np.uint8)[None]
+        before = grid[..., None]
+    else:
+        steps = np.linspace(0, 255, 18).astype(np.uint8)
+        grid = before = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, -1, 3)
+    after = np.asarray(transform.apply(Image.fromarray(grid)))
+    return bool(np.abs(after.astype(int) - before).max() <= SAME_LEVELS)
