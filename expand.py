@@ -34,7 +34,7 @@ from expansion.config import (
 )
 from expansion.devices import device_and_dtype
 from expansion.errors import brief, run_command
-from expansion.expanded_set import Asked, StoredSet, current_rows, generated_record
+from expansion.expanded_set import Asked, StoredSet, current_rows
 from expansion.image_datasets import (
     DEFAULT_DATASET,
     dataset_config,
@@ -358,24 +358,10 @@ def _write_classes(plan: Plan) -> None:
     write_atomic(plan.output_dir / "classes.json", text + "\n")
 
 
-def _write_contact_sheet(
-    plan: Plan, rows: Sequence[Mapping[str, Any]], num_rows: int = 10, num_columns: int = 8
-) -> None:
-    """`contact_sheet.png`: real images and their variants, spread over the classes."""
-    from expansion.figures import contact_sheet, save_figure
+def _write_contact_sheet(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
+    from expansion.sheets import write_contact_sheets
 
-    stride = max(1, len(plan.records) // num_rows)
-    columns = range(min(num_columns, plan.config.num_images_per_prompt))
-    found = {(row["source"], row["variant"]): row for row in rows}
-    lines = []
-    for record in plan.records[::stride][:num_rows]:
-        variants = [
-            generated_record(plan.output_dir, found[record.file_name, k], record).load()
-            for k in columns
-        ]
-        lines.append((plan.dataset.prompt_names[record.label], [record.load(), *variants]))
-    headings = ["real", *(f"variant {k}" for k in columns)]
-    save_figure(contact_sheet(lines, headings), plan.output_dir / "contact_sheet.png")
+    write_contact_sheets(plan, rows)
 
 
 def _method_files(method: str) -> list[Path]:

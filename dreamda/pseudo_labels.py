@@ -16,7 +16,7 @@ from statistics import fmean
 
 from PIL import Image
 
-from expansion.figures import captioned, contact_sheet, save_figure
+from expansion.figures import captioned, save_contact_sheets
 from expansion.image_datasets import ImageRecord
 from expansion.runs import to_yaml, write_atomic
 
@@ -97,30 +97,33 @@ def write_report(
     rows: Sequence[PseudoLabel],
     class_names: Sequence[str],
 ) -> None:
-    """`pseudo_labels.yaml` and `pseudo_labels.png`."""
+    """`pseudo_labels.yaml` and `pseudo_labels.png`, with more pages for many classes."""
     write_atomic(run_dir / "pseudo_labels.yaml", to_yaml(summarize(rows, class_names)))
-    save_figure(_picture(records, rows, class_names), run_dir / "pseudo_labels.png")
+    _save_picture(records, rows, class_names, run_dir / "pseudo_labels.png")
 
 
-def _picture(
-    records: Sequence[ImageRecord], rows: Sequence[PseudoLabel], class_names: Sequence[str]
-) -> Image.Image:
+def _save_picture(
+    records: Sequence[ImageRecord],
+    rows: Sequence[PseudoLabel],
+    class_names: Sequence[str],
+    path: Path,
+) -> None:
     """A line per seed class: accepted images, then rejected ones, each over its pseudo-label."""
     columns, side = 6, 96
     blank = Image.new("RGB", (side, side + 16), "white")
     lines = []
-    for label, name in list(enumerate(class_names))[:20]:
+    for label, name in enumerate(class_names):
         pictures = []
         for verdict in (True, False):
             chosen = [
-                captioned(record.load(), class_names[row.pseudo_label][:16], side)
+                captioned(record.load(), class_names[row.pseudo_label], side)
                 for row, record in zip(rows, records)
                 if row.seed_label == label and row.accepted is verdict
             ][:columns]
             pictures += chosen + [blank] * (columns - len(chosen))
         lines.append((f"seed label {name}", pictures))
     headings = ["accepted"] + [""] * (columns - 1) + ["rejected"] + [""] * (columns - 1)
-    return contact_sheet(lines, headings, cell=side + 16)
+    save_contact_sheets(lines, path, headings, cell=side + 16)
 
 
 def _percent(rows: Sequence[PseudoLabel], holds: Callable[[PseudoLabel], bool]) -> float | None:

@@ -8,6 +8,6 @@
     its folder       naming runs writer manifest places expanded_set tars status
     classifiers      backbones clip_backbone transforms augmentations strong_augmentation
     their training   experiment training objectives batches pixel_cache
-    measurements     similarity figures tables
+    measurements     similarity figures lettering sheets tables
                      benchmark contenders phases benchmark_training training_rates
 """

@@ -1,4 +1,4 @@
-"""What image files contain: whether they can be read, and the SHA-256 of their bytes.
+"""What image files contain: the SHA-256 of their bytes, and what reading them told.
 
 Sets and runs are keyed by content, not by file names. To read and decode 100,000 images only once,
 what was found is kept between commands, one file per dataset folder:
@@ -27,6 +27,7 @@ import PIL
 
 from expansion.config import JSON_ERRORS, config_hash
 from expansion.errors import InputError
+from expansion.pixel_report import PixelFacts, facts_of, warn_of_pixels
 from expansion.records import ImageRecord
 from expansion.runs import write_atomic
 
@@ -53,14 +54,15 @@ def readable_records(
         InputError: An image cannot be read and `on_error` is "fail".
     """
     known: dict[Path, _Known] = {}
-    for record in records:
-        known.setdefault(_root(record), _Known(_root(record)))
+    for root in {_root(record) for record in records}:
+        known[root] = _Known(root)
 
-    def look(record: ImageRecord) -> ImageRecord | str:
+    def look(record: ImageRecord) -> tuple[ImageRecord, PixelFacts] | str:
         try:
-            return dataclasses.replace(record, content=known[_root(record)].content(record))
+            content, facts = known[_root(record)].look(record)
         except InputError as error:
             return str(error)
+        return dataclasses.replace(record, content=content), facts
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         looked_at = list(pool.map(look, records))
@@ -71,7 +73,9 @@ def readable_records(
         raise InputError(problems[0])
     for message in problems:
         logger.warning("skipped: %s", message)
-    return [result for result in looked_at if isinstance(result, ImageRecord)], problems
+    found = [result for result in looked_at if not isinstance(result, str)]
+    warn_of_pixels(found)
+    return [record for record, _ in found], problems
 
 
 def content_summary(records: Sequence[ImageRecord]) -> str:
@@ -81,7 +85,8 @@ def content_summary(records: Sequence[ImageRecord]) -> str:
         records: As `readable_records` returns them; their order counts.
     """
     facts = [
-        (r.file_name, r.label, r.class_name, r.source, r.crop_bottom, r.content) for r in records
+        (r.file_name, r.label, r.class_name, r.source, r.crop_bottom, str(r.reading), r.content)
+        for r in records
     ]
     return f"{len(records)} images, content {config_hash(facts)}"
 
@@ -97,27 +102,28 @@ class _Known:
         self.entries = self._read()
         self.num_new = 0
 
-    def content(self, record: ImageRecord) -> str:
-        """SHA-256 of the image's bytes; raises InputError where it cannot be read."""
+    def look(self, record: ImageRecord) -> tuple[str, PixelFacts]:
+        """SHA-256 of the image's bytes and what reading it told; InputError if it cannot be read."""
         try:
             stat = record.path.stat()
         except OSError:
             record.load()  # says what is wrong
             raise
         now = time.time_ns()
-        key = os.path.relpath(record.path, self.root)
+        key = f"{os.path.relpath(record.path, self.root)}?{record.reading}"
         if record.byte_range:
             key += "#{}+{}".format(*record.byte_range)
         state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
         entry = self.entries.get(key)
-        if entry and entry[:-1] == state:
-            return entry[-1]
+        if entry and entry[0] == state:
+            notes, top, flat = entry[2]
+            return entry[1], PixelFacts(tuple(notes), top, flat)
         digest = hashlib.sha256(record.read_bytes()).hexdigest()
-        record.load()
+        facts = facts_of(record.decoded())
         if now - max(stat.st_mtime_ns, stat.st_ctime_ns) > AT_REST_NS:
-            self.entries[key] = [*state, digest]
+            self.entries[key] = [state, digest, dataclasses.astuple(facts)]
             self.num_new += 1
-        return digest
+        return digest, facts
 
     def save(self) -> None:
         """Keep what is new, together with what other processes have kept meanwhile."""
@@ -129,14 +135,10 @@ class _Known:
             write_atomic(self.path, json.dumps({"read_by": READ_BY, "entries": entries}))
 
     def _read(self) -> dict[str, list]:
-        with contextlib.suppress(OSError, *JSON_ERRORS):
+        with contextlib.suppress(OSError, *JSON_ERRORS, KeyError, TypeError):
             kept = json.loads(self.path.read_bytes())
             if isinstance(kept, dict) and kept.get("read_by") == READ_BY:
-                return {
-                    key: entry
-                    for key, entry in kept["entries"].items()
-                    if isinstance(entry, list) and len(entry) == 5
-                }
+                return dict(kept["entries"])
         return {}
 
 

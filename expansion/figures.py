@@ -9,10 +9,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from expansion.lettering import draw_text, fitted, wrapped
 from expansion.runs import write_atomic
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 GREY = "#888888"
+ROWS_A_PAGE = 20
+LINE = 16  # pixels from one line of a label to the next
 
 
 def contact_sheet(
@@ -34,13 +37,12 @@ def contact_sheet(
     size = (label_width + columns * (cell + gap) + gap, header + len(rows) * (cell + gap) + gap)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(13)
     for j, heading in enumerate(headings):
-        draw.text((label_width + gap + j * (cell + gap), gap), heading, fill="black", font=font)
+        draw_text(draw, (label_width + gap + j * (cell + gap), gap), fitted(heading, cell))
     for i, (label, images) in enumerate(rows):
         top = header + gap + i * (cell + gap)
-        for j, line in enumerate(_wrapped(label, 20)):
-            draw.text((gap, top + 16 * j), line, fill="black", font=font)
+        for j, line in enumerate(wrapped(label, label_width - 2 * gap, max(1, cell // LINE))):
+            draw_text(draw, (gap, top + LINE * j), line)
         for j, image in enumerate(images):
             scale = cell / max(image.size)
             resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
@@ -50,6 +52,20 @@ def contact_sheet(
     return sheet
 
 
+def save_contact_sheets(
+    rows: Sequence[tuple[str, Sequence[Image.Image]]],
+    path: Path,
+    headings: Sequence[str] = (),
+    cell: int = 96,
+) -> None:
+    """All rows, `ROWS_A_PAGE` on a sheet: sheet.png, sheet_2.png, sheet_3.png and so on."""
+    for start in range(0, len(rows), ROWS_A_PAGE):
+        page = start // ROWS_A_PAGE + 1
+        name = path.name if page == 1 else f"{path.stem}_{page}{path.suffix}"
+        sheet = contact_sheet(rows[start : start + ROWS_A_PAGE], headings, cell)
+        save_figure(sheet, path.with_name(name))
+
+
 def captioned(image: Image.Image, text: str, side: int = 96) -> Image.Image:
     """The image at about `side` pixels with a line of text under it."""
     scale = side / max(image.size)
@@ -57,8 +73,7 @@ def captioned(image: Image.Image, text: str, side: int = 96) -> Image.Image:
     shape = [max(1, round(length * scale)) for length in image.size]
     framed = Image.new("RGB", (side, side + 16), "white")
     framed.paste(image.resize(shape, resample), (0, 0))
-    draw = ImageDraw.Draw(framed)
-    draw.text((2, side), text, fill="black", font=ImageFont.load_default(12))
+    draw_text(ImageDraw.Draw(framed), (2, side), fitted(text, side - 4, 12), 12)
     return framed
 
 
@@ -100,11 +115,10 @@ def line_chart(
         elif line:
             draw.circle(line[0], 3, fill=colour)
         draw.line([(width - right + 10, 44 + 18 * i), (width - right + 26, 44 + 18 * i)], colour, 3)
-        draw.text((width - right + 32, 44 + 18 * i), name, fill="black", font=font, anchor="lm")
-    draw.text((left, 12), title, fill="black", font=ImageFont.load_default(14))
-    draw.text(
-        ((left + width - right) / 2, height - 18), x_label, fill="black", font=font, anchor="mt"
-    )
+        label = fitted(name, right - 36, 12)
+        draw_text(draw, (width - right + 32, 44 + 18 * i), label, 12, "lm")
+    draw_text(draw, (left, 12), fitted(title, width - left, 14), 14)
+    draw_text(draw, ((left + width - right) / 2, height - 18), x_label, 12, "ma")
     return chart
 
 
@@ -133,7 +147,3 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(m * unit for m in (1, 2, 5, 10) if m * unit * 5 >= span)
     first, last = math.floor(low / step), math.ceil(high / step)
     return [float(f"{i * step:.12g}") for i in range(first, max(last, first + 1) + 1)]
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return [text[i : i + width] for i in range(0, len(text), width)][:5]

@@ -38,7 +38,6 @@ from expansion.config import (
 from expansion.errors import InputError, brief, run_command
 from expansion.list_readers import ListLayout, metadata_layout, read_lists
 from expansion.mat_reader import MatLayout, read_mat
-from expansion.pixel_report import PixelFacts, facts_of, warn_of_pixels
 from expansion.pixels import Reading, check_reading
 from expansion.readers import FolderLayout, FolderReader, Reader
 from expansion.records import ImageRecord, image_files, require_text, shown

@@ -16,7 +16,7 @@ WINDOWS_DEVICES = frozenset(
     ["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))]
 )
 OWN_FILES = re.compile(
-    r"manifest\..*|metadata\.jsonl|(classes|expansion|plan)\..*|contact_sheet.*\.png", re.I
+    r"manifest\..*|metadata\.jsonl|(classes|expansion|plan)\..*|contact_sheet(_\d+)?\.png", re.I
 )
 MAX_BYTES = 120  # of a slug or stem; file systems allow 255 with prefix, suffix and variant
 

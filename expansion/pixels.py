@@ -50,7 +50,7 @@ from expansion.config import require
 PLUGINS = (AvifImagePlugin, Jpeg2KImagePlugin, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin)
 Image.preinit()
 ONE_OF_EACH = ".avif .bmp .dib .gif .jp2 .jpg .png .ppm .tif .webp".split()
-FORMATS = tuple(Image.EXTENSION[suffix] for suffix in ONE_OF_EACH)
+FORMATS = tuple(Image.EXTENSION[s] for s in ONE_OF_EACH if s in Image.EXTENSION)
 # Decoders that a build of Pillow may lack.
 DECODERS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 # All their suffixes; MPO is what phones write: a JPEG with further frames behind it.
