@@ -24,9 +24,11 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import (
@@ -38,6 +40,7 @@ from PIL import (
     Jpeg2KImagePlugin,
     MpoImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
     features,
 )
@@ -85,8 +88,10 @@ TRANSPARENT = "transparent, on "  # then the background
 UNDECLARED = "without a declared range, "  # then how its values were taken
 # libtiff gives numbers in the machine's order, which Pillow takes for the file's.
 SWAPPED = {"I;16BS": "I;16S", "I;32BS": "I;32S", "F;32BF": "F;32F"}
+JP2_EXIF, MAX_BOXES, MAX_EXIF = b"JpgTiffExif->JP2", 1000, 1 << 20
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 MIN_IS_WHITE, UNSIGNED = 0, 1
+HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)  # also named .jpg
 ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
 COLOURS_OF_16_BITS = re.compile(r"(RGB[AXa]?|LA|CMYK);16")  # raw modes; BGR;16 is 5 + 6 + 5 bits
 
@@ -150,6 +155,8 @@ def decode(file: Path | io.BytesIO, reading: Reading) -> Decoded:
         require(high <= LARGEST_RATIO * low, line)
         mode, raw = opened.mode, _raw_mode(opened)
         notes = [FRAMES] if _has_frames(opened) else []
+        if opened.format == "JPEG2000":
+            opened.info["exif"] = _exif_of_jp2(opened.fp)
         turned = _orientation(opened) in EXIF_TURNS
         _mend_byte_order(opened)
         opened.load()  # TIFF is turned here
@@ -180,6 +187,16 @@ def decode(file: Path | io.BytesIO, reading: Reading) -> Decoded:
     return Decoded(image, mode, tuple(notes), top)
 
 
+def why_unreadable(file: Path | io.BytesIO, error: Exception) -> str:
+    """Why an image cannot be read, in a few words: by Pillow's message, or by what the file is."""
+    if isinstance(error, UnidentifiedImageError):
+        with file.open("rb") if isinstance(file, Path) else file as opened:
+            opened.seek(0)
+            if HEIC.match(opened.read(32)):
+                return "it is HEIC, which is not decoded here; convert it to JPEG or PNG"
+    return str(error) or type(error).__name__
+
+
 def _raw_mode(image: ImageFile.ImageFile) -> str:
     """Pillow's name of the values as the file has them, such as RGB;16B."""
     args = image.tile[0].args if image.tile else ""
@@ -205,6 +222,28 @@ def _orientation(image: Image.Image) -> int | None:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # malformed EXIF fails in any way, and is no part of the picture
         return None
+
+
+def _exif_of_jp2(file: BinaryIO) -> bytes:
+    """The EXIF of a JP2 file, which Pillow passes over: a box of its own, of a fixed name."""
+    place, start = file.tell(), 0
+    try:
+        for _ in range(MAX_BOXES):
+            file.seek(start)
+            size, kind, long_size = struct.unpack(">I4sQ", file.read(16))
+            head = 16 if size == 1 else 8
+            if kind == b"uuid":
+                file.seek(start + head)
+                if file.read(16) == JP2_EXIF:
+                    return file.read(MAX_EXIF)
+            if size == 0:  # up to the end
+                break
+            start += max(long_size if size == 1 else size, head)
+    except struct.error:  # the end
+        pass
+    finally:
+        file.seek(place)
+    return b""
 
 
 def _mend_byte_order(image: ImageFile.ImageFile) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from expansion.config import require
 from expansion.errors import InputError, is_text
-from expansion.pixels import IMAGE_SUFFIXES, Decoded, Reading, decode
+from expansion.pixels import IMAGE_SUFFIXES, Decoded, Reading, decode, why_unreadable
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,14 @@ class ImageRecord:
 
     def decoded(self) -> Decoded:
         """`load`'s image with notes on what was done to it; raises as `load` does."""
+        file: Path | io.BytesIO = self.path
         try:
-            found = decode(self._file(), self.reading)
+            file = self._file()
+            found = decode(file, self.reading)
         except Exception as error:  # a damaged file makes Pillow's decoders fail in any way
-            reason = str(error) or type(error).__name__
             raise InputError(
-                f"cannot read the image {self._shown()} ({reason}); replace or remove it, "
-                "or go on without it with --on_error skip"
+                f"cannot read the image {self._shown()} ({why_unreadable(file, error)}); replace "
+                "or remove it, or go on without it with --on_error skip"
             ) from error
         image = found.image
         if not 0 < self.crop_bottom < image.height:
