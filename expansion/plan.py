@@ -337,6 +337,7 @@ def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
         "model": model_fingerprint(plan.model, plan.config.revision),
         "resolution": None if plan.config.resolution == own_resolution else plan.config.resolution,
         "crop_bottom": plan.dataset.config.crop_bottom,
+        "reading": dataclasses.asdict(plan.dataset.reading),
         "dtype": dtype,
         "seed": plan.config.seed,
         "prompts": plan.prompts.fingerprint(),

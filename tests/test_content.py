@@ -35,13 +35,13 @@ def looked_at(record: ImageRecord) -> ImageRecord:
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
     """Names of the images that were decoded."""
-    names, load = [], ImageRecord.load
+    names, decoded = [], ImageRecord.decoded
 
     def noticed(self):
         names.append(self.file_name)
-        return load(self)
+        return decoded(self)
 
-    monkeypatch.setattr(ImageRecord, "load", noticed)
+    monkeypatch.setattr(ImageRecord, "decoded", noticed)
     return names
 
 
