@@ -121,19 +121,17 @@ def test_more_rows_than_a_page_holds_go_to_further_pages(tmp_path):
 
 def test_the_contact_sheet_has_a_row_for_every_class_whatever_their_sizes(tmp_path):
     """The labels of 23 classes of 1 to 4 images are told from the grey of their images."""
-    records, rows, stems = [], [], {}
+    records, rows = [], []
     for label in range(23):
         for i in range(1 + label % 4):
             name = f"train/{label:02d}/{i}.png"
             records.append(picture(tmp_path / name, name, label))
-            stems[name] = f"{label:02d}/{i}"
-            made = f"{stems[name]}_expand_0.png"
+            made = f"{label:02d}/{i}_expand_0.png"
             picture(tmp_path / made, made, label)
-            rows.append({"file_name": made, "class": str(label), "source": name})
+            rows.append({"file_name": made, "class": str(label), "source": name, "variant": 0})
     plan = SimpleNamespace(
         output_dir=tmp_path,
         records=records,
-        stems=stems,
         config=SimpleNamespace(num_images_per_prompt=1),
         dataset=SimpleNamespace(prompt_names=[f"class {i}" for i in range(23)]),
     )
