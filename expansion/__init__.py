@@ -1,8 +1,12 @@
 """What every method of dataset expansion shares; it names no method.
 
-    settings         config recipe prompts seeding devices errors stopping quiet progress caching
+    settings         config texts recipe prompts seeding devices errors stopping quiet progress
+                     caching
     real images      image_datasets records content splits label_noise check_dataset
-                     readers list_readers mat_reader array_readers array_files
+                     generated_images pixels pixel_report colour_profiles
+    their layouts    dataset_layouts dataset_configs known_layouts metadata_files file_trees
+                     split_folders class_folders unused_files readers list_readers list_files rows
+                     mat_reader array_readers array_files digits
     diffusion        checkpoints stable_diffusion denoising sampler img2img memory batch_size
     an expansion     plan sharding work_queue generation
     its folder       naming runs writer manifest places expanded_set tars status

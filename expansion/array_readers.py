@@ -24,9 +24,10 @@ from PIL import Image
 from expansion.array_files import FORMATS, ArrayFiles
 from expansion.config import option, require
 from expansion.errors import brief
+from expansion.file_trees import image_files
 from expansion.naming import folder_names
 from expansion.readers import FolderLayout, FolderReader, require_root
-from expansion.records import image_files, shown
+from expansion.records import shown
 from expansion.runs import write_atomic
 from expansion.seeding import stable_seed
 from expansion.splits import read_json
@@ -63,15 +64,20 @@ class UnpackedReader(FolderReader):
     """
 
     def __init__(
-        self, root: Path, name: str, folders: Mapping[str, str] | None, told: Sequence[str]
+        self,
+        root: Path,
+        name: str,
+        folders: Mapping[str, str] | None,
+        known_folders: Sequence[str],
+        told: Sequence[str],
     ):
-        super().__init__(FolderLayout(), root, name, folders)
+        super().__init__(FolderLayout(), root, name, folders, known_folders)
         self._told = tuple(told)
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:
         """What is not used, a line each."""
-        return (*getattr(super(), "remarks", ()), *self._told)
+        return (*super().remarks, *self._told)
 
 
 def read_arrays(layout: ArraysLayout, root: Path, name: str) -> FolderReader:
@@ -98,7 +104,8 @@ def read_arrays(layout: ArraysLayout, root: Path, name: str) -> FolderReader:
         told = found.get("remarks", [])
         is_list = isinstance(told, list) and all(isinstance(line, str) for line in told)
         require(is_list, f"{root / UNPACKED}: remarks are no list of text; remove them")
-    return UnpackedReader(root, name, folders, told)
+    known = [layout.train_archive] if layout.train_archive else []
+    return UnpackedReader(root, name, folders, known, told)
 
 
 def _described_folders(root: Path, rows: Any) -> dict[str, str]:

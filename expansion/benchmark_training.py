@@ -33,7 +33,8 @@ from PIL import Image
 
 from expansion.config import require
 from expansion.errors import run_command
-from expansion.records import ImageRecord, image_files
+from expansion.file_trees import image_files
+from expansion.records import ImageRecord
 
 if TYPE_CHECKING:
     from expansion.training_rates import Bench

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from expansion.errors import InputError
+from expansion.errors import InputError, one_line
+from expansion.generated_images import generated, message
 from expansion.naming import folder_names, look_alikes
 from expansion.pixel_report import PixelFacts, conversion_lines, facts_of, pixel_findings
 from expansion.records import ImageRecord, shown
@@ -44,6 +45,7 @@ def check_splits(
     class_names: Sequence[str],
     prompt_names: Sequence[str],
     records_of: Callable[[str], list[ImageRecord]],
+    remarks: Sequence[str] = (),
 ) -> tuple[str, int]:
     """Read every training and test image of a dataset.
 
@@ -52,6 +54,7 @@ def check_splits(
         class_names: In label order.
         prompt_names: What prompts call them.
         records_of: Split -> its images; raises InputError where something is missing.
+        remarks: What was chosen, and what lies there and is not used.
 
     Returns:
         The report, and the number of problems in it.
@@ -71,6 +74,8 @@ def check_splits(
     problems += _class_problems(class_names, records["train"])
     pixels = [(r, looks[r.file_name].pixels) for r in everything if not looks[r.file_name].problem]
     odd_pixels, pixel_notes = pixel_findings(pixels)
+    made = generated(everything)
+    problems += [message(made)] if made else []
     across, notes = _duplicates(records, looks)
     problems += odd_pixels
     lines = [
@@ -78,6 +83,7 @@ def check_splits(
         *_count_table(class_names, prompt_names, records),
         *_image_lines(looks),
         *conversion_lines(facts for _, facts in pixels),
+        *map(one_line, remarks),
         *(f"note: {note}" for note in notes + pixel_notes + _small(looks)),
         *(f"problem: {problem}" for problem in problems + across),
     ]

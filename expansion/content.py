@@ -25,8 +25,9 @@ from pathlib import Path
 
 import PIL
 
-from expansion.config import JSON_ERRORS, config_hash
+from expansion.config import JSON_ERRORS, config_hash, require
 from expansion.errors import InputError
+from expansion.generated_images import is_generated, message
 from expansion.pixel_report import PixelFacts, facts_of, warn_of_pixels
 from expansion.records import ImageRecord
 from expansion.runs import write_atomic
@@ -51,7 +52,8 @@ def readable_records(
         The readable records, their `content` filled in, and one message per image left out.
 
     Raises:
-        InputError: An image cannot be read and `on_error` is "fail".
+        InputError: An image cannot be read and `on_error` is "fail", or images that this project
+            generated stand among the real ones.
     """
     known: dict[Path, _Known] = {}
     for root in {_root(record) for record in records}:
@@ -66,13 +68,15 @@ def readable_records(
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         looked_at = list(pool.map(look, records))
+    generated = sorted(name for each in known.values() for name in each.generated)
+    require(not generated, message(generated))
     for each in known.values():
         each.save()
     problems = [result for result in looked_at if isinstance(result, str)]
     if problems and on_error == "fail":
         raise InputError(problems[0])
-    for message in problems:
-        logger.warning("skipped: %s", message)
+    for problem in problems:
+        logger.warning("skipped: %s", problem)
     found = [result for result in looked_at if not isinstance(result, str)]
     warn_of_pixels(found)
     return [record for record, _ in found], problems
@@ -101,6 +105,7 @@ class _Known:
         self.path = Path(base, "dataset-expansion", f"{name}.json")
         self.entries = self._read()
         self.num_new = 0
+        self.generated: list[str] = []  # images of our own making that are taken for real ones
 
     def look(self, record: ImageRecord) -> tuple[str, PixelFacts]:
         """SHA-256 of the image's bytes and what reading it told; InputError if it cannot be read."""
@@ -118,7 +123,10 @@ class _Known:
         if entry and entry[0] == state:
             notes, top, flat = entry[2]
             return entry[1], PixelFacts(tuple(notes), top, flat)
-        digest = hashlib.sha256(record.read_bytes()).hexdigest()
+        encoded = record.read_bytes()
+        if record.source is None and is_generated(encoded):
+            self.generated.append(record.file_name)
+        digest = hashlib.sha256(encoded).hexdigest()
         facts = facts_of(record.decoded())
         if now - max(stat.st_mtime_ns, stat.st_ctime_ns) > AT_REST_NS:
             self.entries[key] = [state, digest, dataclasses.astuple(facts)]

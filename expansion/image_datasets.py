@@ -16,71 +16,29 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from expansion.array_readers import ArraysLayout, move_whole, partial_folder, read_arrays
 from expansion.check_dataset import check_splits
-from expansion.config import (
-    CONFIG_DIR,
-    PROJECT_ROOT,
-    Source,
-    compose,
-    home_expanded,
-    load_yaml,
-    option,
-    require,
-    unknown_name,
-)
-from expansion.errors import InputError, brief, run_command
-from expansion.list_readers import ListLayout, metadata_layout, read_lists
-from expansion.mat_reader import MatLayout, read_mat
+from expansion.config import require
+from expansion.dataset_configs import READERS, DatasetConfig
+from expansion.dataset_layouts import find_layout
+from expansion.errors import InputError, brief, one_line, run_command
+from expansion.file_trees import image_files
 from expansion.pixels import Reading, check_reading
-from expansion.readers import FolderLayout, FolderReader, Reader
-from expansion.records import ImageRecord, image_files, require_text, shown
+from expansion.readers import Reader
+from expansion.records import ImageRecord, require_text, shown
 from expansion.runs import write_atomic
+from expansion.split_folders import TESTING, folders_by_split
 from expansion.splits import SplitOptions, few_shot, listed_names, read_json
 from expansion.texts import NameIndex, keyed_by, stripped
+from expansion.unused_files import unused_remarks
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_DATASET = "digits"
 DEFAULT_READING = Reading()
-
-
-def _read_digits(layout: FolderLayout, root: Path, name: str) -> FolderReader:
-    _unpack_digits(root)
-    return FolderReader(layout, root, name)
-
-
-# Kind of reader -> the YAML fields of its layout, and what makes the reader.
-READERS = {
-    "folder": (FolderLayout, FolderReader),
-    "list": (ListLayout, read_lists),
-    "mat": (MatLayout, read_mat),
-    "arrays": (ArraysLayout, read_arrays),
-    "digits": (FolderLayout, _read_digits),
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
-    """Schema of `configs/datasets/<name>.yaml`, beside the fields of its reader's layout."""
-
-    reader: str = option("folder", "layout on disk", choices=tuple(READERS))
-    folder: str | None = option(None, "folder below the data folder; default: the dataset's name")
-    prompt_template: str = option("a photo of a {}.", "prompt; {} becomes the class name")
-    class_names: dict = option(None, "class -> name in prompts, where they differ")
-    lower_case: bool = option(False, "write the other class names in small letters in prompts")
-    crop_bottom: int = option(0, "rows of pixels cut off below each image: a credit line")
-    background: str = option("white", "colour behind transparent pixels: a name or '#rrggbb'")
-    value_range: tuple[float, ...] = option(
-        (), "the two grey values of 16-bit, 32-bit and float images that become black and white"
-    )
-    expand: dict = option(None, "overrides of expand.py's options, for every method")
-    methods: dict = option(None, "method -> overrides of expand.py's options")
-    classifier: dict = option(None, "overrides of the classifier recipe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +51,10 @@ class ImageDataset:
     prompt_names: tuple[str, ...]
     config: DatasetConfig
     reader: Reader
+    chosen: tuple[str, ...] = ()  # how its layout was found, where that needs a word
+    _splits: dict[str, list[ImageRecord]] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def records(self, split: str) -> list[ImageRecord]:
         """Images of a split, by class: "train", "test"; some have "unlabeled" or "prior".
@@ -100,6 +62,27 @@ class ImageDataset:
         Raises:
             InputError: The split is missing or empty, or lists what is not there.
         """
+        if split not in self._splits:
+            self._splits[split] = self._read(split)
+        return list(self._splits[split])
+
+    @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """Lines on what was chosen, and on what lies in the folder and is not used."""
+        found = [*self.chosen, *self.reader.remarks]
+        known = [*self.reader.known_folders]
+        try:
+            used = [record.path for record in self.records("train")]
+        except InputError:
+            return tuple(found)  # whoever needs the images gets the error
+        try:
+            used += [record.path for record in self.records("test")]
+        except InputError:
+            folders = folders_by_split(self.root)
+            known += [path.name for split in TESTING for path in folders.get(split, ())]
+        return tuple(found + unused_remarks(self.root, used, known))
+
+    def _read(self, split: str) -> list[ImageRecord]:
         found = self.reader.records(split)
         require(bool(found), f"{self.root}: its {split} split is empty; add images")
         require_text((record.file_name for record in found), str(self.root))
@@ -115,7 +98,10 @@ class ImageDataset:
 
 
 def load_dataset(
-    name: str, data_dir: str | Path = "data", test_fraction: float | None = None
+    name: str,
+    data_dir: str | Path = "data",
+    test_fraction: float | None = None,
+    log_remarks: bool = True,
 ) -> ImageDataset:
     """Find a dataset by name or by folder and read its class list.
 
@@ -123,33 +109,48 @@ def load_dataset(
         name: A name from `configs/datasets/`, a folder below `data_dir`, or a path to a folder.
         data_dir: Where named datasets lie.
         test_fraction: Share of each class for testing, of a dataset without a test split.
+        log_remarks: Tell what was chosen and what is not used; of several processes one does.
 
     Raises:
         InputError: No such dataset, or its folders are missing or empty.
     """
-    config, layout, root = _resolve(name, Path(data_dir))
+    found = find_layout(name, Path(data_dir))
+    layout = found.fields
     can_split = test_fraction is not None and isinstance(layout, SplitOptions)
     if can_split:
         layout = dataclasses.replace(layout, test_fraction=test_fraction, train_per_class=None)
-    title = _title(name, root)
-    reader = READERS[config.reader][1](layout, root, title)
+    reader = READERS[found.config.reader][1](layout, found.root, found.title)
+    recognised = "".join(f" ({remark})" for remark in found.remarks)
     require(
         test_fraction is None or (can_split and reader.splits_by_seed),
-        f"--test_fraction {test_fraction}: dataset {name} has a test split; leave the option out",
+        f"--test_fraction {test_fraction}: dataset {name} has a test split{recognised}; leave the "
+        "option out",
     )
-    prompt_names = _prompt_names(name, config, reader)
+    config = found.config
     check_reading(Reading(config.background, config.value_range), f"dataset {name}")
-    return ImageDataset(title, root, reader.class_names, prompt_names, config, reader)
+    dataset = ImageDataset(
+        found.title,
+        found.root,
+        reader.class_names,
+        _prompt_names(name, found.config, reader),
+        found.config,
+        reader,
+        found.remarks,
+    )
+    if log_remarks and os.environ.get("RANK", "0") == "0":
+        for remark in dataset.remarks:
+            logger.info("%s: %s", dataset.name, one_line(remark))
+    return dataset
 
 
 def dataset_config(name: str, data_dir: str | Path = "data") -> DatasetConfig:
     """Settings of a dataset without reading its folders; raises InputError for an unknown name."""
-    return _resolve(name, Path(data_dir))[0]
+    return find_layout(name, Path(data_dir)).config
 
 
 def dataset_title(name: str, data_dir: str | Path = "data") -> str:
     """What folders of results call a dataset, found as in `dataset_config`."""
-    return _title(name, _resolve(name, Path(data_dir))[2])
+    return find_layout(name, Path(data_dir)).title
 
 
 def unlabeled_records(folder: str | Path, reading: Reading = DEFAULT_READING) -> list[ImageRecord]:
@@ -240,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        dataset = load_dataset(options.dataset, options.data_dir, options.test_fraction)
+        dataset = load_dataset(options.dataset, options.data_dir, options.test_fraction, False)
     except InputError as error:
         sys.stdout.write(f"problem: {error}\n")
         return 1
@@ -249,53 +250,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dataset.class_names,
         dataset.prompt_names,
         dataset.records,
+        dataset.remarks,
     )
     sys.stdout.write(text)
     return 1 if problems else 0
-
-
-def _resolve(name: str, data_dir: Path) -> tuple[DatasetConfig, Any, Path]:
-    """(settings, layout, folder) of a dataset; reads no images."""
-    name = home_expanded(name)
-    if _is_known(name):
-        source = load_yaml(_yaml_path(name))
-        kind = source.values.get("reader", DatasetConfig.reader)
-        if kind not in tuple(READERS):
-            compose([DatasetConfig], [Source({"reader": kind}, source.name)])
-        config, layout = compose([DatasetConfig, READERS[kind][0]], [source])
-        return config, layout, data_dir / (config.folder or name)
-    for root in (Path(name), data_dir / name):
-        if os.path.isdir(root):
-            return _resolve_folder(root.resolve())
-    if os.sep in name:
-        raise InputError(
-            f"dataset folder {name} does not exist; expected train/<class>/*.jpg in it"
-        )
-    known = [p.stem for p in (CONFIG_DIR / "datasets").glob("*.yaml")]
-    error = unknown_name("dataset", name, known)
-    raise InputError(f"{error}; or give a folder that holds train/<class>/*.jpg")
-
-
-def _resolve_folder(root: Path) -> tuple[DatasetConfig, Any, Path]:
-    """Class folders below train/ if there are any, else a list in metadata.jsonl or .csv."""
-    train = root / "train"
-    layout = metadata_layout(root)
-    if layout is None or (train.is_dir() and any(p.is_dir() for p in train.iterdir())):
-        return DatasetConfig(), FolderLayout(), root
-    return DatasetConfig(reader="list"), layout, root
-
-
-def _title(name: str, root: Path) -> str:
-    return name if _is_known(name) else root.name
-
-
-def _is_known(name: str) -> bool:
-    """Whether the name has a file of its own; no path, nor one too long for a file, has."""
-    return os.path.isfile(_yaml_path(name))
-
-
-def _yaml_path(name: str) -> Path:
-    return CONFIG_DIR / "datasets" / f"{name}.yaml"
 
 
 def _prompt_names(name: str, config: DatasetConfig, reader: Reader) -> tuple[str, ...]:
@@ -325,21 +283,6 @@ def _prompt_names(name: str, config: DatasetConfig, reader: Reader) -> tuple[str
     names = tuple({**plain, **spoken}[c] for c in reader.class_names)
     require_text([*reader.class_names, *names], f"dataset {name}: class names")
     return names
-
-
-def _unpack_digits(root: Path) -> None:
-    """Write the embedded scans as 32x32 PNG files, once; several processes may try together."""
-    if root.is_dir():
-        return
-    with np.load(PROJECT_ROOT / "assets" / "digits" / "digits.npz", allow_pickle=False) as scans:
-        images, labels, splits = scans["images"], scans["labels"], scans["splits"]
-    with partial_folder(root.parent, "digits") as partial:
-        for index, (image, label, split) in enumerate(zip(images, labels, splits)):
-            folder = partial / ("prior", "train", "test")[split] / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            grey = Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8))
-            grey.resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{index:04d}.png")
-        move_whole(partial, root)
 
 
 if __name__ == "__main__":

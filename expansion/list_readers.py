@@ -26,12 +26,12 @@ from expansion.rows import (
     of_split,
     row_path,
 )
-from expansion.splits import SplitOptions, split_of
+from expansion.split_folders import split_of
+from expansion.splits import SplitOptions
 from expansion.texts import class_text, stripped
 
 PATH_TEMPLATE = "{path}"
 SPLIT_NUMBERS = {"1": "train", "0": "test"}  # in the file `splits`
-METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +75,6 @@ class ListLayout(SplitOptions):
                 re.compile(getattr(self, name))
             except re.error as error:
                 raise InputError(f"{name} {getattr(self, name)!r}: {error}") from error
-
-
-def metadata_layout(root: Path) -> ListLayout | None:
-    """The layout of a folder with metadata.jsonl or metadata.csv, if it holds one."""
-    found = [name for name in METADATA_FILES if (root / name).is_file()]
-    return ListLayout(images=found[0]) if found else None
 
 
 def read_lists(layout: ListLayout, root: Path, name: str) -> RowsReader:

@@ -2,7 +2,8 @@
 
 A reader is made from its layout (the YAML fields of its kind), the dataset folder and the dataset's
 name. It has `class_names` in label order, `spoken_names` (class -> name in prompts, where its
-files tell) and `records(split)`; `splits_by_seed` says that it made the test split itself.
+files tell) and `records(split)`; `splits_by_seed` says that it made the test split itself, and
+`remarks` what it chose and what it does not use.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from expansion.class_folders import check_class_folders, images_of_class, refuse_dangling
 from expansion.config import option, require
 from expansion.errors import InputError
-from expansion.records import IMAGE_SUFFIXES, ImageRecord, image_files, shown
+from expansion.file_trees import folders_in, holds_images, image_files, walk
+from expansion.naming import look_alikes
+from expansion.records import ImageRecord, shown
+from expansion.split_folders import (
+    TESTING,
+    find_splits,
+    folders_by_split,
+    split_of,
+)
 from expansion.splits import SplitOptions, read_json, stored_split
-
-SPLIT_FOLDERS = {
-    "train": ("train",),
-    "test": ("test", "val", "valid"),
-    "prior": ("prior",),
-    "unlabeled": ("unlabeled",),
-}
 
 
 class Reader(Protocol):
@@ -32,6 +35,11 @@ class Reader(Protocol):
     class_names: tuple[str, ...]
     spoken_names: Mapping[str, str]
     splits_by_seed: bool
+    known_folders: Sequence[str]  # in the dataset's folder, with images for another use
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Lines on what was chosen, and on what lies there and is not used."""
 
     def records(self, split: str) -> list[ImageRecord]:
         """Images of a split, sorted by class and file name."""
@@ -41,14 +49,19 @@ class Reader(Protocol):
 class FolderLayout(SplitOptions):
     """YAML fields of `reader: folder`."""
 
-    train_folder: str | None = option(None, "folder of the training classes; default: train")
+    train_folder: str | None = option(
+        None, "folder of the training classes; default: train or training, in any case"
+    )
     test_folder: str | None = option(
-        None, "folder of the test classes; default: test, val or valid"
+        None, "folder of the test classes; default: test or testing, else val, valid, validation"
     )
     single_folder: str = option(
         ".", "folder of class folders that is split by seed where there is no training folder"
     )
     drop_classes: tuple[str, ...] = option((), "class folders that are left out")
+    sub_folders: bool = option(
+        False, "a class may hold its images in several sub-folders and none directly"
+    )
     class_order: str = option(
         "name", "order of the labels: by folder name or by number", choices=("name", "number")
     )
@@ -58,10 +71,11 @@ class FolderLayout(SplitOptions):
 
 
 class FolderReader:
-    """Class folders below `train` and `test`, or below one folder that is split by seed.
+    """Class folders below a training and a test folder, or below one that is split by seed.
 
     Args:
         folders: Class -> its folder, in label order, where the folders cannot bear the names.
+        known_folders: Names of folders in `root` whose images have another use.
     """
 
     def __init__(
@@ -70,10 +84,14 @@ class FolderReader:
         root: Path,
         name: str,
         folders: Mapping[str, str] | None = None,
+        known_folders: Sequence[str] = (),
     ):
         require_root(root)
         self.layout, self.root, self.name = layout, root, name
-        first, second = self._find("train"), self._find("test")
+        self.known_folders = known_folders
+        splits = find_splits(root, layout.train_folder, layout.test_folder)
+        self.split_dirs, self._splits = splits.found, splits
+        first, second = self.split_dirs.get("train"), self.split_dirs.get("test")
         # A training folder without a test folder is a hole, unless a share of it may be tested.
         may_split = first is None or layout.test_fraction is not None
         self.splits_by_seed = layout.wanted and second is None and may_split
@@ -81,11 +99,26 @@ class FolderReader:
             first = first or root / layout.single_folder
         if first is None or not first.is_dir():
             raise InputError(self._lack("train"))
+        self.train_dir, remarks = first, list(splits.remarks)
         if folders is None:
             folders = {folder: folder for folder in self._class_folders(first)}
-            self._check_depth(first, list(folders))
-        self.train_dir, self.folders = first, folders
+            remarks += check_class_folders(root, first, list(folders), layout.sub_folders)
+        self.folders = folders
         self.class_names = tuple(folders)
+        self._remarks = remarks
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        found = list(self._remarks)
+        if split_of(self.root.name) == "train":
+            siblings = folders_by_split(self.root.parent)
+            tests = [f"{p.name}/" for split in TESTING for p in siblings.get(split, ())]
+            if tests:
+                found.append(
+                    f"{shown(tests)} beside {self.root.name}/ is not used; to test on it, give "
+                    f"{self.root.parent}"
+                )
+        return tuple(found)
 
     @cached_property
     def spoken_names(self) -> Mapping[str, str]:
@@ -96,7 +129,7 @@ class FolderReader:
     def records(self, split: str) -> list[ImageRecord]:
         if self.splits_by_seed and split in ("train", "test"):
             return self._halves[split]
-        folder = self.train_dir if split == "train" else self._find(split)
+        folder = self.train_dir if split == "train" else self.split_dirs.get(split)
         if folder is None:
             raise InputError(self._lack(split))
         if split == "unlabeled":
@@ -110,33 +143,44 @@ class FolderReader:
         train, test = stored_split(everything, self.layout, self.root, self.name)
         return {"train": train, "test": test}
 
-    def _find(self, split: str) -> Path | None:
-        """The folder of a split, if it is there."""
-        named = {"train": self.layout.train_folder, "test": self.layout.test_folder}.get(split)
-        candidates = [named] if named else SPLIT_FOLDERS[split]
-        return next((self.root / c for c in candidates if (self.root / c).is_dir()), None)
-
     def _records_below(self, split_dir: Path) -> list[ImageRecord]:
         labels = {folder: label for label, folder in enumerate(self.folders.values())}
         present = self._class_folders(split_dir)
         unknown = [name for name in present if name not in labels]
-        require(
-            not unknown,
-            f"{split_dir}: class {', '.join(map(repr, unknown))} is not in {self.train_dir}; "
-            "add training images or remove the folder",
-        )
+        for name in unknown[:1]:
+            twins = [f"{known}/" for known in labels if look_alikes([known, name])]
+            remedy = "add training images or remove the folder"
+            if twins:
+                remedy = f"it looks like {shown(twins)} there: give both the same name"
+            raise InputError(
+                f"{split_dir}: class {', '.join(map(repr, unknown))} is not in {self.train_dir}; "
+                f"{remedy}"
+            )
         return [
             ImageRecord(path, path.relative_to(self.root).as_posix(), label, class_name)
             for label, (class_name, folder) in enumerate(self.folders.items())
             if folder in present
-            for path in _images_of_class(split_dir / folder)
+            for path in images_of_class(split_dir / folder)
         ]
 
     def _class_folders(self, split_dir: Path) -> list[str]:
-        dropped = self.layout.drop_classes
-        names = [p.name for p in _folders(split_dir) if p.name not in dropped]
+        refuse_dangling(split_dir)
+        no_classes = {"unlabeled"}
+        if split_dir == self.root:
+            no_classes |= {"train", *TESTING}
+        names = [
+            name
+            for name in (folder.name for folder in folders_in(split_dir))
+            if name not in self.layout.drop_classes
+            and (name == self._splits.lone or split_of(name) not in no_classes)
+        ]
         if not names:
-            hint = " (images lie in it directly)" if _holds_images(split_dir) else ""
+            hint = ""
+            if holds_images(split_dir):
+                hint = (
+                    " (images lie in it directly; their labels may also stand in metadata.csv, "
+                    "columns file_name and label)"
+                )
             raise InputError(
                 f"{split_dir} has no class folders{hint}; expected {split_dir}/<class>/*.jpg"
             )
@@ -146,26 +190,16 @@ class FolderReader:
             names.sort(key=int)
         return names
 
-    def _check_depth(self, train_dir: Path, names: Sequence[str]) -> None:
-        """Refuse a single class that is really the folder of the class folders."""
-        inner = train_dir / names[0]
-        remedy = f"move the content of {inner} up to {train_dir}"
-        if train_dir.samefile(self.root):
-            remedy = f"give {inner}"
-        require(
-            len(names) > 1 or _holds_images(inner) or not _holds_class_folders(inner),
-            f"{train_dir} holds only the folder {names[0]}/, and the class folders lie in that, "
-            f"one level deeper; {remedy}",
-        )
-
     def _lack(self, split: str) -> str:
         """What is missing, and what looks like the right place."""
         named = {"train": self.layout.train_folder, "test": self.layout.test_folder}.get(split)
-        folder = named or SPLIT_FOLDERS[split][0]
-        if split == "test":
-            advice = "; or give --test_fraction 0.3 to test on a part of the training images"
-        else:
-            advice = _other_level(self.root)
+        folder = named or split
+        fraction = "give --test_fraction 0.3 to test on a part of the training images"
+        if split == "test" and self._splits.untested:
+            return f"{self._splits.untested}; {fraction}"
+        advice = f"; or {fraction}" if split == "test" else _other_level(self.root)
+        if (self.root / folder).is_symlink():
+            advice = f"; {folder} is a link that leads nowhere"
         return f"{self.root} has no folder {folder}/; expected {folder}/<class>/*.jpg in it{advice}"
 
 
@@ -177,41 +211,34 @@ def require_root(root: Path) -> None:
 
 
 def _other_level(root: Path) -> str:
-    """Advice for a folder without training folder: what its neighbours look like."""
-    splits = ("train", "test", "val", "valid")
+    """Advice for a folder without training folder: what its neighbours look like.
+
+    It never leads to the test images.
+    """
     for parent, steps in ((root.parent, "one level"), (root.parent.parent, "two levels")):
         below = root.relative_to(parent).parts
-        if below and below[0] in splits and (parent / "train").is_dir():
+        splits = folders_by_split(parent)
+        if below and split_of(below[0]) and splits.get("train"):
             return f"; it lies {steps} too deep: give {parent}"
-    if _holds_images(root):
+    if holds_images(root):
         return f"; images lie in it directly: if they are one class, give {root.parent}"
-    if any(_holds_images(child) for child in _folders(root) if child.name not in splits):
+    tests = [f"{p.name}/" for split in TESTING for p in folders_by_split(root).get(split, ())]
+    others = [child for child in folders_in(root) if split_of(child.name) is None]
+    if any(map(holds_images, others)):
+        if tests:
+            return f"; move the class folders beside {shown(tests)} into a folder train/"
         return (
             "; its folders look like classes themselves: give --test_fraction 0.3 to split them "
             "by seed"
         )
-    for child in _folders(root):
-        if _holds_class_folders(child / "train" if (child / "train").is_dir() else child):
-            return f"; it lies one level too high: give {child}" if child.name not in splits else ""
+    inner = {child: folders_by_split(child).get("train", ()) for child in others}
+    deeper = [child for child, trains in inner.items() if any(walk(p).images for p in trains)]
+    deeper += [child for child in others if any(map(holds_images, folders_in(child)))]
+    if deeper:
+        names = shown(dict.fromkeys(map(str, deeper)))
+        return (
+            f"; it lies one level too high: give {names if len(deeper) < 2 else f'one of {names}'}"
+        )
+    if any(walk(child).images for child in others):
+        return "; its images lie several levels deeper"
     return ""
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Visible folders in `folder`, sorted by name."""
-    return sorted(
-        (p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."), key=lambda p: p.name
-    )
-
-
-def _holds_images(folder: Path) -> bool:
-    return any(p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() for p in folder.iterdir())
-
-
-def _holds_class_folders(folder: Path) -> bool:
-    return any(_holds_images(child) for child in _folders(folder))
-
-
-def _images_of_class(folder: Path) -> Sequence[Path]:
-    files = image_files(folder)
-    require(bool(files), f"class folder {folder} holds no images; add images or remove the folder")
-    return files

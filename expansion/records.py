@@ -11,7 +11,7 @@ from PIL import Image
 
 from expansion.config import require
 from expansion.errors import InputError, is_text
-from expansion.pixels import IMAGE_SUFFIXES, Decoded, Reading, decode, why_unreadable
+from expansion.pixels import Decoded, Reading, decode, why_unreadable
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,6 @@ class ImageRecord:
 
     def _shown(self) -> str:
         return f"{self.path}" if self.byte_range is None else f"{self.file_name} in {self.path}"
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Images below `folder`, sorted; what is hidden is left out."""
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in IMAGE_SUFFIXES
-        and p.is_file()
-        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    )
 
 
 def require_text(names: Iterable[str], place: str) -> None:

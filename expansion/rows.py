@@ -13,7 +13,8 @@ from expansion.config import require
 from expansion.errors import InputError
 from expansion.naming import look_alikes
 from expansion.records import ImageRecord, shown
-from expansion.splits import SplitOptions, split_of, stored_split
+from expansion.split_folders import split_of
+from expansion.splits import SplitOptions, stored_split
 from expansion.texts import NameIndex, plain, stripped
 
 LONGEST_NUMBER = 20  # digits of a class's or image's number

@@ -18,16 +18,10 @@ from expansion.errors import InputError, brief
 from expansion.records import ImageRecord, shown
 from expansion.runs import write_atomic
 from expansion.seeding import stable_seed
-from expansion.texts import NameIndex, parse_json, plain
+from expansion.texts import NameIndex, parse_json
 
 logger = logging.getLogger(__name__)
 
-# What lists and folders call the splits, in small letters.
-SPLIT_WORDS = {
-    "train": ("train", "training", "trainset"),
-    "val": ("val", "valid", "validation", "valset", "eval", "evaluation", "dev"),
-    "test": ("test", "testing", "testset"),
-}
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -66,12 +60,6 @@ class SplitOptions:
         if self.train_per_class is not None:
             return f"{self.train_per_class}-per-class"
         return f"test-{self.test_fraction:g}"
-
-
-def split_of(word: str) -> str | None:
-    """The split that a word of a list or the name of a folder means: train, val, test or None."""
-    small = plain(word).casefold()
-    return next((split for split, words in SPLIT_WORDS.items() if small in words), None)
 
 
 def few_shot(

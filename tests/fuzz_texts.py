@@ -16,7 +16,7 @@ import train_expand
 import train_original
 from dreamda import prompts as prompt_writer
 from expansion import config as configs
-from expansion import image_datasets
+from expansion import dataset_configs, image_datasets
 from expansion.prompts import PromptScope, read_prompts
 from tests.conftest import TINY_MODEL
 from tests.fuzz_inputs import file_name, hostile_json, hostile_yaml, odd_name
@@ -87,11 +87,11 @@ def yaml_of_dataset(draw: random.Random, sandbox: Sandbox) -> Attempt:
     (folder / "set.yaml").write_bytes(hostile_yaml(draw, DATASET, str(sandbox.mark)))
 
     def attempt() -> int:
-        place, image_datasets.CONFIG_DIR = image_datasets.CONFIG_DIR, folder.parent
+        place, dataset_configs.CONFIG_DIR = dataset_configs.CONFIG_DIR, folder.parent
         try:
             return image_datasets.main(["check", "set", "--data_dir", "."])
         finally:
-            image_datasets.CONFIG_DIR = place
+            dataset_configs.CONFIG_DIR = place
 
     return attempt
 

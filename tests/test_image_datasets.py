@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from expansion import image_datasets
+from expansion import digits
 from expansion.errors import InputError
 from expansion.image_datasets import ImageRecord, few_shot, load_dataset, readable_records
 from expansion.splits import hold_out
@@ -54,7 +54,7 @@ def test_the_digits_are_unpacked_once(digits_dir, monkeypatch):
         r.path: r.path.stat().st_mtime_ns
         for r in load_dataset("digits", digits_dir).records("train")
     }
-    monkeypatch.setattr(image_datasets.np, "load", None)  # the scans must not be opened again
+    monkeypatch.setattr(digits.np, "load", None)  # the scans must not be opened again
     again = load_dataset("digits", digits_dir).records("train")
     assert {r.path: r.path.stat().st_mtime_ns for r in again} == before
 
@@ -62,9 +62,9 @@ def test_the_digits_are_unpacked_once(digits_dir, monkeypatch):
 def test_unpacking_the_digits_twice_at_once_leaves_one_whole_copy(tmp_path, monkeypatch):
     assets = tmp_path / "assets" / "digits"
     assets.mkdir(parents=True)
-    with np.load(image_datasets.PROJECT_ROOT / "assets/digits/digits.npz") as scans:
+    with np.load(digits.PROJECT_ROOT / "assets/digits/digits.npz") as scans:
         np.savez(assets / "digits.npz", **{key: scans[key][::3] for key in scans})
-    monkeypatch.setattr(image_datasets, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(digits, "PROJECT_ROOT", tmp_path)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: load_dataset("digits", tmp_path / "data"), range(2)))
     assert os.listdir(tmp_path / "data") == ["digits"]

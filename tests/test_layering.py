@@ -26,6 +26,8 @@ TORCH_FREE = [
             "errors stopping config seeding sharding runs prompts sampler checkpoints recipe naming "
             "image_datasets records readers list_readers mat_reader array_files array_readers "
             "list_files rows texts "
+            "dataset_layouts dataset_configs known_layouts metadata_files file_trees split_folders "
+            "class_folders unused_files digits generated_images pixels "
             "check_dataset splits plan experiment writer devices manifest expanded_set tars work_queue "
             "status phases benchmark batch_size content places progress pixel_cache benchmark_training tables"
         ).split()
