@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from expansion.errors import InputError, one_line
 from expansion.generated_images import generated, message
-from expansion.naming import folder_names, look_alikes
+from expansion.naming import ordered_folders, look_alikes
 from expansion.pixel_report import PixelFacts, conversion_lines, facts_of, pixel_findings
 from expansion.records import ImageRecord, shown
 from expansion.tables import aligned
@@ -149,7 +149,7 @@ def _count_table(
     records: dict[str, list[ImageRecord]],
 ) -> list[str]:
     counts = {split: Counter(r.label for r in records[split]) for split in SPLITS}
-    folders = folder_names(class_names)
+    folders = ordered_folders(class_names)
     rows = [("label", *SPLITS, "class", "in prompts", "folder")]
     rows += [
         (str(label), *(str(counts[s][label]) for s in SPLITS), name, prompt, folders[name])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from expansion.errors import InputError
-from expansion.records import IMAGE_SUFFIXES
+from expansion.pixels import IMAGE_SUFFIXES
 
 # What file servers, desktops and archives leave behind, beside what a leading dot hides.
 LITTER = frozenset(

@@ -25,10 +25,17 @@ def folder_names(class_names: Sequence[str]) -> dict[str, str]:
     """A distinct folder for every class; names that are safe and distinct stay as they are.
 
     Distinct also on file systems that ignore case or Unicode form. A name that clashes gets 8 hex
-    digits of its hash. Sorted by name, as loaders of folders number them, the folders keep the
-    order of the classes: where it is another one, each begins with its class's number.
+    digits of its hash.
     """
-    folders = _distinct({name: name for name in class_names})
+    return _distinct({name: name for name in class_names})
+
+
+def ordered_folders(class_names: Sequence[str]) -> dict[str, str]:
+    """`folder_names`, so that loaders of folders, which sort by name, number the classes alike.
+
+    Where the order by name is another than the dataset's, each begins with its class's number.
+    """
+    folders = folder_names(class_names)
     if sorted(folders.values()) == list(folders.values()):
         return folders
     digits = len(str(len(class_names) - 1))

@@ -28,7 +28,7 @@ from expansion.image_datasets import (
     choose_subset,
     load_dataset,
 )
-from expansion.naming import folder_names, image_stems
+from expansion.naming import ordered_folders, image_stems
 from expansion.prompts import (
     PROMPT_PER,
     Prompts,
@@ -221,7 +221,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     present = {record.label for record in records}
     absent = [name for label, name in enumerate(dataset.class_names) if label not in present]
     require(not absent, f"{dataset.root}: no readable training image of {', '.join(absent)}")
-    folders = folder_names(dataset.class_names)
+    folders = ordered_folders(dataset.class_names)
     output_dir = output_folder(config, dataset.name)
     check_outside(output_dir, {"the dataset": dataset.root, "the model": model})
     _check_folders(output_dir, folders.values())

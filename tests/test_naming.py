@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 import pytest
 
 from expansion.image_datasets import ImageRecord
-from expansion.naming import folder_names, image_stems, variant_name
+from expansion.naming import folder_names, image_stems, ordered_folders, variant_name
 
 SAFE = [
     "accordion",
@@ -103,8 +103,9 @@ def test_random_names_of_hurtful_characters_never_collide(seed, tmp_path):
     assert_distinct_and_safe(list(folder_names(sorted(names)).values()), tmp_path)
 
 
-def test_safe_names_in_order_stay_as_they_are():
-    assert folder_names(sorted(SAFE)) == {name: name for name in sorted(SAFE)}
+def test_safe_names_stay_as_they_are():
+    assert folder_names(SAFE) == {name: name for name in SAFE}
+    assert ordered_folders(sorted(SAFE)) == {name: name for name in SAFE}
 
 
 def test_only_the_unsafe_part_of_a_name_changes():
@@ -117,9 +118,13 @@ def test_only_the_unsafe_part_of_a_name_changes():
     ]
 
 
+def test_folders_do_not_depend_on_the_order_of_the_classes():
+    assert folder_names(HURTFUL[::-1]) == folder_names(HURTFUL)
+
+
 def test_folders_of_classes_in_another_order_than_by_name_begin_with_their_number():
     names = [f"Class {i}" for i in range(12)]  # by name, 10 and 11 come before 2
-    folders = list(folder_names(names).values())
+    folders = list(ordered_folders(names).values())
     assert folders[0] == "00_Class 0" and folders[-1] == "11_Class 11"
 
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from expansion import image_datasets
-from expansion.image_datasets import load_dataset, main, readable_records, unlabeled_records
+from expansion.content import readable_records
+from expansion.image_datasets import load_dataset, main, unlabeled_records
 from expansion.pixel_cache import PixelCache
 from expansion.pixels import Reading
 from expansion.records import ImageRecord

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from expansion.errors import InputError, brief, one_line
 from expansion.image_datasets import ImageRecord
 from expansion.manifest import merge_manifests, read_manifest
-from expansion.naming import folder_names, image_stems, variant_name
+from expansion.naming import folder_names, image_stems, ordered_folders, variant_name
 from expansion.seeding import image_seed, stable_seed
 from expansion.sharding import make_units, resolve_shard, take_shard
 from expansion.splits import few_shot, hold_out
@@ -59,7 +59,7 @@ def test_any_class_names_get_distinct_folders_of_one_safe_component(names):
 @fixed
 @given(st.lists(any_text, unique=True, max_size=12))
 def test_loaders_of_folders_number_the_classes_as_the_dataset_does(names):
-    folders = folder_names(names)
+    folders = ordered_folders(names)
     assert [folders[name] for name in names] == sorted(folders.values())
 
 

@@ -13,7 +13,8 @@ from expansion.errors import InputError
 from expansion.image_datasets import DatasetConfig, _prompt_names, choose_subset, load_dataset
 from expansion.naming import look_alikes
 from expansion.prompts import PromptScope, read_prompts
-from expansion.splits import read_json, split_of
+from expansion.split_folders import split_of
+from expansion.splits import read_json
 from expansion.texts import BLANKS, NameIndex, class_text, keyed_by, plain
 
 COMPOSED = "caf\u00e9"
