@@ -15,6 +15,7 @@ from pathlib import Path
 
 from baselines.clip_labels_config import ClipLabelsConfig
 from baselines.label_results import label_results
+from expansion.config import require
 from expansion.image_datasets import ImageRecord
 from expansion.objectives import Run, Supervised, TrainingImages
 from expansion.runs import write_atomic
@@ -83,7 +84,13 @@ def clip_labels(
         device=run.accelerator.device,
         revision=config.clip_revision,
     )
-    found = clip.predict(records, workers=run.recipe.num_workers).max(dim=1)
+    probabilities = clip.predict(records, workers=run.recipe.num_workers)
+    require(
+        bool(probabilities.isfinite().all()),
+        f"the CLIP model {config.clip_model} gives probabilities that are NaN; its weights are "
+        "damaged, give another --clip_model",
+    )
+    found = probabilities.max(dim=1)
     return [
         ClipLabel(r.file_name, r.label, label, round(probability, 6), r.true_label)
         for r, label, probability in zip(records, found.indices.tolist(), found.values.tolist())

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from baselines.label_results import label_results
 from baselines.soft_labels_config import SoftLabelsConfig
 from expansion.augmentations import AugmentedBatch
+from expansion.backbones import Classifier
 from expansion.config import require
 from expansion.image_datasets import ImageRecord
 from expansion.objectives import (
@@ -105,19 +106,27 @@ class SoftLabels(Objective):
     @classmethod
     def build(cls, images: TrainingImages, config: SoftLabelsConfig, run: Run) -> SoftLabels:
         """Warm up, or load what was warmed up before, and predict the first labels."""
-        size = run.recipe.batch_size
-        require(size > 1, f"batch_size {size}: real and generated images share it; give 2 or more")
+        cls.check(run.recipe, config, run.accelerator.num_processes)
         warmup, recipe = split_budget(run.recipe, config)
         folder = run.run_dir / "warmup"
         folder.mkdir(exist_ok=True)
         seed, num_classes = stable_seed("warmup", run.seed), run.classifier.num_classes
         supervised = Supervised(images.real, warmup, seed, num_classes)
         trainer = Trainer(dataclasses.replace(run, run_dir=folder), supervised)
-        with run.progress_bar("warmup") as progress:
-            trainer.fit(progress)
-        labels = predict_all(trainer.model, images.generated, recipe, run.accelerator)
+        trainer.fit_with_bar(run.progress_bar, "warm-up")
+        labels = predict_all(trainer.module, images.generated, recipe, run.accelerator)
         steps = trainer.history[-1]["step"]
         return cls(images, labels, config, recipe, seed=run.seed, steps_before=steps)
+
+    @classmethod
+    def check(cls, recipe: Recipe, config: SoftLabelsConfig, num_processes: int) -> None:
+        """Raise InputError where a process would get no real or no generated images."""
+        size, least = recipe.batch_size, 2 * num_processes
+        require(
+            size >= least,
+            f"batch_size {size}: real and generated images share it; give {least} or more",
+        )
+        split_budget(recipe, config)
 
     def batches(
         self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
@@ -238,14 +247,14 @@ class WithPlainView:
 
 
 def predict_all(
-    model: nn.Module, records: Sequence[ImageRecord], recipe: Recipe, accelerator: Accelerator
+    model: Classifier, records: Sequence[ImageRecord], recipe: Recipe, accelerator: Accelerator
 ) -> Tensor:
     """Probabilities (M, N) of un-augmented images, on the CPU; all processes share the work."""
     shares = [
         predict(model, pixels.to(accelerator.device))
         for pixels, _ in eval_loader(records, recipe, accelerator)
     ]
-    mine = torch.cat(shares)
-    everyone = mine.new_zeros(len(records), mine.shape[1])
-    everyone[accelerator.process_index :: accelerator.num_processes] = mine
+    everyone = torch.zeros(len(records), model.num_classes, device=accelerator.device)
+    if shares:  # a process may have none
+        everyone[accelerator.process_index :: accelerator.num_processes] = torch.cat(shares)
     return accelerator.reduce(everyone).cpu()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,15 +20,14 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
+from dreamda.diffusion_inputs import CaptionSource, training_images
 from dreamda.finetune_config import FinetuneConfig
 from dreamda.lora import add_lora
-from expansion.batches import SeededImages, StreamBatches, stream_loader
+from expansion.batches import StreamBatches, stream_loader
 from expansion.config import require
+from expansion.divergence import LossWatch, remedy
 from expansion.image_datasets import ImageRecord
-from expansion.pixel_cache import PixelCache
-from expansion.prompts import class_prompt
 from expansion.runs import write_atomic
 from expansion.seeding import stable_seed
 from expansion.stable_diffusion import default_resolution
@@ -42,14 +40,23 @@ def loss_weights(alphas_cumprod: Tensor, config: FinetuneConfig, prediction_type
 
     P2: w_t = (k + SNR_t)^-gamma. Min-SNR: w_t = min(SNR_t, snr_gamma) / SNR_t. Both weigh the
     squared error of the noise, which is a_t = SNR_t / (SNR_t + 1) times the squared error of v.
+    At zero SNR they have their limits, k^-gamma and 1.
+
+    Raises:
+        InputError: A weight is infinite, as P2's is with k = 0 at zero SNR.
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
     if config.snr_gamma is not None:
-        weights = snr.clamp(max=config.snr_gamma) / snr
+        weights = (config.snr_gamma / snr).clamp(max=1)
     else:
         weights = (config.p2_k + snr) ** -config.p2_gamma
     if prediction_type == "v_prediction":
-        weights = weights * snr / (snr + 1)
+        weights = weights * alphas_cumprod
+    require(
+        bool(weights.isfinite().all()),
+        f"p2_k {config.p2_k:g} and p2_gamma {config.p2_gamma:g} give the checkpoint's step without "
+        "signal an infinite weight; give --p2_k 1, or --p2_gamma 0 with --snr_gamma 5",
+    )
     return weights
 
 
@@ -64,76 +71,6 @@ def learning_rate_factor(step: int, config: FinetuneConfig) -> float:
     )
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.lr_end_factor + (1 - config.lr_end_factor) * cosine
-
-
-def middle_square(side: int) -> v2.Compose:
-    """The middle of a PIL image, `side` x `side` pixels; an image of that size is not touched."""
-    resize = v2.Resize(side, interpolation=v2.InterpolationMode.BICUBIC)
-    return v2.Compose([resize, v2.CenterCrop(side)])
-
-
-def training_images(
-    records: Sequence[ImageRecord], config: FinetuneConfig, resolution: int
-) -> SeededImages:
-    """`training_transform` of images that are decoded once, as far as memory allows."""
-    cache = PixelCache(resolution, middle_square(resolution))
-    return SeededImages(records, training_transform(config, resolution), cache)
-
-
-def training_transform(config: FinetuneConfig, resolution: int) -> v2.Compose:
-    """From a PIL image to pixel values (3, H, W) in [-1, 1], with the augmentation of `config`."""
-    zoom = (1 - config.affine_scale, 1 + config.affine_scale)
-    shift = (config.affine_translate, config.affine_translate)
-    steps: list[nn.Module] = [middle_square(resolution)]
-    if config.random_flip:
-        steps.append(v2.RandomHorizontalFlip())
-    if config.affine_degrees or config.affine_translate or config.affine_scale:
-        steps.append(
-            v2.RandomAffine(
-                config.affine_degrees, shift, zoom, interpolation=v2.InterpolationMode.BILINEAR
-            )
-        )
-    to_pixel_values = [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize([0.5], [0.5]),
-    ]
-    return v2.Compose(steps + to_pixel_values)
-
-
-class CaptionSource:
-    """Token ids of a caption per image: a random template of its class, or the empty caption."""
-
-    def __init__(self, tokenizer, templates: Sequence[str], names: Sequence[str], dropout: float):
-        def tokens(text: str) -> Tensor:
-            return tokenizer(
-                text,
-                padding="max_length",
-                truncation=True,
-                max_length=tokenizer.model_max_length,
-                return_tensors="pt",
-            ).input_ids[0]
-
-        self.by_class = [[tokens(class_prompt(t, name)) for t in templates] for name in names]
-        self.empty = tokens("")
-        self.dropout = dropout
-
-    def draw(self, count: int, seed: int) -> Tensor:
-        """Template numbers (count,), random by `seed`; -1 is the empty caption."""
-        rng = random.Random(seed)
-        templates = range(len(self.by_class[0]))
-        return torch.tensor(
-            [-1 if rng.random() < self.dropout else rng.choice(templates) for _ in range(count)]
-        )
-
-    def input_ids(self, labels: Tensor, templates: Tensor) -> Tensor:
-        """Token ids (B, L) for `labels` (B,) and the `templates` (B,) of `draw`."""
-        return torch.stack(
-            [
-                self.by_class[label][template] if template >= 0 else self.empty
-                for label, template in zip(labels.tolist(), templates.tolist(), strict=True)
-            ]
-        )
 
 
 def diffusion_losses(
@@ -201,6 +138,8 @@ class DiffusionTrainer:
         self.latent_shape = (pipeline.vae.config.latent_channels, side, side)
         self.images = training_images(records, config, self.resolution)
         self._prepare_networks()
+        rate = remedy("learning_rate", config.learning_rate, config.mixed_precision)
+        self.watch = LossWatch(accelerator, rate)
         self.ema = None
         if config.use_ema:
             self.ema = EMAModel(
@@ -242,7 +181,13 @@ class DiffusionTrainer:
             first: Steps that are done already.
             after_step: Called after every step with its number (from 1), the loss and the
                 learning rate it had.
+
+        Raises:
+            InputError: A loss or a weight is not finite; nothing of it is saved.
         """
+        start = f"the weights of {state_dir}" if first else "the checkpoint's weights"
+        another = f"remove {state_dir.parent}" if first else "give another checkpoint"
+        self._require_finite(start, f"{another} to begin anew")
         config, accelerator = self.config, self.accelerator
         batches = StreamBatches(
             len(self.images),
@@ -255,12 +200,17 @@ class DiffusionTrainer:
         loader = stream_loader(self.images, batches, config.dataloader_num_workers)
         for step, (pixel_values, labels) in enumerate(loader, start=first):
             loss = self._step(step, pixel_values, labels)
+            self.watch.require_finite(loss, f"the loss of step {step + 1}")
             after_step(step + 1, loss, self.optimizer.param_groups[0]["lr"])
             if config.checkpointing_steps and (step + 1) % config.checkpointing_steps == 0:
                 self._save_state(state_dir, step + 1)
+        self._require_finite(f"the weights after step {config.max_train_steps}")
         if self.ema is not None:
             self.ema.copy_to(self.trained)
         self.networks.eval()
+
+    def _require_finite(self, what: str, remedy: str = "") -> None:
+        self.watch.require_finite_tensors(self.trained, what, remedy)
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
@@ -345,6 +295,7 @@ class DiffusionTrainer:
     def _save_state(self, state_dir: Path, step: int) -> None:
         """Replace the state in `state_dir` by a whole one; `step.json` is what makes it whole."""
         accelerator, partial = self.accelerator, _partial_dir(state_dir)
+        self._require_finite(f"the weights after step {step}")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)

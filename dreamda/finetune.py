@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import logging
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +36,12 @@ from expansion.config import (
     require,
 )
 from expansion.content import content_summary, readable_records
-from expansion.devices import make_accelerator
+from expansion.devices import in_main_process, make_accelerator
 from expansion.errors import run_command
 from expansion.figures import save_figure
 from expansion.image_datasets import ImageDataset, ImageRecord, few_shot, load_dataset
 from expansion.prompts import class_prompt
+from expansion.run_lock import only_training
 from expansion.runs import check_outside, claim_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -67,12 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _check(config, output_dir)
     records = few_shot(dataset.records(config.dataset_split), config.shots, config.subset_seed)
     records, _ = readable_records(records, config.on_error)
+    require(bool(records), f"{dataset.root}: no image of its {config.dataset_split} split is left")
     accelerator = _accelerator(config)
     identity = _identity(config, scratch, dataset, records)
-    claim_folder(
-        output_dir, "training.yaml", identity, "give another --output_dir, or remove the folder"
-    )
-    train(config, scratch, dataset, records, accelerator)
+    with ExitStack() as until_the_end:
+
+        def claim() -> None:
+            remedy = "give another --output_dir, or remove the folder"
+            claim_folder(output_dir, "training.yaml", identity, remedy)
+            until_the_end.enter_context(only_training(output_dir))
+
+        in_main_process(accelerator, claim)
+        train(config, scratch, dataset, records, accelerator)
     accelerator.end_training()
 
 
@@ -144,20 +153,18 @@ def train(
 ) -> None:
     """Train and write the checkpoint with its README, sample grids and loss curve."""
     from dreamda.diffusion_training import DiffusionTrainer
-    from expansion.stable_diffusion import load_pipeline
 
     output_dir = Path(config.output_dir)
-    with accelerator.main_process_first():
-        if config.from_scratch:
-            pipeline = _new_checkpoint(config, scratch, dataset, records)
-        else:
-            pipeline = load_pipeline(locate_model(config.pretrained_model_name_or_path))
+    begin = functools.partial(_beginning, config, scratch, dataset, records)
+    found: list[StableDiffusionPipeline] = []
+    in_main_process(accelerator, lambda: found.append(begin()))  # it downloads, or trains
+    pipeline = found[0] if found else begin()
     trainer = DiffusionTrainer(pipeline, records, dataset.prompt_names, config, accelerator)
     if not config.from_scratch and not (output_dir / "samples_before.png").exists():
         _save_samples(trainer, dataset, "samples_before.png")
     log = _train_with_log(trainer, dataset)
     if log is not None:
-        _save_weights(config, pipeline, output_dir)
+        _save_weights(config, trainer, output_dir)
     _save_samples(trainer, dataset, "samples.png")
     if log is None:
         return
@@ -211,6 +218,20 @@ def _save_samples(trainer: DiffusionTrainer, dataset: ImageDataset, file_name: s
     trainer.accelerator.wait_for_everyone()
 
 
+def _beginning(
+    config: FinetuneConfig,
+    scratch: FromScratchConfig,
+    dataset: ImageDataset,
+    records: Sequence[ImageRecord],
+) -> StableDiffusionPipeline:
+    """What is trained."""
+    from expansion.stable_diffusion import load_pipeline
+
+    if config.from_scratch:
+        return _new_checkpoint(config, scratch, dataset, records)
+    return load_pipeline(locate_model(config.pretrained_model_name_or_path))
+
+
 def _new_checkpoint(
     config: FinetuneConfig,
     scratch: FromScratchConfig,
@@ -218,7 +239,7 @@ def _new_checkpoint(
     records: Sequence[ImageRecord],
 ) -> StableDiffusionPipeline:
     """A pipeline with a trained autoencoder; kept in `<output_dir>/start` until training ends."""
-    from dreamda.diffusion_training import training_images
+    from dreamda.diffusion_inputs import training_images
     from dreamda.from_scratch import build_pipeline, train_autoencoder
     from expansion.stable_diffusion import load_pipeline, save_pipeline
 
@@ -239,16 +260,28 @@ def _new_checkpoint(
     return pipeline
 
 
-def _save_weights(
-    config: FinetuneConfig, pipeline: StableDiffusionPipeline, output_dir: Path
-) -> None:
-    """The trained checkpoint; adapters also alone, before they are added to the U-Net."""
-    from dreamda.lora import fuse_lora, save_lora
-    from expansion.stable_diffusion import save_pipeline
+def _save_weights(config: FinetuneConfig, trainer: DiffusionTrainer, output_dir: Path) -> None:
+    """The trained checkpoint; adapters also alone, before they are added to the U-Net.
 
+    Raises:
+        InputError: A weight is too large for the format that is asked for.
+    """
+    import torch
+
+    from dreamda.lora import fuse_lora, save_lora
+    from expansion.stable_diffusion import DTYPES, save_pipeline
+
+    pipeline = trainer.pipeline
     if config.lora_rank:
         save_lora(pipeline.unet, output_dir, config.save_dtype)
         fuse_lora(pipeline.unet)
+    for network in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        largest = torch.finfo(DTYPES[config.save_dtype]).max
+        require(
+            all(p.abs().amax() <= largest for p in network.parameters() if p.numel()),
+            f"a weight is too large for {config.save_dtype}; give --save_dtype float32 and another "
+            "--output_dir",
+        )
     save_pipeline(pipeline, output_dir, config.save_dtype)
 
 

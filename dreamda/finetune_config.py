@@ -22,6 +22,22 @@ NOT_NEGATIVE = (
     "validation_steps",
     "checkpointing_steps",
     "dataloader_num_workers",
+    "adam_weight_decay",
+    "lr_end_factor",
+    "affine_degrees",
+)
+FROM_SCRATCH_POSITIVE = (
+    "vae_block_out_channels",
+    "vae_train_steps",
+    "vae_batch_size",
+    "vae_learning_rate",
+    "unet_block_out_channels",
+    "layers_per_block",
+    "norm_num_groups",
+    "text_hidden_size",
+    "text_num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
 )
 
 
@@ -37,7 +53,9 @@ class FinetuneConfig:
     )
     shots: int | None = option(None, "use only this many images per class")
     subset_seed: int = option(0, "which images --shots keeps")
-    on_error: str = option("fail", "what an unreadable image does", choices=("fail", "skip"))
+    on_error: str = option(
+        "fail", "what an unreadable image does", choices=("fail", "skip"), decides=False
+    )
     pretrained_model_name_or_path: str | None = option(
         None, "checkpoint to start from: hub id or diffusers folder"
     )
@@ -123,6 +141,13 @@ class FinetuneConfig:
             f"caption_dropout {self.caption_dropout}: give 0 to below 1",
         )
         require(0 <= self.ema_decay <= 1, f"ema_decay {self.ema_decay}: give 0 to 1")
+        for name in ("adam_beta2", "affine_translate", "affine_scale"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{name} {value}: give 0 to below 1")
+        require(
+            self.snr_gamma is None or self.snr_gamma > 0,
+            f"snr_gamma {self.snr_gamma}: give a positive number",
+        )
         for name in POSITIVE:
             value = getattr(self, name)
             require(value > 0, f"{name} {value}: give a positive number")
@@ -167,3 +192,32 @@ class FromScratchConfig:
     text_num_hidden_layers: int = option(2, "layers of the text encoder")
     num_attention_heads: int = option(4, "heads of the text encoder and of the U-Net's attention")
     vocab_size: int = option(700, "largest BPE vocabulary")
+
+    def __post_init__(self):
+        for name in FROM_SCRATCH_POSITIVE:
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            require(
+                bool(values) and all(v > 0 for v in values),
+                f"{name} {_spaced(value)}: give positive numbers",
+            )
+        for name in ("vae_warmup_steps", "vae_gradient_weight", "vae_mse_weight", "vae_kl_weight"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} {value}: give 0 or a positive number")
+        for name in ("vae_block_out_channels", "unet_block_out_channels"):
+            value, groups = getattr(self, name), self.norm_num_groups
+            require(
+                all(channels % groups == 0 for channels in value),
+                f"{name} {_spaced(value)}: give multiples of norm_num_groups {groups}",
+            )
+        heads = self.num_attention_heads
+        require(
+            self.text_hidden_size % heads == 0,
+            f"text_hidden_size {self.text_hidden_size}: give a multiple of num_attention_heads "
+            f"{heads}",
+        )
+
+
+def _spaced(value: int | float | tuple) -> str:
+    """As one types it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -31,6 +31,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreamda.finetune_config import FromScratchConfig
 from expansion.batches import SeededImages, StreamBatches, stream_loader
+from expansion.config import require
 from expansion.seeding import stable_seed
 
 MAX_TOKENS = 77  # CLIP's window, which Stable Diffusion expects
@@ -160,7 +161,11 @@ def train_autoencoder(
     seed: int,
     progress: Callable[[int, float], None],
 ) -> None:
-    """Train `vae` in place, then fold the latent statistics into it (`fold_latent_scale`)."""
+    """Train `vae` in place, then fold the latent statistics into it (`fold_latent_scale`).
+
+    Raises:
+        InputError: The loss is not finite, or a latent channel is the same for all images.
+    """
     optimizer = torch.optim.AdamW(vae.parameters(), lr=config.vae_learning_rate, betas=(0.9, 0.99))
     batches = StreamBatches(
         len(images),
@@ -170,13 +175,18 @@ def train_autoencoder(
     vae.train()
     for step, (pixel_values, _) in enumerate(stream_loader(images, batches, num_workers=0)):
         cosine = 0.5 * (1 + math.cos(math.pi * step / config.vae_train_steps))
-        warm_up = min(1.0, (step + 1) / config.vae_warmup_steps)
+        warm_up = min(1.0, (step + 1) / max(1, config.vae_warmup_steps))
         for group in optimizer.param_groups:
             group["lr"] = config.vae_learning_rate * warm_up * cosine
         posterior = vae.encode(pixel_values).latent_dist
         generator = torch.Generator("cpu").manual_seed(stable_seed("posterior", seed, step))
         decoded = vae.decode(posterior.sample(generator)).sample
         loss = autoencoder_loss(pixel_values, decoded, posterior.mean, posterior.logvar, config)
+        require(
+            bool(loss.isfinite()),
+            f"the autoencoder's training has stopped: the loss of step {step + 1} is "
+            f"{loss.item()}; give a smaller --vae_learning_rate than {config.vae_learning_rate:g}",
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
@@ -186,7 +196,13 @@ def train_autoencoder(
     with torch.no_grad():
         pixel_values = torch.stack([_plain(images, i) for i in range(min(len(images), 1024))])
         means = vae.encode(pixel_values).latent_dist.mean
-        fold_latent_scale(vae, means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3)))
+        spread = means.std(dim=(0, 2, 3))
+        require(
+            bool((spread.isfinite() & (spread > 0)).all()),
+            f"the autoencoder's latents are the same for all images (deviation {spread.tolist()}); "
+            "give more --vae_train_steps, or a smaller --vae_kl_weight or --vae_learning_rate",
+        )
+        fold_latent_scale(vae, means.mean(dim=(0, 2, 3)), spread)
 
 
 def _plain(images: SeededImages, index: int) -> Tensor:

@@ -16,8 +16,10 @@ from statistics import fmean
 
 from PIL import Image
 
+from dreamda.self_training_config import AmstConfig
 from expansion.figures import captioned, save_contact_sheets
 from expansion.image_datasets import ImageRecord
+from expansion.records import shown
 from expansion.runs import to_yaml, write_atomic
 
 
@@ -89,6 +91,43 @@ def summarize(rows: Sequence[PseudoLabel], class_names: Sequence[str]) -> dict[s
         for label, name in enumerate(class_names)
     }
     return summary
+
+
+def acceptance_warnings(
+    rows: Sequence[PseudoLabel], config: AmstConfig, num_heads: int, class_names: Sequence[str]
+) -> list[str]:
+    """A line where no image was accepted, or none under some classes: why, and what to change."""
+    accepted = [row for row in rows if row.accepted]
+    enough = min(config.min_agree, num_heads)
+    agreed = [row for row in rows if row.agreement >= enough]
+    certain = [row for row in agreed if row.uncertainty < config.tau]
+    remedy = "give --tau or --stage1_share more, or --min_agree or --min_conf less"
+    if not accepted:
+        reason = f"{enough} heads agree on {len(agreed)}"
+        if agreed:
+            least = min(row.uncertainty for row in agreed)
+            reason += (
+                f", of these {len(certain)} have a variance below tau {config.tau:g} (the smallest "
+                f"is {least:g})"
+            )
+        if certain:
+            most = max(row.confidence for row in certain)
+            reason += (
+                f", of these none has min_conf {config.min_conf:g} (the largest is {most:.3f})"
+            )
+        return [
+            f"AMST accepts 0 of {len(rows)} generated images, so none is learnt from under a label:"
+            f" {reason}; {remedy}"
+        ]
+    given = {row.pseudo_label for row in accepted}
+    without = [name for label, name in enumerate(class_names) if label not in given]
+    if not without:
+        return []
+    return [
+        f"AMST accepts {len(accepted)} of {len(rows)} generated images, none of them as "
+        f"{shown(without)} ({len(without)} of {len(class_names)} classes): these are learnt from "
+        f"their real images alone; {remedy}"
+    ]
 
 
 def write_report(

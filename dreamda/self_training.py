@@ -8,6 +8,7 @@ stage where it stopped. Further rounds add `stage1_round2/` and so on.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 
 from dreamda.pseudo_labels import (
     PseudoLabel,
+    acceptance_warnings,
     read_pseudo_labels,
     relabeled,
     summarize,
@@ -24,17 +26,22 @@ from dreamda.pseudo_labels import (
 from dreamda.self_training_config import AmstConfig
 from dreamda.softmatch import SoftMatch
 from dreamda.voting import HeadTraining, dropout_votes
+from expansion.devices import in_main_process
 from expansion.image_datasets import ImageRecord
 from expansion.objectives import Run, TrainingImages
 from expansion.recipe import Recipe
 from expansion.seeding import stable_seed
 from expansion.training import Trainer
 
+logger = logging.getLogger(__name__)
+
 RESULTS = ("acceptance_rate", "accepted_accuracy", "seed_accuracy")
 
 
 class SelfTraining(SoftMatch):
     """Stage 3: Eq. 8 on real and accepted images, Eq. 9 on the rejected ones."""
+
+    title = "stage 3 of 3"
 
     def __init__(self, *arguments, steps_before: int, summary: Mapping[str, object], **named):
         super().__init__(*arguments, **named)
@@ -59,6 +66,9 @@ class SelfTraining(SoftMatch):
             labeled = [*images.real, *accepted]
         if run.accelerator.is_main_process:
             write_report(run.run_dir, images.generated, rows, run.class_names)
+            num_heads = len(trainer.objective.module.heads)
+            for line in acceptance_warnings(rows, config, num_heads, run.class_names):
+                logger.warning("%s", line)
         if config.reinit:
             run.classifier.load_state_dict(start)
         return cls(
@@ -98,9 +108,14 @@ def _train_heads(
     folder.mkdir(exist_ok=True)
     objective = HeadTraining(records, config, recipe, stable_seed(name, run.seed))
     trainer = Trainer(dataclasses.replace(run, run_dir=folder), objective)
-    with run.progress_bar(name) as progress:
-        trainer.fit(progress)
+    trainer.fit_with_bar(run.progress_bar, f"stage 1 of 3{_round(name)}")
     return trainer
+
+
+def _round(name: str) -> str:
+    """Which round a folder or file belongs to, for a progress bar."""
+    number = name.partition("_round")[2].partition(".")[0]
+    return f", round {number}" if number else ""
 
 
 def _vote(
@@ -111,10 +126,12 @@ def _vote(
     path: Path,
 ) -> list[PseudoLabel]:
     """Stage 2, unless its file is there."""
-    if run.accelerator.is_main_process and not path.is_file():
+
+    def vote() -> None:
         seed = stable_seed(path.name, run.seed)
         module = trainer.objective.module
-        votes = dropout_votes(module, records, config, run.recipe, seed)
+        with run.progress_bar(f"stage 2 of 3{_round(path.name)}", len(records)) as progress:
+            votes = dropout_votes(module, records, config, run.recipe, seed, progress)
         seed_labels = torch.tensor([record.label for record in records])
         accepted = votes.accepted(config, len(module.heads), seed_labels)
         rows = [
@@ -131,5 +148,8 @@ def _vote(
             for i, record in enumerate(records)
         ]
         write_pseudo_labels(path, rows)
+
+    if not path.is_file():
+        in_main_process(run.accelerator, vote)
     run.accelerator.wait_for_everyone()
     return read_pseudo_labels(path)

@@ -50,6 +50,9 @@ class SoftMatchConfig:
             0 <= self.statistics_momentum < 1,
             f"statistics_momentum {self.statistics_momentum}: give 0 to below 1",
         )
+        for name in ("n_sigma", "max_weight", "consistency_weight"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} {value}: give 0 or more")
         require(self.strong_ops > 0, f"strong_ops {self.strong_ops}: give at least 1")
 
 
@@ -89,6 +92,11 @@ class AmstConfig(SoftMatchConfig):
     def __post_init__(self):
         super().__post_init__()
         require(0 < self.head_dropout < 1, f"head_dropout {self.head_dropout}: give 0 to 1")
+        require(self.ortho_weight >= 0, f"ortho_weight {self.ortho_weight}: give 0 or more")
+        require(
+            self.mc_passes > 1,
+            f"mc_passes {self.mc_passes}: one sample has no variance; give 2 or more",
+        )
         require(self.tau > 0, f"tau {self.tau}: give more than 0, or nothing is accepted")
         require(0 <= self.min_conf < 1, f"min_conf {self.min_conf}: give 0 to below 1")
         require(
@@ -97,6 +105,6 @@ class AmstConfig(SoftMatchConfig):
         require(
             0 < self.stage1_share < 1, f"stage1_share {self.stage1_share}: give between 0 and 1"
         )
-        for name in ("mc_passes", "rounds", "stage1_epochs"):
+        for name in ("rounds", "stage1_epochs"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} {value}: give a positive number")

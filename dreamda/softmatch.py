@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather, pad_across_processes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,6 +26,9 @@ from expansion.objectives import Run, Supervised, TrainingImages, image_stream, 
 from expansion.recipe import Recipe
 from expansion.seeding import stable_seed
 from expansion.transforms import plain_transform, strong_transform
+
+# Confidences, float32, that differ by no more than this are equal: the rest is rounding.
+SMALLEST_DEVIATION = 16 * torch.finfo(torch.float32).eps
 
 
 class SoftMatchWeights:
@@ -43,35 +46,42 @@ class SoftMatchWeights:
         self.variance = torch.tensor(1.0)
         self.model_prior: Tensor | None = None
         self.num_batches = 0
+        self.num_images = 0  # of the last batch, in all processes
 
     @torch.no_grad()
     def __call__(self, probabilities: Tensor) -> Tensor:
         """Weights (B,) in [0, max_weight]; the statistics first take in this batch.
 
-        SoftMatch Eq. 5-9: lambda = max_weight exp(-(min(max q - mu, 0))^2 n_sigma^2 / (2 v)).
+        SoftMatch Eq. 5-9: lambda = max_weight exp(-(min(max q - mu, 0))^2 n_sigma^2 / (2 v)). Where
+        v vanishes, as on a fresh network that finds every image equally likely, this is its limit:
+        max_weight at mu and above, 0 below.
 
         Args:
-            probabilities: (B, N) of weak views, not aligned.
+            probabilities: (B, N) of weak views, not aligned; B may differ between processes.
         """
         m = self.config.statistics_momentum
         if self.config.statistics_warmup:
             m = min(m, self.num_batches / (self.num_batches + 1))
         self.num_batches += 1
-        everyone = gather(probabilities)  # of all processes, so that they weigh alike
+        everyone = of_all_processes(probabilities)  # so that they weigh alike
+        self.num_images = len(everyone)
         self._update_prior(everyone, m)
         confidences = self.align(everyone).amax(dim=1)
-        self.mean = m * self.mean.to(everyone.device) + (1 - m) * confidences.mean()
-        self.variance = self.variance.to(everyone.device)
+        confidences = confidences.double()  # a running mean of equal values is to be that value
+        self.mean = m * self.mean.to(confidences) + (1 - m) * confidences.mean()
+        self.variance = self.variance.to(confidences)
         if len(confidences) > 1:
             self.variance = m * self.variance + (1 - m) * confidences.var()
-        below = (self.align(probabilities).amax(dim=1) - self.mean).clamp(max=0)
-        exponent = -(below**2) * self.config.n_sigma**2 / (2 * self.variance)
-        return self.config.max_weight * exponent.exp()
+        below = (self.align(probabilities).amax(dim=1).double() - self.mean).clamp(max=0)
+        variance = self.variance.clamp(min=SMALLEST_DEVIATION**2)
+        exponent = -(below**2) * self.config.n_sigma**2 / (2 * variance)
+        return (self.config.max_weight * exponent.exp()).to(probabilities)
 
     def align(self, probabilities: Tensor) -> Tensor:
         """q = Normalize(p target / model prior): (B, N); labels are never taken from it."""
         if self.target is None or self.model_prior is None:
             return probabilities
+        # 1e-6 as in SoftMatch's code: a class that is never predicted divides by no zero.
         ratio = (self.target.to(probabilities) + 1e-6) / (self.model_prior + 1e-6)
         aligned = probabilities * ratio
         return aligned / aligned.sum(dim=1, keepdim=True)
@@ -94,6 +104,12 @@ class SoftMatchWeights:
             self.model_prior = mean
         else:
             self.model_prior = m * self.model_prior.to(mean.device) + (1 - m) * mean
+
+
+def of_all_processes(rows: Tensor) -> Tensor:
+    """Non-negative rows (B, N) of every process one below the other; B may differ."""
+    everyone = gather(pad_across_processes(rows, pad_index=-1))
+    return everyone if PartialState().num_processes == 1 else everyone[everyone[:, 0] >= 0]
 
 
 def consistency_loss(probabilities: Tensor, logits: Tensor, weights: Tensor, target: str) -> Tensor:
@@ -173,13 +189,17 @@ class SoftMatch(Supervised):
             self.unlabeled,
             TwoViews(self.recipe, self.config.strong_ops),
             self.recipe,
-            [max(1, round(self.unlabeled_share * size)) for size in batch_sizes],
+            self.unlabeled_sizes(batch_sizes, accelerator.num_processes),
             seed=stable_seed("unlabeled", self.seed),
             first=first,
             accelerator=accelerator,
         )
         for (pixels, targets), ((weak, strong), _) in zip(labeled, unlabeled):
             yield [pixels, targets, weak, strong]
+
+    def unlabeled_sizes(self, batch_sizes: Sequence[int], world_size: int) -> list[int]:
+        """Unlabelled images of every batch; each process gets at least one."""
+        return [max(world_size, round(self.unlabeled_share * size)) for size in batch_sizes]
 
     def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         if not self.unlabeled:
@@ -193,6 +213,8 @@ class SoftMatch(Supervised):
         supervised = self.augmented.loss(logits, labels)
         consistency = consistency_loss(probabilities, strong_logits, weights, self.config.target)
         weight = self.config.consistency_weight * self.unlabeled_share / self.config.unlabeled_ratio
+        # The mean of the processes' losses becomes the mean over all images, in equal parts or not.
+        weight *= len(weak) * PartialState().num_processes / self.weights.num_images
         loss = supervised + weight * consistency
         return loss, self.augmented.hits(logits, labels)
 

@@ -12,7 +12,8 @@ head a's probability for its label, tau the largest u accepted.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,9 @@ class MultiHead(nn.Module):
         features = self.body(pixels)
         if not self.training:
             logits = torch.stack([head(features) for head in self.heads])
-            return logits.float().softmax(dim=-1).mean(dim=0).log()
+            # Not the log of a mean, which is infinite where a probability is too small for a float.
+            log_p = logits.float().log_softmax(dim=-1)
+            return log_p.logsumexp(dim=0) - math.log(len(log_p))
         weak, strong = features.chunk(2)
         by_view = {"weak": weak, "strong": strong}
         return torch.stack(
@@ -193,7 +196,12 @@ def count_votes(probabilities: Tensor) -> Votes:
 
 @torch.no_grad()
 def dropout_votes(
-    module: MultiHead, records: Sequence[ImageRecord], config: AmstConfig, recipe: Recipe, seed: int
+    module: MultiHead,
+    records: Sequence[ImageRecord],
+    config: AmstConfig,
+    recipe: Recipe,
+    seed: int,
+    progress: Callable[[int, Mapping[str, float]], None] = lambda count, row: None,
 ) -> Votes:
     """Stage 2: votes of the heads on `records`, un-augmented, with dropout before the heads alone.
 
@@ -201,6 +209,7 @@ def dropout_votes(
 
     Args:
         seed: Of the dropout masks.
+        progress: Called with the number of images done.
     """
     was_training = module.training
     module.eval()
@@ -215,6 +224,7 @@ def dropout_votes(
         dropped = features * masks  # (A, T, B, D)
         logits = torch.stack([head(f) for head, f in zip(module.heads, dropped)])
         votes.append(count_votes(logits.softmax(dim=-1)))
+        progress(sum(len(v.labels) for v in votes), {})
     module.train(was_training)
     columns = [field.name for field in dataclasses.fields(Votes)]
     return Votes(**{c: torch.cat([getattr(v, c) for v in votes]).cpu() for c in columns})

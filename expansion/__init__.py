@@ -12,6 +12,7 @@
     its folder       naming runs writer manifest places expanded_set tars status
     classifiers      backbones clip_backbone transforms augmentations strong_augmentation
     their training   experiment training objectives batches pixel_cache
+                     training_checks divergence run_lock
     measurements     similarity figures lettering sheets tables
                      benchmark contenders phases benchmark_training training_rates
 """

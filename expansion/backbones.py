@@ -26,6 +26,7 @@ ALIASES = {
 }
 
 
+DEFAULT_WEIGHTS = "IMAGENET1K_V1"
 LARGEST_SIDE = 16_384  # pixels of a classifier's input
 LARGEST_CLASSES = 1_000_000
 
@@ -97,7 +98,7 @@ class Classifier(nn.Module):
         else:
             network = _network(arch, image_size)
             if pretrained:
-                _load_pretrained(network, arch, weights or "IMAGENET1K_V1", image_size)
+                _load_pretrained(network, arch, weights or DEFAULT_WEIGHTS, image_size)
             self.body, num_features = _headless(network)
         self.head = nn.Linear(num_features, num_classes)
 
@@ -125,13 +126,21 @@ def check_arch(arch: str) -> None:
         )
 
 
+def check_pretrained(arch: str, image_size: int, weights: str | None) -> None:
+    """Raise InputError where there are no such pretrained weights; local ones are read, to see."""
+    if weights is not None and Path(weights).exists():
+        Classifier(arch, 1, image_size, pretrained=True, weights=weights)
+    elif arch not in TOWERS:
+        _known_weights(arch, weights or DEFAULT_WEIGHTS)
+
+
 def check_backbone(classifier: Classifier) -> None:
     """Raise InputError unless the network can take images of its size; its mode is restored."""
     size, was_training = classifier.image_size, classifier.training
     classifier.eval()
     try:
         with torch.no_grad():
-            classifier(torch.zeros(2, 3, size, size))
+            classifier(torch.zeros(2, 3, size, size, device=classifier.head.weight.device))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise _cannot_take(classifier.arch, size, error) from error
     classifier.train(was_training)
@@ -297,20 +306,26 @@ def _is_weight(value: object) -> bool:
     return torch.is_tensor(value) and value.layout == torch.strided and not value.is_meta
 
 
-def _download(arch: str, weights: str) -> Mapping[str, Tensor]:
+def _known_weights(arch: str, name: str) -> Any:
+    """Where torchvision has the weights of this name; raises InputError if it has none."""
     if arch in OWN_BACKBONES:
         raise InputError(
             f"there are no pretrained weights for {arch}; use --no-pretrained, or give a file by "
             "--weights"
         )
     known = torchvision.models.get_model_weights(torchvision_name(arch)).__members__
-    if weights not in known:
+    if name not in known:
         raise InputError(
-            f"weights {weights} is neither a file nor a name that {arch} has; "
+            f"weights {name} is neither a file nor a name that {arch} has; "
             f"known: {', '.join(known) or 'none'}"
         )
+    return known[name]
+
+
+def _download(arch: str, weights: str) -> Mapping[str, Tensor]:
+    found = _known_weights(arch, weights)
     try:
-        return known[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
+        return found.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
         raise InputError(
             f"cannot download the pretrained weights of {arch} ({error}); connect once, give a "

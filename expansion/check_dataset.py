@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from expansion.errors import InputError, one_line
 from expansion.generated_images import generated, message
-from expansion.naming import ordered_folders, look_alikes
+from expansion.naming import look_alikes, ordered_folders
 from expansion.pixel_report import PixelFacts, conversion_lines, facts_of, pixel_findings
 from expansion.records import ImageRecord, shown
 from expansion.tables import aligned

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from expansion.config import require
@@ -80,3 +81,23 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     if on_cpu:
         keep_freed_memory()
     return Accelerator(cpu=on_cpu, mixed_precision=mixed_precision)
+
+
+def in_main_process(accelerator: Accelerator, work: Callable[[], None]) -> None:
+    """Do `work` in the main process while the others wait.
+
+    Raises:
+        InputError: `work` did, in every process, so that none waits for one that has ended.
+    """
+    refusal: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            work()
+        except InputError as error:
+            refusal = [str(error)]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(refusal)
+    if refusal[0] is not None:
+        raise InputError(refusal[0])

@@ -10,13 +10,24 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from expansion.stopping import Stopped, StopRequest, ending_at_once
+from expansion.stopping import (
+    SIGNALS,
+    Stopped,
+    StopRequest,
+    die_at_exit,
+    ending_at_once,
+    prepare_exit,
+)
 
 GO_ON = "run the same command to go on"
 LONGEST_VALUE = 80  # characters of a wrong value that a message shows
 LONGEST_MESSAGE = 2000
 # Control characters, line breaks, changes of the writing direction, and what is no text at all.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# A loader raises the errors of its worker processes anew, with their tracebacks as the message.
+FROM_WORKER = re.compile(
+    r"Caught InputError in .*^(?:[\w.]+\.)?InputError: ([^\n]*)\s*\Z", re.DOTALL | re.MULTILINE
+)
 REMEDIES = {
     errno.ENOSPC: f"make room, then {GO_ON}",
     errno.EDQUOT: f"make room, then {GO_ON}",
@@ -38,7 +49,9 @@ class InputError(ValueError):
     """Wrong input. The message names the value, the file and the remedy in one line."""
 
     def __str__(self) -> str:
-        return one_line(super().__str__())
+        text = super().__str__()
+        in_worker = FROM_WORKER.match(text)
+        return one_line(in_worker[1] if in_worker else text)
 
 
 def one_line(text: str) -> str:
@@ -72,14 +85,18 @@ def run_command(main: Callable[[], int | None]) -> None:
     """Run the `main` of an entry script and exit with its status.
 
     Wrong input and a full disk end in one line on stderr and exit code 2; Ctrl-C and SIGTERM end
-    in one line and 128 + number of the signal. Everything else is a defect of this program and
-    keeps its traceback.
+    in one line and, after all clean-up, by the signal itself: 128 + its number for a shell. So does
+    a `main` that returns that status. Everything else is a defect of this program and keeps its
+    traceback.
     """
+    prepare_exit()
     # Names of files may be no text; a report that shows one must not fail.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     with ending_at_once() as stop:
         status = _status_of(main, stop)
+        if (status or 0) - 128 in SIGNALS:
+            die_at_exit(status - 128)
     sys.exit(status)
 
 

@@ -7,13 +7,10 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 from expansion.checkpoints import file_fingerprint
 from expansion.config import (
@@ -41,7 +38,9 @@ from expansion.image_datasets import (
     unlabeled_records,
     write_subset,
 )
-from expansion.recipe import PAIRING, Recipe, Schedule
+from expansion.progress import training_bar
+from expansion.recipe import Recipe, Schedule
+from expansion.run_lock import check_run
 from expansion.runs import check_outside, is_done, to_yaml
 from expansion.splits import hold_out
 
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from expansion.backbones import Classifier
+    from expansion.objectives import ProgressBar
     from expansion.training import Trainer
 
 logger = logging.getLogger(__name__)
@@ -273,29 +273,41 @@ class Arm:
 
 
 def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) -> None:
-    """One run per seed; finished runs are left alone, stopped ones go on."""
+    """One run per seed; finished runs are left alone, stopped ones go on.
+
+    A dry run refuses what the run would refuse, and describes it.
+    """
+    require(bool(config.seeds), "seeds is an empty list; give one or more")
+    accelerator = make_accelerator(recipe.mixed_precision)
+    _check(recipe, data, arm, accelerator.num_processes)
+    for seed in config.seeds:
+        check_run(arm.folder / f"seed{seed}", _identity(recipe, data, arm, seed))
     if config.dry_run:
         print(_describe(config, recipe, data, arm))
         return
-    from expansion.backbones import check_backbone
     from expansion.training import run_once
 
-    if not all(is_done(arm.folder / f"seed{seed}") for seed in config.seeds):
-        check_backbone(_build_classifier(recipe, data))
-    accelerator = make_accelerator(recipe.mixed_precision)
-    require(
-        recipe.augment not in PAIRING or recipe.batch_size >= 2 * accelerator.num_processes,
-        f"batch_size {recipe.batch_size}: {recipe.augment} mixes images of one process; give at "
-        f"least {2 * accelerator.num_processes} for {accelerator.num_processes} processes",
-    )
-    for seed in config.seeds:
+    for number, seed in enumerate(config.seeds, start=1):
         run_folder = arm.folder / f"seed{seed}"
-        make_trainer = functools.partial(_make_trainer, recipe, data, arm, seed, accelerator)
-        with _progress_bar(f"{arm.name} seed {seed}") as progress:
-            identity = _identity(recipe, data, arm, seed)
-            trained = run_once(run_folder, identity, make_trainer, progress, accelerator)
-        note = "" if trained else " (done before)"
-        logger.info("%s: %s%s", run_folder, _accuracies(run_folder), note)
+        title = f"{arm.name}, seed {number} of {len(config.seeds)}"
+        title += f" ({seed})" if seed != number else ""
+        bar = functools.partial(training_bar, title, not accelerator.is_main_process)
+        make_trainer = functools.partial(_make_trainer, recipe, data, arm, seed, accelerator, bar)
+        identity = _identity(recipe, data, arm, seed)
+        trained = run_once(run_folder, identity, make_trainer, bar, accelerator)
+        if accelerator.is_main_process:
+            note = "" if trained else " (done before)"
+            logger.info("%s: %s%s", run_folder, _accuracies(run_folder), note)
+
+
+def _check(recipe: Recipe, data: TrainData, arm: Arm, num_processes: int) -> None:
+    """Raise InputError for what cannot work, before weights load."""
+    from expansion.training_checks import check_training
+
+    require(bool(data.test), f"{data.dataset.root}: no test image can be read")
+    num_classes = len(data.dataset.class_names)
+    check_training(recipe, num_classes, len(data.train) + len(arm.generated), num_processes)
+    import_object(arm.learning.objective).check(recipe, arm.learning_config, num_processes)
 
 
 def _identity(recipe: Recipe, data: TrainData, arm: Arm, seed: int) -> dict[str, Any]:
@@ -337,7 +349,12 @@ def _build_classifier(recipe: Recipe, data: TrainData) -> Classifier:
 
 
 def _make_trainer(
-    recipe: Recipe, data: TrainData, arm: Arm, seed: int, accelerator: Accelerator
+    recipe: Recipe,
+    data: TrainData,
+    arm: Arm,
+    seed: int,
+    accelerator: Accelerator,
+    progress_bar: ProgressBar,
 ) -> Trainer:
     import torch
 
@@ -355,7 +372,7 @@ def _make_trainer(
         val_records=data.val,
         class_names=data.dataset.class_names,
         prompt_names=data.dataset.prompt_names,
-        progress_bar=_progress_bar,
+        progress_bar=progress_bar,
     )
     images = TrainingImages(data.train, arm.generated, data.unlabeled)
     objective_class = import_object(arm.learning.objective)
@@ -386,18 +403,6 @@ def _value(text: str) -> Any:
     if text in ("True", "False"):
         return text == "True"
     return text
-
-
-@contextmanager
-def _progress_bar(name: str) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    with tqdm(desc=name, unit="step", disable=None) as bar:
-
-        def progress(step: int, row: Mapping[str, float]) -> None:
-            bar.update(step - bar.n)
-            if row:
-                bar.set_postfix(test=f"{row['test_accuracy']:.1f}%", refresh=False)
-
-        yield progress
 
 
 def _accuracies(folder: Path) -> str:

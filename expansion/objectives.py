@@ -25,6 +25,7 @@ from expansion.recipe import Recipe
 from expansion.transforms import eval_transform, image_cache, train_transform
 
 Progress = Callable[[int, Mapping[str, float]], None]  # step, last evaluation
+ProgressBar = Callable[[str, int], AbstractContextManager[Progress]]  # title, number of steps
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Run:
         run_dir: Folder of the run, claimed already.
         test_records: Evaluated, never learnt from; `val_records` likewise.
         class_names: By label; `prompt_names` are what texts call the classes.
-        progress_bar: Opens a bar of this name and gives a `progress` for `Trainer.fit`.
+        progress_bar: From a title, "" for the run itself, and the number of steps to a bar that
+            gives a `progress` for `Trainer.fit`.
     """
 
     classifier: Classifier
@@ -59,7 +61,7 @@ class Run:
     val_records: Sequence[ImageRecord]
     class_names: Sequence[str]
     prompt_names: Sequence[str]
-    progress_bar: Callable[[str], AbstractContextManager[Progress]]
+    progress_bar: ProgressBar
 
 
 class Objective(ABC):
@@ -71,6 +73,7 @@ class Objective(ABC):
         num_images: Images in one pass.
     """
 
+    title: str = ""  # what the progress bar calls this part of a run that has several
     steps_before: int = 0  # optimiser steps spent before this run, as in an earlier stage
     progress: float = 0.0  # share of the run that is done; the trainer sets it before every step
 
@@ -86,6 +89,10 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Loss to minimise, and whether each image's label was predicted, (B,) bool."""
+
+    @classmethod
+    def check(cls, recipe: Recipe, config: Any, num_processes: int) -> None:
+        """Raise InputError for settings that `build` would refuse; before anything is loaded."""
 
     def wrap(self, classifier: Classifier) -> nn.Module:
         """What is trained: the classifier, or a module around it. Its eval mode gives logits."""

@@ -28,7 +28,7 @@ from expansion.image_datasets import (
     choose_subset,
     load_dataset,
 )
-from expansion.naming import ordered_folders, image_stems
+from expansion.naming import image_stems, ordered_folders
 from expansion.prompts import (
     PROMPT_PER,
     Prompts,

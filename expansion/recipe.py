@@ -127,6 +127,7 @@ class Recipe:
             "randaugment_ops",
             "mix_alpha",
             "image_cache_gb",
+            "lr",
         ):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} {value}: give a positive number")
@@ -139,6 +140,9 @@ class Recipe:
             self.pretrained or self.weights is None,
             f"weights {self.weights} count only with --pretrained",
         )
+        for name in ("weight_decay", "rotation", "workers"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} {value}: give 0 or a positive number")
         self._check_optimizer()
         self._check_augmentation()
 
@@ -151,7 +155,7 @@ class Recipe:
             self.momentum > 0 or not self.nesterov,
             f"momentum {self.momentum:g} leaves nothing to Nesterov; add --no-nesterov",
         )
-        for name in ("lr_warmup", "label_smoothing"):
+        for name in ("lr_warmup", "label_smoothing", "momentum"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} {value}: give 0 to below 1")
 

@@ -6,6 +6,7 @@ turns Ctrl-C into signals to its processes.
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import signal
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -73,10 +74,45 @@ def ending_at_once() -> Iterator[StopRequest]:
             sys.unraisablehook = lambda _: None
             raise Stopped
         if kind == "again":
-            os._exit(request.exit_status)
+            die_of(request.signal)
 
     with _handler(stop, keep=request):
         yield request
+
+
+def die_at_exit(number: int) -> None:
+    """When this process has ended in its usual way, let the signal be what it died of.
+
+    A shell goes on with its loop after a command that exits, whatever the status; only one that
+    died of Ctrl-C ends it. `$?` is 128 + number either way. What registers with `atexit` after
+    `prepare_exit` is done before, and all threads have ended.
+    """
+    _deaths.append(number)
+
+
+def prepare_exit() -> None:
+    """To be called at the start of a command, so that `die_at_exit` comes after all clean-up."""
+    atexit.unregister(die_if_due)
+    atexit.register(die_if_due)
+
+
+def die_of(number: int) -> None:
+    """End this process at once, by the signal, or with its status where that has no effect."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # the first process of a container does not die of signals
+
+
+_deaths: list[int] = []
+
+
+def die_if_due() -> None:
+    """Die of the signal of `die_at_exit`, if there was one; called when all else is done."""
+    if _deaths:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+                stream.flush()
+        die_of(_deaths[0])
 
 
 @contextmanager

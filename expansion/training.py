@@ -13,25 +13,27 @@ What is learnt from which images is the objective's business; it is passed in.
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expansion.backbones import classifier_state
-from expansion.config import require
+from expansion.devices import in_main_process
+from expansion.divergence import LossWatch, remedy
 from expansion.figures import line_chart, save_figure, stacked
 from expansion.image_datasets import ImageRecord
-from expansion.objectives import Objective, Progress, Run, images_in_order
+from expansion.objectives import Objective, Progress, ProgressBar, Run, images_in_order
 from expansion.recipe import Recipe, Schedule
-from expansion.runs import claim_folder, is_done, to_yaml, write_atomic
+from expansion.run_lock import claim_run, only_training
+from expansion.runs import is_done, to_yaml, write_atomic
 from expansion.seeding import stable_seed
 
 logger = logging.getLogger(__name__)
@@ -53,10 +55,15 @@ def evaluate(model: nn.Module, loader: Iterable, accelerator: Accelerator) -> tu
         count += len(targets)
     # Read at the end alone: a batch need not wait for the one before it.
     sums = [float(sum(torch.stack(parts).tolist())) if parts else 0.0 for parts in (losses, hits)]
-    totals = torch.tensor([*sums, count], dtype=torch.float64)
-    totals = accelerator.reduce(totals.to(accelerator.device)).tolist()
     model.train(was_training)
-    return totals[0] / totals[2], 100 * totals[1] / totals[2]
+    return _means((*sums, count), accelerator)
+
+
+def _means(sums: tuple[float, float, float], accelerator: Accelerator) -> tuple[float, float]:
+    """(mean loss, accuracy in percent) from all processes' sums of losses, hits and images."""
+    totals = torch.tensor(sums, dtype=torch.float64).to(accelerator.device)
+    loss, hits, count = accelerator.reduce(totals).tolist()
+    return loss / count, 100 * hits / count
 
 
 def eval_loader(
@@ -82,15 +89,6 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def check_compiler() -> None:
-    """Raise InputError where torch.compile would find no compiler at its first step."""
-    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    require(
-        any(name and shutil.which(name) for name in names),
-        "--compile needs a C++ compiler; install g++, or leave the option out",
-    )
-
-
 class Trainer:
     """Trains the classifier of a run in place.
 
@@ -110,13 +108,13 @@ class Trainer:
             self.module, make_optimizer(self.module, recipe)
         )
         if recipe.compile:
-            check_compiler()
             self.model = torch.compile(self.model)  # weights and their names stay `module`'s
         self.test_loader = eval_loader(run.test_records, recipe, run.accelerator)
         self.val_loader = None
         if run.val_records:
             self.val_loader = eval_loader(run.val_records, recipe, run.accelerator)
         self.history: list[dict[str, float]] = []
+        self.watch = LossWatch(run.accelerator, remedy("lr", recipe.lr, recipe.mixed_precision))
 
     def fit(self, progress: Progress) -> dict[str, float]:
         """Train to the end, going on from a checkpoint if there is one.
@@ -127,8 +125,14 @@ class Trainer:
         Returns:
             `best_accuracy` and `last_accuracy` on the test set, percent; with a validation set also
             `selected_accuracy`: the test accuracy of the evaluation that was best on it.
+
+        Raises:
+            InputError: A loss or a weight is not finite; the last checkpoint stays.
         """
         first = self._resume()
+        start = f"the weights of {self._checkpoint}" if first else "the weights it begins with"
+        another = f"remove {self.run_dir} to begin anew" if first else "give other --weights"
+        self.watch.require_finite_tensors(self._state(), start, another)
         if first and self.accelerator.is_main_process:
             self._write_log()  # the earlier run may have been killed before it did
         batches = self.objective.batches(self.schedule.batch_sizes, first, self.accelerator)
@@ -136,14 +140,22 @@ class Trainer:
         loss_sum = correct = count = 0.0
         for step, batch in enumerate(batches, start=first):
             loss, hits = self._step(step, batch)
+            self.watch.note(step + 1, loss)
             loss_sum += loss * len(hits)
             correct += hits.sum()
             count += len(hits)
             if self.schedule.evaluates_after(step + 1):
-                self._evaluate(step + 1, float(loss_sum) / count, 100 * float(correct) / count)
+                self.watch.look()
+                sums = (float(loss_sum), float(correct), count)
+                self._evaluate(step + 1, *_means(sums, self.accelerator))
                 loss_sum = correct = count = 0.0
             progress(step + 1, self.history[-1] if self.history else {})
         return self._summary()
+
+    def fit_with_bar(self, progress_bar: ProgressBar, title: str) -> dict[str, float]:
+        """`fit` under a progress bar over all its steps."""
+        with progress_bar(title, len(self.schedule.batch_sizes)) as progress:
+            return self.fit(progress)
 
     def _step(self, step: int, batch: Any) -> tuple[Tensor, Tensor]:
         torch.manual_seed(stable_seed("step", self.run.seed, step))  # dropout, mixing
@@ -160,7 +172,9 @@ class Trainer:
         return loss.detach(), hits
 
     def _evaluate(self, step: int, train_loss: float, train_accuracy: float) -> None:
-        test_loss, test_accuracy = evaluate(self.model, self.test_loader, self.accelerator)
+        model = self._for_evaluation()
+        test_loss, test_accuracy = evaluate(model, self.test_loader, self.accelerator)
+        self.watch.require_finite(test_loss, f"the test loss after step {step}")
         row = {
             "step": step,
             "epoch": step / self.schedule.steps_per_epoch,
@@ -171,12 +185,34 @@ class Trainer:
             "test_accuracy": test_accuracy,
         }
         if self.val_loader is not None:
-            _, row["val_accuracy"] = evaluate(self.model, self.val_loader, self.accelerator)
+            val_loss, row["val_accuracy"] = evaluate(model, self.val_loader, self.accelerator)
+            self.watch.require_finite(val_loss, f"the validation loss after step {step}")
+        self.watch.require_finite_tensors(self._state(), f"the weights after step {step}")
         best_before = max((r["test_accuracy"] for r in self.history), default=-1.0)
         self.history.append(row)
         if self.accelerator.is_main_process:
             self._save(step, is_best=test_accuracy > best_before)
             self._write_log()
+
+    def _for_evaluation(self) -> nn.Module:
+        """The network without what makes processes wait for each other in every batch.
+
+        They may have unequal numbers of test batches. What batch normalisation has counted is the
+        main process's, as in the checkpoint.
+        """
+        if self.accelerator.num_processes == 1:
+            return self.model
+        for buffer in self.module.buffers():
+            broadcast(buffer)
+        return self.module
+
+    def _state(self) -> list[Any]:
+        """All that is learnt."""
+        return [*self.module.state_dict().values(), *self.objective.state_dict().values()]
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.run_dir / "checkpoint.pth.tar"
 
     def _save(self, step: int, is_best: bool) -> None:
         best = max(row["test_accuracy"] for row in self.history)
@@ -201,10 +237,9 @@ class Trainer:
 
     def _resume(self) -> int:
         """Load the last checkpoint; returns the number of steps done."""
-        path = self.run_dir / "checkpoint.pth.tar"
-        if not path.is_file():
+        if not self._checkpoint.is_file():
             return 0
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
         self.classifier.load_state_dict(state["state_dict"])
         if self.module is not self.classifier:
             self.module.load_state_dict(state["module"])
@@ -251,26 +286,35 @@ def run_once(
     run_dir: Path,
     identity: Mapping[str, Any],
     make_trainer: Callable[[], Trainer],
-    progress: Progress,
+    progress_bar: ProgressBar,
     accelerator: Accelerator,
 ) -> bool:
     """Train unless the run is done; returns whether it was trained now.
 
     Args:
         identity: All that decides the result; goes into options.yaml and results.yaml.
+        progress_bar: As in `Run`.
+
+    Raises:
+        InputError: The folder belongs to another identity, or another process trains there.
     """
-    if accelerator.is_main_process:
-        remedy = "give another --tag or --checkpoint_dir, or --name if this is another dataset, or remove the folder"
-        claim_folder(run_dir, "options.yaml", identity, remedy)
-    accelerator.wait_for_everyone()
-    if is_done(run_dir):
-        return False
-    begun = time.monotonic()
-    trainer = make_trainer()
-    results = trainer.fit(progress)
-    if accelerator.is_main_process:
-        steps = trainer.objective.steps_before + trainer.history[-1]["step"]
-        facts = {"steps": steps, "seconds": round(time.monotonic() - begun, 1)}
-        write_atomic(run_dir / "results.yaml", to_yaml({**results, **facts, **identity}))
-    accelerator.wait_for_everyone()
-    return True
+    with ExitStack() as until_the_end:
+
+        def claim() -> None:
+            claim_run(run_dir, identity)
+            if not is_done(run_dir):
+                until_the_end.enter_context(only_training(run_dir))
+
+        in_main_process(accelerator, claim)
+        accelerator.wait_for_everyone()
+        if is_done(run_dir):
+            return False
+        begun = time.monotonic()
+        trainer = make_trainer()
+        results = trainer.fit_with_bar(progress_bar, trainer.objective.title)
+        if accelerator.is_main_process:
+            steps = trainer.objective.steps_before + trainer.history[-1]["step"]
+            facts = {"steps": steps, "seconds": round(time.monotonic() - begun, 1)}
+            write_atomic(run_dir / "results.yaml", to_yaml({**results, **facts, **identity}))
+        accelerator.wait_for_everyone()
+        return True

@@ -192,7 +192,7 @@ class Bench:
                 val_records=(),
                 class_names=[str(label) for label in range(self.num_classes)],
                 prompt_names=(),
-                progress_bar=lambda name: nullcontext(lambda step, row: None),
+                progress_bar=lambda title, total: nullcontext(lambda step, row: None),
             )
             trainer = Trainer(run, Supervised.build(TrainingImages(self.records), None, run))
             clock = Clock(self.options.warmup + 1, self.last + 1, self.device)

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
+. scripts/stopping.bash
 
 DEMO_DIR=${DEMO_DIR:-demo}
 STEPS=${STEPS:-300}          # optimiser steps of every classifier
@@ -19,8 +20,9 @@ side_by_side() { # COMMAND1 -- COMMAND2: both at once; fails if one fails
     local first=() status=0
     while [ "$1" != -- ]; do first+=("$1"); shift; done
     shift
-    "${first[@]}" & local other=$!
-    "$@" || status=1
+    "${first[@]}" & local one=$!
+    "$@" & local other=$!
+    wait "$one" || status=1 # not a command in the foreground: bash would hear of SIGTERM after it
     wait "$other" || status=1
     return $status
 }

@@ -4,13 +4,14 @@
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/stopping.bash
 export DATASET=${DATASET:-caltech-101}
 MODEL=${MODEL:-resnet50} LR=${LR:-0.1} METHODS=${METHODS:-distdiff}
 read -r -a gpus <<<"${GPUS:-0 1 2 3}"
 export TOTAL_SPLIT=${#gpus[@]} GUIDE_MODEL=$MODEL
 export GUIDE=${GUIDE:-checkpoint/$DATASET/${MODEL}_unpretrained_lr$LR/seed1/model_best.pth.tar}
 
-bash scripts/exps/train_original.sh "$DATASET" "$MODEL" "$LR" False "${gpus[0]}"
+attended bash scripts/exps/train_original.sh "$DATASET" "$MODEL" "$LR" False "${gpus[0]}"
 for method in $METHODS; do
     case $method in
         distdiff) script=expand_diff num=${EXPAND_NUM:-5} all_labels=seed ;;
@@ -25,7 +26,7 @@ for method in $METHODS; do
     for pid in "${pids[@]}"; do wait "$pid" || status=1; done
     [ "$status" = 0 ] || { echo "a shard failed; run the same command to complete it" >&2; exit 1; }
     for labels in $all_labels; do
-        bash scripts/exps/train_expand.sh "$DATASET" "$MODEL" "$LR" "$EXP" False "${gpus[0]}" --labels "$labels"
+        attended bash scripts/exps/train_expand.sh "$DATASET" "$MODEL" "$LR" "$EXP" False "${gpus[0]}" --labels "$labels"
     done
 done
 "${PYTHON:-python}" parse_logs.py "checkpoint/$DATASET" --table

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
 from PIL import Image
 
 import train_expand
-from dreamda.pseudo_labels import PseudoLabel, read_pseudo_labels, relabeled, summarize
+from dreamda.pseudo_labels import (
+    PseudoLabel,
+    acceptance_warnings,
+    read_pseudo_labels,
+    relabeled,
+    summarize,
+)
 from dreamda.self_training import SelfTraining, split_budget
 from dreamda.self_training_config import AmstConfig
 from dreamda.voting import (
@@ -56,6 +63,51 @@ def test_the_summary_by_hand():
     assert "accepted_accuracy" not in unknown
     nothing = summarize([dataclasses.replace(r, accepted=False) for r in rows], ("ant", "bee"))
     assert nothing["acceptance_rate"] == 0 and nothing["accepted_accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    "rows, options, words",
+    [
+        (
+            [(3, 0.5, 0.9)] * 60,
+            {},
+            "AMST accepts 0 of 60 generated images, .*: 4 heads agree on 0; give --tau or ",
+        ),
+        (
+            [(4, 0.5, 0.9), (4, 0.25, 0.9), (1, 0.0, 0.9)],
+            {},
+            "0 of 3 .*4 heads agree on 2, of these 0 have a variance below tau 0.01 .*is 0.25.;",
+        ),
+        (
+            [(3, 0.001, 0.7), (4, 0.001, 0.8)],
+            {"min_conf": 0.9, "min_agree": 3},
+            "3 heads agree on 2, of these 2 have .*, of these none has min_conf 0.9 .*is 0.800.",
+        ),
+    ],
+)
+def test_a_line_says_why_nothing_was_accepted_and_what_to_change(rows, options, words):
+    rejected = [
+        PseudoLabel(str(i), 0, 0, uncertainty, agreement, confidence, False)
+        for i, (agreement, uncertainty, confidence) in enumerate(rows)
+    ]
+    (line,) = acceptance_warnings(rejected, AmstConfig(**options), 4, ("ant", "bee"))
+    assert re.search(words, line) and line.endswith("or --min_agree or --min_conf less")
+    assert "\n" not in line
+
+
+def test_classes_without_any_accepted_image_are_named():
+    rows = [row("0", 0, 0, True), row("1", 1, 0, True), row("2", 1, 1, False)]
+    (line,) = acceptance_warnings(rows, AmstConfig(), 4, ("ant", "bee", "cat"))
+    assert "accepts 2 of 3 generated images, none of them as bee, cat (2 of 3 classes)" in line
+    every = [row("0", 0, 1, True), row("1", 1, 0, True)]
+    assert acceptance_warnings(every, AmstConfig(), 4, ("ant", "bee")) == []
+
+
+def test_a_run_that_accepts_nothing_says_so(small_set, expansion_dir, tmp_path, caplog):
+    folder = run(small_set, expansion_dir, tmp_path, "--tau", 1e-30, "--max_train_steps", 4)
+    (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert record.getMessage().startswith("AMST accepts 0 of 36 generated images")
+    assert load_yaml(folder / "results.yaml").values["acceptance_rate"] == 0
 
 
 def test_label_noise_makes_the_asked_share_wrong_and_nested():

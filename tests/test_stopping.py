@@ -23,6 +23,7 @@ def send(number: int) -> None:
 def restored(monkeypatch):
     """A command that was stopped leaves its handlers to the rest of its process: here, to none."""
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(stopping, "_deaths", [])  # or the tests' own process would die at its end
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
     for number, handler in zip(SIGNALS, before):
@@ -79,9 +80,18 @@ def test_within_a_command_the_second_signal_ends_the_command(monkeypatch, capfd)
 def test_a_signal_ends_a_command_in_one_line(number, status, capfd):
     with pytest.raises(SystemExit) as end:
         run_command(lambda: send(number))
-    assert end.value.code == status
+    assert end.value.code == status and stopping._deaths == [number]
     name = signal.Signals(number).name
     assert capfd.readouterr().err == f"stopped by {name}; run the same command to go on\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "deaths"), [(130, [2]), (143, [15]), (0, []), (2, []), (None, [])]
+)
+def test_a_command_that_returns_a_signals_status_dies_of_that_signal(status, deaths):
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: status)
+    assert end.value.code == status and stopping._deaths == deaths
 
 
 @pytest.mark.parametrize("error_class", [ImportError, InputError, PermissionError])

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from expansion import stopping
+
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = (
     *("torch", "torchvision", "tqdm", "expand", "expansion.generation", "expansion.figures"),
@@ -208,10 +210,11 @@ def _run_child(request: Mapping[str, Any]) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        # As at the end of a program: threads are awaited, buffers written.
+        # As at the end of a program: threads are awaited, buffers written, signals died of.
         threading._shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
+        stopping.die_if_due()
         os._exit(status)
 
 
