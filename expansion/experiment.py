@@ -228,15 +228,9 @@ def run_dir(config: TrainConfig, recipe: Recipe, dataset: ImageDataset, exp: str
     """`<checkpoint_dir>/<dataset>/<arch>_{pretrained|unpretrained}[_<exp>]_lr<lr>`."""
     start = "pretrained" if recipe.pretrained else "unpretrained"
     middle = f"_{exp}" if exp else ""
-    folder = Path(
-        config.checkpoint_dir,
-        dataset.name,
-        f"{recipe.arch}_{start}{middle}_lr{recipe.lr:g}",
+    return Path(
+        config.checkpoint_dir, dataset.name, f"{recipe.arch}_{start}{middle}_lr{recipe.lr:g}"
     )
-    check_outside(
-        folder, {"the dataset": dataset.root, "the unlabelled images": config.unlabeled_dir}
-    )
-    return folder
 
 
 def arm_name(exp: str | None, config: TrainConfig, recipe: Recipe, *further: str) -> str | None:
@@ -278,6 +272,8 @@ def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) 
     A dry run refuses what the run would refuse, and describes it.
     """
     require(bool(config.seeds), "seeds is an empty list; give one or more")
+    inputs = {"the dataset": data.dataset.root, "the unlabelled images": config.unlabeled_dir}
+    check_outside(arm.folder, inputs)
     accelerator = make_accelerator(recipe.mixed_precision)
     _check(recipe, data, arm, accelerator.num_processes)
     for seed in config.seeds:
