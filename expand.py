@@ -260,10 +260,16 @@ def _round_off(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _build_sampler(plan: Plan, device: str, dtype: str) -> Sampler:
+    from expansion.lora import add_lora
     from expansion.stable_diffusion import load_pipeline
 
     def load():
-        pipeline = load_pipeline(plan.model, dtype, device, plan.config.revision)
+        config = plan.config
+        pipeline = load_pipeline(
+            plan.model, dtype, device, config.revision, config.single_file_config
+        )
+        if config.lora is not None:
+            add_lora(pipeline, config.lora, config.lora_scale)
         if plan.config.compile:
             pipeline.unet.compile_repeated_blocks()
         return pipeline

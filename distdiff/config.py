@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from expansion.config import option, require
 from expansion.sampler import SamplerConfig
+from expansion.weight_files import weight_files
 
 TARGETS = ("global_prototype", "local_prototype")
 
@@ -125,9 +126,9 @@ class DistDiffConfig(SamplerConfig):
         if not self.targets:
             return {}
         files = {"encoder_weight_path": self.encoder_weight_path}
-        weights = Path(self.guidance_decoder or "", "diffusion_pytorch_model.safetensors")
-        if self.guidance_decoder and weights.is_file():  # a hub id says itself what it is
-            files["guidance_decoder"] = str(weights)
+        folder = Path(self.guidance_decoder or "nowhere")
+        if self.guidance_decoder and folder.is_dir():  # a hub id says itself what it is
+            files["guidance_decoder"] = str(weight_files(folder, ".")[-1])
         return files
 
     def unet_rows_per_image(self, num_variants: int) -> float:

@@ -25,8 +25,13 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from dreamda.finetune_config import FinetuneConfig, FromScratchConfig
-from dreamda.finetune_report import TrainingLog, loss_chart, readme, sample_grid
-from expansion.checkpoints import check_model_folder, locate_model, model_fingerprint
+from dreamda.finetune_report import SAMPLING_STEPS, TrainingLog, loss_chart, readme, sample_grid
+from expansion.checkpoints import (
+    check_model_folder,
+    check_model_steps,
+    locate_model,
+    model_fingerprint,
+)
 from expansion.config import (
     add_options,
     command_line_source,
@@ -43,6 +48,7 @@ from expansion.image_datasets import ImageDataset, ImageRecord, few_shot, load_d
 from expansion.prompts import class_prompt
 from expansion.run_lock import only_training
 from expansion.runs import check_outside, claim_folder, write_atomic
+from expansion.sampler import SamplerConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -128,7 +134,11 @@ def _check(config: FinetuneConfig, output_dir: Path) -> None:
         "--lora_rank needs the package peft: pip install peft",
     )
     if not config.from_scratch:
-        check_model_folder(locate_model(config.pretrained_model_name_or_path))
+        model = locate_model(config.pretrained_model_name_or_path)
+        check_model_folder(model)
+        # The sample grids start from pure noise.
+        grids = SamplerConfig(num_inference_steps=SAMPLING_STEPS, strength=1.0)
+        check_model_steps(model, grids)
 
 
 def _accelerator(config: FinetuneConfig) -> Accelerator:

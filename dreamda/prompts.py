@@ -320,6 +320,8 @@ def load_model(config: PromptsConfig) -> LanguageModel:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from expansion.hub import only_cached, why_not_loaded
+
     name = str(config.model)
     is_path = Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1
     require(
@@ -330,12 +332,13 @@ def load_model(config: PromptsConfig) -> LanguageModel:
     automatic = "bfloat16" if device.startswith("cuda") else "float32"
     dtype = getattr(torch, automatic if config.dtype == "auto" else config.dtype)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        source = {"trust_remote_code": False, "local_files_only": only_cached(name)}
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            name, dtype=dtype, use_safetensors=True, **source
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = why_not_loaded(name, error).rstrip(".")
         raise InputError(
             f"cannot load the language model {name}: {reason}; give --model the folder or "
             "hub id of a causal language model with safetensors weights"

@@ -7,7 +7,8 @@
     their layouts    dataset_layouts dataset_configs known_layouts metadata_files file_trees
                      split_folders class_folders unused_files readers list_readers list_files rows
                      mat_reader array_readers array_files digits
-    diffusion        checkpoints stable_diffusion denoising sampler img2img memory batch_size
+    diffusion        checkpoints checkpoint_configs weight_files lora hub
+                     stable_diffusion denoising sampler img2img memory batch_size
     an expansion     plan sharding work_queue generation
     its folder       naming runs writer manifest places expanded_set tars status
     classifiers      backbones clip_backbone transforms augmentations strong_augmentation

@@ -17,6 +17,7 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 from expansion.clip_backbone import TOWERS, build_tower, load_tower
 from expansion.config import unknown_name
 from expansion.errors import InputError, brief
+from expansion.hub import timeout_of_sockets
 
 # The papers' names, where torchvision spells them otherwise.
 ALIASES = {
@@ -325,7 +326,8 @@ def _known_weights(arch: str, name: str) -> Any:
 def _download(arch: str, weights: str) -> Mapping[str, Tensor]:
     found = _known_weights(arch, weights)
     try:
-        return found.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        with timeout_of_sockets():
+            return found.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
         raise InputError(
             f"cannot download the pretrained weights of {arch} ({error}); connect once, give a "

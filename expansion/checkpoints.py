@@ -1,17 +1,35 @@
-"""Stable Diffusion checkpoints as files: completeness and identity. Imports no torch."""
+"""Stable Diffusion checkpoints as files: completeness and identity. Imports no torch.
+
+A checkpoint is a diffusers folder, a hub id (unseen until it is loaded), or one file as other
+programs write it, whose configs and tokenizer come from a diffusers folder.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from expansion.config import JSON_ERRORS, PROJECT_ROOT, require
+from expansion.checkpoint_configs import (
+    check_networks,
+    check_scheduler,
+    check_steps,
+    read_config,
+)
+from expansion.config import PROJECT_ROOT, require
 from expansion.errors import InputError, brief
 from expansion.records import shown
+from expansion.weight_files import (
+    LORA_FILE,
+    SINGLE_FILES,
+    check_single_file,
+    weight_files,
+)
+
+if TYPE_CHECKING:
+    from expansion.sampler import SamplerConfig
 
 # Component -> the only classes that are loaded. A model_index.json may name others, of any library,
 # or code that lies in the folder, which diffusers refuses only once it loads.
@@ -22,11 +40,10 @@ CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
 }
+UNUSED = ("safety_checker", "feature_extractor")  # parts that change no image
 LARGEST_RESOLUTION = 16_384  # pixels
-LARGEST_SIZE = 1_000_000  # number of channels, tokens or steps in a config
-LARGEST_DEPTH = 256  # number of layers in it
+NETWORKS = ("text_encoder", "unet", "vae")
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 def locate_model(name_or_path: str) -> str:
@@ -37,28 +54,77 @@ def locate_model(name_or_path: str) -> str:
     return name_or_path
 
 
-def check_model_folder(name_or_path: str) -> None:
-    """Raise InputError when a local checkpoint folder lacks a component; hub ids pass."""
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        if folder.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") != 1:
-            raise InputError(
-                f"model folder {name_or_path} does not exist; give a diffusers folder or a hub id "
-                "such as CompVis/stable-diffusion-v1-4"
-            )
-        return
-    if not (folder / "model_index.json").is_file():
+def check_model_folder(name_or_path: str, single_file_config: str | None = None) -> None:
+    """Raise InputError for a local checkpoint that is incomplete or unsuitable; hub ids pass.
+
+    Args:
+        name_or_path: Diffusers folder, single file or hub id.
+        single_file_config: Diffusers folder whose configs and tokenizer go with a single file.
+    """
+    path = Path(name_or_path)
+    require(
+        single_file_config is None or path.is_file(),
+        f"--single_file_config {single_file_config} goes with a checkpoint in one file, which "
+        f"{name_or_path} is not; leave it out",
+    )
+    if path.is_file():
+        check_single_file(path)
+        if single_file_config is not None:
+            _check_configs(Path(single_file_config))
+    elif path.is_dir():
+        _check_folder(path)
+    elif (
+        path.is_absolute()
+        or name_or_path.startswith((".", "~"))
+        or name_or_path.count("/") != 1
+        or path.suffix in SINGLE_FILES
+    ):
         raise InputError(
-            f"{folder} has no model_index.json, so it is no diffusers checkpoint; a single-file "
-            "checkpoint must be converted first (diffusers' from_single_file, then save_pretrained)"
+            f"model folder {name_or_path} does not exist; give a diffusers folder, a single "
+            ".safetensors file or a hub id such as CompVis/stable-diffusion-v1-4"
         )
-    missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
-    weights = [part for part in ("text_encoder", "unet", "vae") if part not in missing]
-    missing += [
+
+
+def check_model_steps(name_or_path: str, config: SamplerConfig) -> None:
+    """Raise InputError if a local folder's schedule has not the steps of `config`; others pass."""
+    path = Path(name_or_path, "scheduler", "scheduler_config.json")
+    if path.is_file():
+        check_steps(read_config(path), config, name_or_path)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise InputError unless the folder has all parts, with weights, of a model that is usable."""
+    require(
+        (folder / "model_index.json").is_file() or not (folder / LORA_FILE).is_file(),
+        f"{folder} holds a LoRA ({LORA_FILE}), no checkpoint: expand.py takes it as --lora "
+        f"{folder} beside the checkpoint that it was trained on",
+    )
+    missing = [
         f"{part}/*.safetensors"
-        for part in weights
-        if not any((folder / part).glob("*.safetensors"))
+        for part in NETWORKS
+        if (folder / part).is_dir()
+        and not any((folder / part).glob("*.safetensors"))
+        and not any((folder / part).glob("*.bin"))
     ]
+    _check_configs(folder, missing)
+    for part in NETWORKS:
+        weight_files(folder, part)
+
+
+def _check_configs(folder: Path, further: Iterable[str] = ()) -> None:
+    """Raise InputError unless the folder has all parts and their configs suit.
+
+    Args:
+        folder: With or without weights.
+        further: What else is missing in it.
+    """
+    require(
+        (folder / "model_index.json").is_file(),
+        f"{folder} has no model_index.json, so it is no diffusers checkpoint; give a diffusers "
+        "folder, or one .safetensors file that holds the whole checkpoint",
+    )
+    missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
+    missing += further
     if missing:
         raise InputError(
             f"the checkpoint {folder} lacks {', '.join(missing)}; copy the whole folder again"
@@ -66,10 +132,9 @@ def check_model_folder(name_or_path: str) -> None:
     _check_files(folder)
     _check_index(folder / "model_index.json")
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    check_scheduler(_read_config(scheduler_file), str(scheduler_file))
-    for part in weights:
-        _read_config(folder / part / "config.json")
-    model_resolution(name_or_path)
+    check_scheduler(read_config(scheduler_file), str(scheduler_file))
+    check_networks(folder)
+    model_resolution(str(folder))
 
 
 def _check_files(folder: Path) -> None:
@@ -80,7 +145,7 @@ def _check_files(folder: Path) -> None:
 
 def _check_index(path: Path) -> None:
     """Refuse a model_index.json that names other classes than those of Stable Diffusion."""
-    index = _read_config(path)
+    index = read_config(path)
     for part, (library, name) in CLASSES.items():
         named = index.get(part)
         fits = isinstance(named, list) and len(named) == 2 and named[0] == library
@@ -98,6 +163,16 @@ def _check_index(path: Path) -> None:
         f"{path} names code of its own ({shown(custom) or '_class_name'}); give a checkpoint of "
         "Stable Diffusion 1.x or 2.x",
     )
+    further = [
+        part
+        for part, named in sorted(index.items())
+        if isinstance(named, list) and named[0] and part not in (*CLASSES, *UNUSED)
+    ]
+    require(
+        not further,
+        f"{path}: a {index['_class_name']} needs more than text ({shown(further)}); give a "
+        "text-to-image checkpoint of Stable Diffusion 1.x or 2.x",
+    )
 
 
 def _is_foreign(value: Any) -> bool:
@@ -106,67 +181,51 @@ def _is_foreign(value: Any) -> bool:
     return isinstance(value, list) and (len(value) != 2 or value[0] not in known)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """A component's JSON object. Raises InputError for damage and for sizes beyond any use."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, *JSON_ERRORS) as error:
-        raise InputError(f"cannot read {path}: {error}; copy the whole folder again") from error
-    require(isinstance(config, dict), f"{path}: expected an object, got {brief(config)}")
-    for key, value in config.items():
-        largest = LARGEST_DEPTH if "layers" in key else LARGEST_SIZE
-        for number in value if isinstance(value, list) else [value]:
-            fits = not isinstance(number, int) or abs(number) <= largest
-            require(fits, f"{path}: {key} is {brief(number)}; copy the whole folder again")
-    return config
-
-
-def check_scheduler(config: Mapping[str, Any], name: str) -> None:
-    """Raise InputError unless DDIM can run, forward and backward, on this noise schedule.
-
-    Args:
-        config: A diffusers scheduler's config.
-        name: Where it comes from, for the message.
-    """
-    if not {"beta_schedule", "trained_betas"} & set(config):
-        raise InputError(
-            f"{name}: {config.get('_class_name', 'the scheduler')} has no noise variances (betas), "
-            "so DDIM cannot run on it; use a Stable Diffusion 1.x or 2.x checkpoint"
-        )
-    prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in PREDICTION_TYPES:
-        raise InputError(
-            f"{name}: prediction_type {brief(prediction_type)} is not one of "
-            f"{', '.join(PREDICTION_TYPES)}"
-        )
-    if config.get("thresholding"):
-        raise InputError(
-            f"{name}: thresholding is for pixels and cannot be inverted on latents; set it to false"
-        )
-
-
-def model_fingerprint(name_or_path: str, revision: str | None = None) -> str:
-    """Identity of a checkpoint: the hub id with revision, or a hash over a local folder's files.
+def model_fingerprint(
+    name_or_path: str, revision: str | None = None, single_file_config: str | None = None
+) -> str:
+    """Identity of a checkpoint: the hub id with revision, or a hash over the files that are loaded.
 
     Of every file, name and size are hashed, with its content or, above 1 MiB, 16 evenly spaced
     blocks of 64 KiB; a training step changes all weights, so these suffice.
     """
-    folder = Path(name_or_path)
-    if not folder.is_dir():
+    path = Path(name_or_path)
+    if path.is_file():
+        files = {"single file": path}  # wherever it lies and whatever it is called
+        if single_file_config is not None:
+            files |= _loaded_files(Path(single_file_config), with_weights=False)
+    elif path.is_dir():
+        files = _loaded_files(path, with_weights=True)
+    else:
         return f"{name_or_path}@{revision or 'main'}"
     digest = hashlib.sha256()
-    for part in COMPONENTS:
-        for path in sorted(p for p in (folder / part).glob("*") if p.is_file()):
-            size = path.stat().st_size
-            digest.update(f"{part}/{path.name}:{size};".encode())
-            with path.open("rb") as file:
-                if size <= 1 << 20:
-                    digest.update(file.read())
-                    continue
-                for i in range(16):
-                    file.seek(i * (size - (1 << 16)) // 15)
-                    digest.update(file.read(1 << 16))
+    for name, file in files.items():
+        _add_to(digest, name, file)
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _loaded_files(folder: Path, with_weights: bool) -> dict[str, Path]:
+    """Of each component its config and weights, or all files of those without, by name."""
+    files: list[Path] = []
+    for part in COMPONENTS:
+        if part in NETWORKS:
+            weights = weight_files(folder, part) if with_weights else []
+            files += sorted([folder / part / "config.json", *weights])
+        else:
+            files += sorted(path for path in (folder / part).glob("*") if path.is_file())
+    return {f"{path.parent.name}/{path.name}": path for path in files}
+
+
+def _add_to(digest: hashlib._Hash, name: str, path: Path) -> None:
+    size = path.stat().st_size
+    digest.update(f"{name}:{size};".encode())
+    with path.open("rb") as file:
+        if size <= 1 << 20:
+            digest.update(file.read())
+            return
+        for i in range(16):
+            file.seek(i * (size - (1 << 16)) // 15)
+            digest.update(file.read(1 << 16))
 
 
 def model_resolution(name_or_path: str) -> int:
@@ -174,7 +233,7 @@ def model_resolution(name_or_path: str) -> int:
     folder = Path(name_or_path)
     if not folder.is_dir():
         return 512
-    unet, vae = (_read_config(folder / part / "config.json") for part in ("unet", "vae"))
+    unet, vae = (read_config(folder / part / "config.json") for part in ("unet", "vae"))
     size, channels = unet.get("sample_size"), vae.get("block_out_channels")
     require(
         type(size) is int and isinstance(channels, list) and 0 < len(channels) < 10,

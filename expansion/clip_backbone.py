@@ -91,16 +91,21 @@ def load_tower(arch: str, name_or_path: str | None) -> ClipVision:
     """
     from transformers import CLIPVisionModelWithProjection
 
+    from expansion.hub import only_cached, why_not_loaded
     from expansion.quiet import quiet_libraries
 
     name = name_or_path or TOWERS[arch].hub_id
     try:
         with quiet_libraries():
             tower, found = CLIPVisionModelWithProjection.from_pretrained(
-                name, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+                name,
+                use_safetensors=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                local_files_only=only_cached(name),
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _cannot_load(name, str(error).strip().splitlines()[0]) from error
+        raise _cannot_load(name, why_not_loaded(name, error)) from error
     if found["missing_keys"]:
         raise _cannot_load(name, f"it lacks {min(found['missing_keys'])}")
     wanted = _config(arch)
@@ -120,5 +125,6 @@ def _config(arch: str) -> CLIPVisionConfig:
 def _cannot_load(name: str, reason: str) -> InputError:
     return InputError(
         f"cannot load the CLIP model {name}: {reason[:200]}; download it once while connected "
-        "(as in: hf download openai/clip-vit-base-patch32), or give a local folder by --weights"
+        "(0.6 GB, as in: hf download openai/clip-vit-base-patch32), or give a local folder by "
+        "--weights"
     )

@@ -18,9 +18,34 @@ from diffusers import (
 )
 from torch import Tensor
 
+from expansion.checkpoint_configs import check_steps, noise_schedule
 from expansion.phases import phase
 from expansion.sampler import SamplerConfig
 from expansion.stable_diffusion import ddim_scheduler, weight_dtype
+
+# All that decides a step beside the model's noise schedule: the published second-order solvers, in
+# their deterministic data-prediction form (x0hat is `model_outputs`), on the schedule's own sigmas.
+SECOND_ORDER = {
+    "steps_offset": 1,
+    "solver_order": 2,
+    "thresholding": False,
+    "lower_order_final": True,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_flow_sigmas": False,
+    "final_sigmas_type": "zero",
+}
+DPMSOLVER = {
+    **SECOND_ORDER,
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "euler_at_final": False,
+    "use_lu_lambdas": False,
+    "lambda_min_clipped": -float("inf"),
+    "variance_type": None,
+}
+UNIPC = {**SECOND_ORDER, "predict_x0": True, "solver_type": "bh2", "disable_corrector": []}
 
 
 class Denoiser:
@@ -29,6 +54,9 @@ class Denoiser:
     Args:
         pipeline: Its U-Net predicts; its scheduler's noise schedule is used with DDIM.
         config: Number of steps, strength, solver and guidance scale.
+
+    Raises:
+        InputError: The checkpoint's noise schedule has not these steps.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: SamplerConfig):
@@ -36,6 +64,7 @@ class Denoiser:
         self.guidance_scale = config.guidance_scale
         self.scheduler = ddim_scheduler(pipeline)
         self.config = config
+        check_steps(self.scheduler.config, config, "this checkpoint")
         self.all_timesteps: list[int] = self._new_solver().timesteps.tolist()
         self.timesteps = self.all_timesteps[-config.executed_steps :]
         placed = torch.tensor(self.all_timesteps, device=pipeline.device)
@@ -113,10 +142,12 @@ class Denoiser:
     def _new_solver(self) -> SchedulerMixin:
         """The solver with all its timesteps; DDIM's keeps no state and is always the same."""
         config, solver = self.config, self.scheduler
+        schedule = noise_schedule(solver.config)
+        schedule.pop("set_alpha_to_one", None)  # DDIM's alone: the others end without noise
         if config.solver == "dpmsolver++":
-            solver = DPMSolverMultistepScheduler.from_config(solver.config)
+            solver = DPMSolverMultistepScheduler(**schedule, **DPMSOLVER)
         elif config.solver == "unipc":
-            solver = UniPCMultistepScheduler.from_config(solver.config)
+            solver = UniPCMultistepScheduler(**schedule, **UNIPC)
         solver.set_timesteps(config.num_inference_steps)
         return solver
 

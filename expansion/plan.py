@@ -13,6 +13,7 @@ from expansion.batch_size import remembered_batch_size
 from expansion.checkpoints import (
     LARGEST_RESOLUTION,
     check_model_folder,
+    check_model_steps,
     file_fingerprint,
     locate_model,
     model_fingerprint,
@@ -28,6 +29,7 @@ from expansion.image_datasets import (
     choose_subset,
     load_dataset,
 )
+from expansion.lora import check_lora
 from expansion.naming import image_stems, ordered_folders
 from expansion.prompts import (
     PROMPT_PER,
@@ -40,6 +42,7 @@ from expansion.runs import check_outside, to_yaml
 from expansion.sampler import SamplerConfig
 from expansion.sharding import Shard, make_units, resolve_shard, take_shard
 from expansion.tars import TarLayout, tar_prefix
+from expansion.weight_files import find_lora
 
 IDENTITY_FILE = "expansion.yaml"
 LARGEST_COUNT = 1_000_000  # variants or images of a batch; the plan lists every variant
@@ -61,9 +64,17 @@ class ExpandConfig:
     )
     num_images_per_prompt: int = option(5, "n: variants of each real image")
     pretrained_model_name_or_path: str = option(
-        "CompVis/stable-diffusion-v1-4", "Stable Diffusion checkpoint: hub id or diffusers folder"
+        "CompVis/stable-diffusion-v1-4",
+        "Stable Diffusion checkpoint: hub id, diffusers folder or single .safetensors file",
     )
     revision: str | None = option(None, "branch, tag or commit of a hub id")
+    single_file_config: str | None = option(
+        None, "diffusers folder with the configs and tokenizer for a checkpoint that is one file"
+    )
+    lora: str | None = option(
+        None, "adapters that are added to the checkpoint: folder or .safetensors file; needs peft"
+    )
+    lora_scale: float = option(1.0, "factor on what --lora adds")
     resolution: int | None = option(
         None, "side of the images, pixels; default: the checkpoint's own"
     )
@@ -129,6 +140,10 @@ class ExpandConfig:
             self.prompts_file is None or self.prompt_template is None,
             f"prompts_file {self.prompts_file} and prompt_template {self.prompt_template!r}: "
             "give only one of them",
+        )
+        require(
+            self.lora is not None or self.lora_scale == 1,
+            f"lora_scale {self.lora_scale} scales what --lora adds; give --lora too",
         )
         require(
             not self.join or (self.split is None and self.total_split is None),
@@ -207,7 +222,10 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     """Find and check everything that can be checked before weights load."""
     shard = None if config.join else resolve_shard(config.split, config.total_split)
     model = locate_model(config.pretrained_model_name_or_path)
-    check_model_folder(model)
+    check_model_folder(model, config.single_file_config)
+    check_model_steps(model, method_config)
+    if config.lora is not None:
+        check_lora(config.lora, model)
     method_config.check_run()
     for name, path in method_config.input_files().items():
         require(
@@ -300,7 +318,9 @@ def _prompts(
 
 def describe(plan: Plan) -> str:
     """The resolved settings and the size of the work, as text."""
-    resolution = plan.config.resolution or model_resolution(plan.model)
+    resolution = plan.config.resolution or model_resolution(
+        plan.config.single_file_config or plan.model
+    )
     first = plan.records[0]
     prompt = plan.prompts.prompt_of(first.file_name, first.label, variant=0)
     rows = plan.method_config.unet_rows_per_image(plan.config.num_images_per_prompt)
@@ -334,7 +354,9 @@ def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
     identity = {
         "method": plan.config.method,
         "settings": settings,
-        "model": model_fingerprint(plan.model, plan.config.revision),
+        "model": model_fingerprint(
+            plan.model, plan.config.revision, plan.config.single_file_config
+        ),
         "resolution": None if plan.config.resolution == own_resolution else plan.config.resolution,
         "crop_bottom": plan.dataset.config.crop_bottom,
         "reading": dataclasses.asdict(plan.dataset.reading),
@@ -343,6 +365,9 @@ def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
         "prompts": plan.prompts.fingerprint(),
         "classes": config_hash(plan.dataset.class_names),
     }
+    if plan.config.lora is not None:
+        identity["lora"] = file_fingerprint(find_lora(plan.config.lora))
+        identity["lora_scale"] = plan.config.lora_scale
     if plan.method_config.depends_on_dataset:
         identity["images"] = content_summary(plan.records)
     return identity

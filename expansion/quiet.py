@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,14 +12,16 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """No progress bars or advice from diffusers and transformers inside."""
+    """No progress bars, advice or notes on what is deprecated from them and the hub inside."""
     libraries = (diffusers_logging, transformers_logging)
     verbosities = [library.get_verbosity() for library in libraries]
     for library in libraries:
         library.disable_progress_bar()
         library.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
     finally:
         for library, verbosity in zip(libraries, verbosities):
             library.enable_progress_bar()

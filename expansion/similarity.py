@@ -18,6 +18,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from expansion.batches import SeededImages
 from expansion.errors import InputError
+from expansion.hub import only_cached, why_not_loaded
 from expansion.image_datasets import ImageRecord
 from expansion.prompts import class_prompt
 from expansion.quiet import quiet_libraries
@@ -75,13 +76,14 @@ class ClipClassifier:
         """
         try:
             with quiet_libraries():
+                source = {"revision": revision, "local_files_only": only_cached(name_or_path)}
                 model, found = CLIPModel.from_pretrained(
-                    name_or_path, revision=revision, use_safetensors=True, output_loading_info=True
+                    name_or_path, **source, use_safetensors=True, output_loading_info=True
                 )
-                tokenizer = CLIPTokenizer.from_pretrained(name_or_path, revision=revision)
-                processor = CLIPImageProcessor.from_pretrained(name_or_path, revision=revision)
+                tokenizer = CLIPTokenizer.from_pretrained(name_or_path, **source)
+                processor = CLIPImageProcessor.from_pretrained(name_or_path, **source)
         except (OSError, ValueError, SafetensorError) as error:
-            raise _cannot_load(name_or_path, str(error).strip().splitlines()[0]) from error
+            raise _cannot_load(name_or_path, why_not_loaded(name_or_path, error)) from error
         if found["missing_keys"]:
             raise _cannot_load(name_or_path, f"it lacks {min(found['missing_keys'])}")
         if len(tokenizer) < NUM_BYTES:  # transformers makes an empty one where the file is missing
@@ -140,5 +142,6 @@ class ClipClassifier:
 def _cannot_load(name_or_path: str, reason: str) -> InputError:
     return InputError(
         f"cannot load the CLIP model {name_or_path}: {reason}; download it once while connected "
-        "(as in: hf download openai/clip-vit-base-patch32), or give a local folder by --clip_model"
+        "(0.6 GB, as in: hf download openai/clip-vit-base-patch32), or give a local folder by "
+        "--clip_model"
     )

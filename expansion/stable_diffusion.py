@@ -2,33 +2,54 @@
 text -> embeddings, images -> latents, latents -> images.
 
 Spaces: `images` [0, 1]; `pixel_values` [-1, 1]; `latents` are the autoencoder's latents times
-`vae.config.scaling_factor`. Loading never runs code from a checkpoint: safetensors only.
+`vae.config.scaling_factor`. Loading never runs code from a checkpoint: safetensors, and of old
+single files what torch.load reads with weights_only.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from expansion.caching import RecentlyUsed
-from expansion.checkpoints import check_model_folder, check_scheduler
+from expansion.checkpoint_configs import check_scheduler, noise_schedule, read_config
+from expansion.checkpoints import check_model_folder
 from expansion.config import require
 from expansion.errors import InputError, brief
+from expansion.hub import hub_failure, no_vain_requests, only_cached, unreachable
 from expansion.phases import phase
 from expansion.quiet import quiet_libraries
 from expansion.records import shown
 from expansion.sampler import Batch
+from expansion.weight_files import CONVERSION, PICKLES, weight_variant
 
 LATENTS_AT_ONCE = 4 * 64 * 64  # latent cells in one call of the decoder: four images of 512 pixels
 
+MODEL_REMEDY = (
+    "copy its folder (2 to 5 GB) from where there is a network, as by: hf download {name} "
+    "--local-dir FOLDER, and give --pretrained_model_name_or_path FOLDER; "
+    "assets/tiny-sd-digits of this project shows the commands meanwhile"
+)
+DECODER_REMEDY = (
+    "copy its folder (10 MB) from where there is a network, as by: hf download {name} --local-dir "
+    "FOLDER, and give --guidance_decoder FOLDER"
+)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -37,34 +58,36 @@ def load_pipeline(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     revision: str | None = None,
+    single_file_config: str | None = None,
 ) -> StableDiffusionPipeline:
     """Load an SD-1.x or 2.x checkpoint, frozen and in eval mode, without a safety checker.
 
+    Its scheduler is DDIM with the checkpoint's noise schedule, whatever sampler it names.
+
     Args:
-        name_or_path: Hub id or diffusers folder.
+        name_or_path: Hub id, diffusers folder, or single file.
         dtype: A key of `DTYPES`.
         device: Where the weights go.
         revision: Branch, tag or commit on the hub.
+        single_file_config: Diffusers folder whose configs and tokenizer go with a single file.
 
     Raises:
         InputError: The folder is incomplete, or the hub cannot be reached or lacks the id.
     """
-    check_model_folder(name_or_path)
+    check_model_folder(name_or_path, single_file_config)
     try:
         with quiet_libraries():
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                name_or_path,
-                text_encoder=_text_encoder(name_or_path, dtype, revision),
-                revision=revision,
-                dtype=DTYPES[dtype],
-                safety_checker=None,
-                requires_safety_checker=False,
-                use_safetensors=True,
-            )
+            if Path(name_or_path).is_file():
+                pipeline = _from_single_file(name_or_path, dtype, single_file_config)
+            else:
+                pipeline = _from_folder(_local_folder(name_or_path, revision), dtype)
+    except InputError:
+        raise
     except Exception as error:  # a damaged config or file makes the libraries fail in any way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"cannot load the model {name_or_path}: {reason}") from error
     _check_parts(pipeline, name_or_path)
+    pipeline.scheduler = ddim_scheduler(pipeline)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False)
         part.eval()
@@ -76,20 +99,103 @@ def load_pipeline(
     return pipeline
 
 
+def _local_folder(name_or_path: str, revision: str | None) -> str:
+    """The folder itself, or the one into which the hub's files are downloaded, once for ever."""
+    if Path(name_or_path).is_dir():
+        return name_or_path
+    options = {"revision": revision, "use_safetensors": True, "safety_checker": None}
+    options["local_files_only"] = only_cached(name_or_path)
+    try:
+        try:
+            folder = StableDiffusionPipeline.download(name_or_path, **options)
+        except OSError as error:
+            if "variant=None" not in str(error):  # of what diffusers says where plain files lack
+                raise
+            folder = StableDiffusionPipeline.download(name_or_path, variant="fp16", **options)
+    except (OSError, ValueError) as error:
+        raise hub_failure("model", name_or_path, error, MODEL_REMEDY) from error
+    check_model_folder(str(folder))
+    return str(folder)
+
+
+def _from_folder(folder: str, dtype: str) -> StableDiffusionPipeline:
+    """A pipeline from a local diffusers folder; of each part the variant that is there."""
+    schedule = read_config(Path(folder, "scheduler", "scheduler_config.json"))
+    parts: dict[str, Any] = {"scheduler": _ddim(schedule)}
+    for part, network in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+        parts[part] = network.from_pretrained(
+            folder,
+            subfolder=part,
+            variant=weight_variant(Path(folder), part),
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+        )
+    return StableDiffusionPipeline.from_pretrained(
+        folder,
+        text_encoder=_text_encoder(folder, dtype),
+        **parts,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _from_single_file(
+    path: str, dtype: str, single_file_config: str | None
+) -> StableDiffusionPipeline:
+    """A pipeline from one file; without a folder for its configs, the hub's are guessed from it."""
+    guess = single_file_config is None
+    try:
+        with no_vain_requests() if guess else nullcontext():
+            return StableDiffusionPipeline.from_single_file(
+                path,
+                config=single_file_config,
+                dtype=DTYPES[dtype],
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+                local_files_only=not guess,
+            )
+    except Exception as error:  # files of other networks make diffusers fail in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if Path(path).suffix in PICKLES and "Unable to load weights" in reason:
+            raise InputError(
+                f"cannot load {path}: it is damaged or holds more than tensors, which could run "
+                "code; give the .safetensors file of this model"
+            ) from error
+        if "meta tensor" in reason:
+            raise InputError(
+                f"cannot load {path}: it lacks weights of a network; copy the file again"
+            ) from error
+        if not guess:
+            raise
+        if unreachable():
+            reason = f"the configs of its kind were not downloaded before, and {unreachable()}"
+        raise InputError(
+            f"cannot load {path}: {reason}; give a diffusers folder with the same kind of "
+            "networks, for its configs and tokenizer, as expand.py's --single_file_config FOLDER, or "
+            f"{CONVERSION.format(name=path)}"
+        ) from error
+
+
 def load_tiny_decoder(name_or_path: str, pipeline: StableDiffusionPipeline) -> AutoencoderTiny:
     """A distilled autoencoder (TAESD and its kin) for the latents of `pipeline`, frozen.
 
     Raises:
         InputError: It cannot be loaded, or makes images of another size.
     """
+    is_folder = Path(name_or_path).is_dir()
     try:
         with quiet_libraries():
             decoder = AutoencoderTiny.from_pretrained(
-                name_or_path, dtype=weight_dtype(pipeline.vae), use_safetensors=True
+                name_or_path,
+                variant=weight_variant(Path(name_or_path), ".") if is_folder else None,
+                dtype=weight_dtype(pipeline.vae),
+                use_safetensors=True,
+                local_files_only=only_cached(name_or_path),
             )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot load the tiny decoder {name_or_path}: {reason}") from error
+        raise hub_failure("tiny decoder", name_or_path, error, DECODER_REMEDY) from error
     factor = 2 ** (len(decoder.config.decoder_block_out_channels) - 1)
     if factor != pipeline.vae_scale_factor:
         raise InputError(
@@ -99,15 +205,15 @@ def load_tiny_decoder(name_or_path: str, pipeline: StableDiffusionPipeline) -> A
     return decoder.eval().requires_grad_(False).to(pipeline.device)
 
 
-def _text_encoder(name: str, dtype: str, revision: str | None) -> CLIPTextModel:
+def _text_encoder(folder: str, dtype: str) -> CLIPTextModel:
     """The text encoder alone. Raises ValueError where weights are missing.
 
     The pipeline would fill them with random numbers and say nothing.
     """
     encoder, found = CLIPTextModel.from_pretrained(
-        name,
+        folder,
         subfolder="text_encoder",
-        revision=revision,
+        variant=weight_variant(Path(folder), "text_encoder"),
         dtype=DTYPES[dtype],
         use_safetensors=True,
         output_loading_info=True,
@@ -119,7 +225,7 @@ def _text_encoder(name: str, dtype: str, revision: str | None) -> CLIPTextModel:
 
 def _check_parts(pipeline: StableDiffusionPipeline, name: str) -> None:
     """Raise InputError for parts that lack weights or were not made for each other."""
-    for part in ("unet", "vae"):
+    for part in ("text_encoder", "unet", "vae"):
         absent = [
             key for key, value in getattr(pipeline, part).state_dict().items() if value.is_meta
         ]
@@ -164,15 +270,22 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -
 def ddim_scheduler(pipeline: StableDiffusionPipeline) -> DDIMScheduler:
     """DDIM with the checkpoint's noise schedule, whatever sampler its folder names.
 
-    As diffusers' pipelines correct them: latents are not clipped, timesteps start at 1.
-
     Raises:
         InputError: The checkpoint's noise schedule does not suit DDIM.
     """
-    config = pipeline.scheduler.config
+    return _ddim(pipeline.scheduler.config)
+
+
+def _ddim(config: Mapping[str, Any]) -> DDIMScheduler:
+    """DDIM for a scheduler's config; see `noise_schedule` for what is the model's in it.
+
+    As diffusers' pipelines correct them: latents are not clipped, timesteps start at 1.
+    """
     check_scheduler(config, "the checkpoint's scheduler")
     try:
-        return DDIMScheduler.from_config(config, clip_sample=False, steps_offset=1)
+        return DDIMScheduler(
+            **noise_schedule(config), steps_offset=1, clip_sample=False, thresholding=False
+        )
     except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError among them
         reason = str(error).splitlines()[0]
         raise InputError(f"the checkpoint's noise schedule cannot be used: {reason}") from error

@@ -280,7 +280,7 @@ def test_every_file_that_a_document_names_exists(document):
 
 @pytest.mark.parametrize("document", ["README.md", "INSTALL.md"])
 def test_every_option_that_a_document_names_exists(document, capsys):
-    known = {"--num_processes", "--multi_gpu", "--output-dir"}
+    known = {"--num_processes", "--multi_gpu", "--output-dir", "--local-dir"}
     for entry in ENTRIES.values():
         for extra in MORE_OPTIONS.get(entry, [[]]):
             with pytest.raises(SystemExit):
