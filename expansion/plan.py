@@ -316,11 +316,14 @@ def _prompts(
     return read_prompts(config.prompts_file, scope, config.prompt_per, config.seed)
 
 
+def _own_resolution(plan: Plan) -> int:
+    """Side in pixels that the checkpoint was trained for."""
+    return model_resolution(plan.config.single_file_config or plan.model)
+
+
 def describe(plan: Plan) -> str:
     """The resolved settings and the size of the work, as text."""
-    resolution = plan.config.resolution or model_resolution(
-        plan.config.single_file_config or plan.model
-    )
+    resolution = plan.config.resolution or _own_resolution(plan)
     first = plan.records[0]
     prompt = plan.prompts.prompt_of(first.file_name, first.label, variant=0)
     rows = plan.method_config.unet_rows_per_image(plan.config.num_images_per_prompt)
@@ -350,7 +353,7 @@ def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
     settings = deciding(plan.method_config)
     for name, path in plan.method_config.input_files().items():
         settings[name] = file_fingerprint(path)
-    own_resolution = model_resolution(plan.model)
+    own_resolution = _own_resolution(plan)
     identity = {
         "method": plan.config.method,
         "settings": settings,
