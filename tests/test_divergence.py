@@ -107,6 +107,7 @@ def small_set(tmp_path_factory) -> Path:
         for record in load_dataset(str(root / "noise")).records("train"):
             row = {"label": record.label, "class": record.class_name, "source": record.file_name}
             row |= {"file_name": f"{record.class_name}/{record.path.stem}_expand_0.png", "seed": 0}
+            row |= {"variant": 0}
             row |= {"prompt": "p", "method": "m", "model": "m", "config": "0"}
             writer.write(draw.integers(0, 255, (32, 32, 3), dtype=np.uint8), row)
     return root

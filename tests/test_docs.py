@@ -123,7 +123,8 @@ def _expansion(folder: Path, dataset: str) -> None:
     record = few_shot(load_dataset(location, base).records("train"), 1)[0]
     (folder / "c").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(folder / "c" / "1_expand_0.png")
-    row = {"file_name": "c/1_expand_0.png", "class": record.class_name, "source": record.file_name}
+    row = {"file_name": "c/1_expand_0.png", "class": record.class_name}
+    row |= {"source": record.file_name, "variant": 0}
     (folder / "manifest.0-of-1.1.jsonl").write_text(json.dumps(row) + "\n")
 
 

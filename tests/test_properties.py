@@ -242,7 +242,7 @@ def test_any_row_is_refused_or_names_an_image_below_the_folder(changes):
     "name", ["/etc/hostname", "../x.png", "a/../../x", "C:\\x.png", "a\\..\\x"]
 )
 def test_a_row_that_leads_out_of_the_folder_is_refused(name, tmp_path):
-    row = {"file_name": name, "class": "cat", "source": "a.png"}
+    row = {"file_name": name, "class": "cat", "source": "a.png", "variant": 0}
     (tmp_path / "manifest.0-of-1.x.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match="outside"):
         read_manifest(tmp_path)

@@ -60,8 +60,8 @@ def dataset(tmp_path_factory) -> Path:
     with ExpansionWriter(expanded, 0, 1) as writer:
         for k, record in enumerate(load_dataset(str(root)).records("train")[:6]):
             row = {"label": record.label, "class": record.class_name, "source": record.file_name}
-            row |= {"file_name": f"{record.class_name}/{k}.png", "seed": k, "prompt": "p"}
-            row |= {"method": "m", "model": "m", "config": "0"}
+            row |= {"file_name": f"{record.class_name}/{k}.png", "seed": k, "variant": 0}
+            row |= {"prompt": "p", "method": "m", "model": "m", "config": "0"}
             rng = np.random.default_rng(100 + k)
             colour = rng.integers(10, 255, 3)
             writer.write(rng.integers(0, colour, (32, 32, 3), dtype=np.uint8), row)

@@ -270,7 +270,8 @@ def test_both_scripts_learn_from_a_folder_without_labels(small_set, tmp_path, sc
     if script is train_expand:
         (tmp_path / "set" / "ant").mkdir(parents=True)
         (tmp_path / "set" / "ant" / "v.png").write_bytes(small_set[0].path.read_bytes())
-        row = {"file_name": "ant/v.png", "class": "ant", "source": small_set[0].file_name}
+        row = {"file_name": "ant/v.png", "class": "ant", "variant": 0}
+        row["source"] = small_set[0].file_name
         (tmp_path / "set" / "manifest.0-of-1.1.jsonl").write_text(json.dumps(row) + "\n")
         line += f" --expanded_dir {tmp_path / 'set'}"
     script.main(line.split())

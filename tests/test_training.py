@@ -308,6 +308,7 @@ def write_expansion(small_set: Path, output: Path, config: str = "0") -> None:
             for k in range(2):
                 row = {"label": record.label, "class": record.class_name, "source": record.file_name}
                 row |= {"file_name": f"{record.class_name}/{record.path.stem}_expand_{k}.png", "seed": k}
+                row["variant"] = k
                 row |= {"prompt": "p", "method": "m", "model": "m", "config": config}
                 writer.write(np.full((32, 32, 3), 80 * record.label, np.uint8), row)
 

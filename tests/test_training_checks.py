@@ -31,6 +31,7 @@ def dataset(make_folder, tmp_path) -> Path:
         file = f"ant/{i}_expand_0.png"
         (tmp_path / "set_2x" / file).write_bytes((root / f"train/ant/{i}.png").read_bytes())
         rows.append({"file_name": file, "class": "ant", "source": f"train/ant/{i}.png"})
+        rows[-1]["variant"] = 0
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "set_2x" / "manifest.0-of-1.1.jsonl").write_text(text)
     return root

@@ -125,7 +125,7 @@ def root(tmp_path_factory) -> Path:
             noise("many", f"{name}{i}.png")
             if i < 6:
                 noise("set_2x", name, f"{i}.png")
-                row = {"class": name, "source": f"train/{name}/{i}.png"}
+                row = {"class": name, "source": f"train/{name}/{i}.png", "variant": 0}
                 rows.append(row | {"file_name": f"{name}/{i}.png"})
     noise("few", "0.png")
     noise("one", "ant", "0.png")

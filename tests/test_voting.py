@@ -215,7 +215,8 @@ def expansion_dir(small_set, tmp_path_factory):
                 pixels[..., shown] += 140
                 name = f"{record.class_name}/{record.path.stem}_expand_{k}.png"
                 row = {"file_name": name, "label": record.label, "class": record.class_name}
-                row |= {"source": record.file_name, "seed": k, "prompt": "p", "method": "m"}
+                row |= {"source": record.file_name, "seed": k, "variant": k, "prompt": "p"}
+                row["method"] = "m"
                 writer.write(pixels, {**row, "model": "m", "config": "0"})
     return folder
 
