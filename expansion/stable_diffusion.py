@@ -172,8 +172,8 @@ def _from_single_file(
         if unreachable():
             reason = f"the configs of its kind were not downloaded before, and {unreachable()}"
         raise InputError(
-            f"cannot load {path}: {reason}; give a diffusers folder with the same kind of "
-            "networks, for its configs and tokenizer, as expand.py's --single_file_config FOLDER, or "
+            f"cannot load {path}: {reason}; for its configs and tokenizer give expand.py a "
+            "diffusers folder with the same kind of networks, --single_file_config FOLDER, or "
             f"{CONVERSION.format(name=path)}"
         ) from error
 

@@ -185,7 +185,8 @@ def test_what_fine_tuning_writes_gives_the_fine_tuned_checkpoint(tmp_path, digit
 
     monkeypatch.setattr(finetune, "_save_samples", lambda *_: None)
     out = tmp_path / "tuned"
-    command = f"-d digits --data_dir {digits_dir} --shots 2 --output_dir {out} --lora_rank 2 --lora_alpha 6 "
+    command = f"-d digits --data_dir {digits_dir} --shots 2 --output_dir {out} "
+    command += "--lora_rank 2 --lora_alpha 6 "
     command += f"--pretrained_model_name_or_path {TINY_MODEL} --max_train_steps 3 "
     finetune.main([*command.split(), "--learning_rate", "0.01", "--save_dtype", "float32"])
     pipeline, tuned = load_pipeline(str(TINY_MODEL)), load_pipeline(str(out))
