@@ -275,7 +275,7 @@ def _build_sampler(plan: Plan, device: str, dtype: str) -> Sampler:
         return pipeline
 
     sampler_class = import_object(SAMPLERS[plan.config.method][1])
-    sampler = sampler_class.build(plan.method_config, len(plan.dataset.class_names), load)
+    sampler = sampler_class.build(plan.method_config, plan.dataset.class_names, load)
     sampler.prepare(plan.records)
     return sampler
 

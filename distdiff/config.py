@@ -45,13 +45,13 @@ class DistDiffConfig(SamplerConfig):
         choices=("raw", "sign", "unit"),
     )
     constraint_value: float = option(0.2, "epsilon: largest change of a latent element")
-    gs: float = option(1.0, "weight of the class-prototype energy")
-    ls: float = option(1.0, "weight of the group-prototype energy")
+    gs: float = option(1.0, "weight of the class-prototype energy; the paper's lambda_c")
+    ls: float = option(1.0, "weight of the group-prototype energy; the paper's lambda_g")
     energy_compat: str = option(
         "paper",
         "paper: unit-length features of normalised images; released: as the authors' code "
-        "computes, "
-        "raw features of images in [-1, 1] without the guide's normalisation",
+        "computes, from images in [-1, 1] without the guide's normalisation, and with features "
+        "that have unit length in direct_guidance alone",
         choices=("paper", "released"),
     )
     loss_scale: float = option(

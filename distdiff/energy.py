@@ -33,6 +33,9 @@ class PrototypeEnergy:
         self.weights = {"global_prototype": config.gs, "local_prototype": config.ls}
         self.names: Sequence[str] = config.targets
         self.released = config.energy_compat == "released"
+        # The two guidance functions of the released code differ here: only direct guidance's
+        # features have unit length, as the prototypes do.
+        self.unit_length = not self.released or config.guidance_type == "direct_guidance"
 
     def __call__(self, decoded: Tensor, targets: Tensor) -> Tensor:
         """Energy (B,).
@@ -53,15 +56,20 @@ class PrototypeEnergy:
         return energy
 
     def features(self, decoded: Tensor) -> Tensor:
-        """Guide features (B, D) of decoded images; of unit length unless "released"."""
+        """Guide features (B, D) of decoded images.
+
+        Of unit length, but for "released" with a transform.
+        """
         size = (self.guide.image_size, self.guide.image_size)
         if self.released:
-            resized = F.interpolate(decoded, size, mode="bicubic")
-            return self.guide.features(resized)
-        images = (decoded / 2 + 0.5).clamp(0, 1)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode="bicubic", antialias=True)
-        return F.normalize(self.guide.features(normalize(images)), dim=-1)
+            inputs = F.interpolate(decoded, size, mode="bicubic")
+        else:
+            images = (decoded / 2 + 0.5).clamp(0, 1)
+            if images.shape[-2:] != size:
+                images = F.interpolate(images, size, mode="bicubic", antialias=True)
+            inputs = normalize(images)
+        features = self.guide.features(inputs)
+        return F.normalize(features, dim=-1) if self.unit_length else features
 
 
 class DecodedEnergy:

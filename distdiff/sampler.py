@@ -49,14 +49,14 @@ class DistDiffSampler(Img2ImgSampler):
     def build(
         cls,
         config: DistDiffConfig,
-        num_classes: int,
+        class_names: Sequence[str],
         load_pipeline: Callable[[], StableDiffusionPipeline],
     ) -> DistDiffSampler:
         guide = None
         if config.targets:
             config.check_run()
             guide = load_classifier(
-                config.encoder_weight_path, arch=config.arch, num_classes=num_classes
+                config.encoder_weight_path, arch=config.arch, class_names=class_names
             )
         pipeline, decoder = load_pipeline(), None
         if config.targets and config.guidance_decoder:

@@ -36,9 +36,10 @@ class DreamDAConfig(SamplerConfig):
     )
     inversion_per: str = option(
         "image",
-        "invert once per real image for all its variants (paper), or anew per variant "
-        "(released code)",
-        choices=("image", "variant"),
+        "what the variants of a real image share: image, the whole inversion (paper); trajectory, "
+        "its latents and x_T, the noises after that are anew per variant (released code); variant, "
+        "nothing",
+        choices=("image", "trajectory", "variant"),
     )
     eta: float | None = option(
         None, "share of DDPM's noise in a step, 0 to 1; default: 1 with cycle, 0 with ddim"
@@ -84,6 +85,11 @@ class DreamDAConfig(SamplerConfig):
         require(
             self.inversion == "cycle" or eta == 0,
             f"eta {eta:g}: inversion ddim is deterministic; leave eta out, or --inversion cycle",
+        )
+        require(
+            self.inversion == "cycle" or self.inversion_per != "trajectory",
+            "inversion_per trajectory draws the noises after x_T anew, but inversion ddim has none; "
+            "give image or variant, or --inversion cycle",
         )
         require(self.noise_scale >= 0, f"noise_scale {self.noise_scale}: give 0 or more")
         require(

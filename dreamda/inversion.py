@@ -111,7 +111,12 @@ class ReverseProcess:
         return (latents - sqrt_noise * prediction) / sqrt_alpha, prediction
 
 
-def encode_trajectory(process: ReverseProcess, latents: Tensor, generator: Generator) -> Tensor:
+def encode_trajectory(
+    process: ReverseProcess,
+    latents: Tensor,
+    generator: Generator,
+    start_generator: Generator | None = None,
+) -> Tensor:
     """x_T, ..., x_p of the last step, drawn from q given x_0: (N + 1, 4, h, w).
 
     No network is needed. As in diffusers' `CycleDiffusionPipeline`, the last step lands on x_0
@@ -119,12 +124,14 @@ def encode_trajectory(process: ReverseProcess, latents: Tensor, generator: Gener
 
     Args:
         latents: (1, 4, h, w), x_0.
+        start_generator: Draws the noise for x_T, if not `generator` does.
     """
 
-    def noise() -> Tensor:
-        return randn_tensor(latents.shape, generator=generator, device=latents.device)
+    def noise(drawn_from: Generator = generator) -> Tensor:
+        return randn_tensor(latents.shape, generator=drawn_from, device=latents.device)
 
-    trajectory = [process.sqrt_alpha[0] * latents + process.sqrt_noise[0] * noise()]
+    first = noise(start_generator or generator)
+    trajectory = [process.sqrt_alpha[0] * latents + process.sqrt_noise[0] * first]
     for i, previous in enumerate(process.previous):
         if previous <= 0:
             trajectory.append(latents)
@@ -135,13 +142,18 @@ def encode_trajectory(process: ReverseProcess, latents: Tensor, generator: Gener
 
 
 def cycle_inversion(
-    process: ReverseProcess, latents: Tensor, predict: Predict, generator: Generator
+    process: ReverseProcess,
+    latents: Tensor,
+    predict: Predict,
+    generator: Generator,
+    start_generator: Generator | None = None,
 ) -> Inversion:
     """CycleDiffusion's encoding of x_0 (1, 4, h, w); `predict` sees all steps in one call.
 
-    z_t = (x_p - mean_t) / sigma_t, the noise with which the step from x_t gives x_p.
+    z_t = (x_p - mean_t) / sigma_t, the noise with which the step from x_t gives x_p. Generators
+    are those of `encode_trajectory`.
     """
-    trajectory = encode_trajectory(process, latents, generator)
+    trajectory = encode_trajectory(process, latents, generator, start_generator)
     noisy, following = trajectory[:-1], trajectory[1:]
     everything = slice(None)
     prediction = predict(noisy, process.timesteps)

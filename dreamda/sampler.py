@@ -1,4 +1,8 @@
-"""DreamDA as a sampler: one inversion per real image, one perturbed reverse run per variant."""
+"""DreamDA as a sampler: one inversion per real image, one perturbed reverse run per variant.
+
+`--inversion_per` says what the variants of a real image share. What they share is drawn from the
+real image's seed (`Batch.source_seeds`), the rest from the variant's generator.
+"""
 
 from __future__ import annotations
 
@@ -78,28 +82,39 @@ class DreamDASampler(Img2ImgSampler):
         return perturb(self.pipeline.unet, self.config.location, noise)
 
     def _invert(self, batch: Batch, generators: Sequence[Generator]) -> list[Inversion]:
-        """One inversion per variant; the variants of a real image share theirs if so set."""
+        """One inversion per variant; see `inversion_per`."""
         inversions = []
         for index, generator in zip(batch.source_index.tolist(), generators, strict=True):
             source, image = batch.sources[index], batch.images[index]
-            if self.config.inversion_per == "variant":
-                inversions.append(self._invert_one(source, image, generator))
-                continue
             seed = batch.source_seeds[index]
-            shared = torch.Generator("cpu").manual_seed(seed)
-            inversion = self.inversions.get(
-                (source, seed, self.pipeline.unet.dtype),
-                lambda s=source, x=image, g=shared: self._invert_one(s, x, g),
-            )
+            if self.config.inversion_per == "variant":
+                inversion = self._invert_one(source, image, generator, generator)
+            elif self.config.inversion_per == "trajectory":
+                inversion = self._invert_one(source, image, _seeded(seed), generator)
+            else:
+                shared = _seeded(seed)
+                inversion = self.inversions.get(
+                    (source, seed, self.pipeline.unet.dtype),
+                    lambda s=source, x=image, g=shared: self._invert_one(s, x, g, g),
+                )
             inversions.append(inversion)
         return inversions
 
-    def _invert_one(self, source: str, image: Tensor, generator: Generator) -> Inversion:
-        """Always alone, so that no neighbour in a batch changes a bit of it."""
-        latents = self.codec.encode_one(source, image, generator)
+    def _invert_one(
+        self, source: str, image: Tensor, start_generator: Generator, generator: Generator
+    ) -> Inversion:
+        """Always alone, so that no neighbour in a batch changes a bit of it.
+
+        Args:
+            start_generator: Draws the latents and x_T.
+            generator: Draws the noises after that.
+        """
+        latents = self.codec.encode_one(source, image, start_generator)
         if self.config.inversion == "ddim":
             return ddim_inversion(self.process, latents, self._predict_source)
-        return cycle_inversion(self.process, latents, self._predict_source, generator)
+        return cycle_inversion(
+            self.process, latents, self._predict_source, generator, start_generator
+        )
 
     def _predict_source(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         """Prediction (R, 4, h, w) under the source prompt, in chunks of `source_batch_size`."""
@@ -127,3 +142,7 @@ class DreamDASampler(Img2ImgSampler):
         real = batch.images[batch.source_index].to(images.device)
         distance = (images - real).square().mean(dim=(1, 2, 3)).sqrt()
         return {"perturbed_std": noise.mean_std(), "distance_to_real": distance}
+
+
+def _seeded(seed: int) -> Generator:
+    return torch.Generator("cpu").manual_seed(seed)

@@ -6,6 +6,7 @@ chosen here, after SoftMatch (arXiv 2301.10921), UPS (2101.06329) and ATDA (1702
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from expansion.config import option, require
@@ -54,6 +55,28 @@ class SoftMatchConfig:
             value = getattr(self, name)
             require(value >= 0, f"{name} {value}: give 0 or more")
         require(self.strong_ops > 0, f"strong_ops {self.strong_ops}: give at least 1")
+
+    def unlabeled_share(self, num_labeled: int, num_unlabeled: int) -> float:
+        """Unlabelled images per labelled one in a batch.
+
+        A small rest is not gone through faster than the labelled images, or its few, often wrong,
+        pseudo-labels would rule.
+        """
+        return min(self.unlabeled_ratio, num_unlabeled / num_labeled)
+
+    def epoch_images(self, num_labeled: int, num_unlabeled: int) -> int:
+        """Labelled images of an epoch of semi-supervised training, repeated where they are few.
+
+        So many that no unlabelled image is left out: 40 labelled images beside 100,000 would end
+        after 4,000 of these if an epoch were a pass over the 40.
+        """
+        return max(num_labeled, math.ceil(num_unlabeled / self.unlabeled_ratio))
+
+    def passes(self, num_labeled: int, num_unlabeled: int, num_seen: int) -> str:
+        """How often unlabelled images are gone through beside `num_seen` labelled ones."""
+        passes = num_seen * self.unlabeled_share(num_labeled, num_unlabeled) / num_unlabeled
+        few = "" if passes >= 1 else "; give more steps to see them all"
+        return f"unlabelled images: {num_unlabeled}, gone through {passes:.3g} times{few}"
 
 
 @dataclass(frozen=True, kw_only=True)

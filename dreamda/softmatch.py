@@ -159,21 +159,25 @@ class SoftMatch(Supervised):
             "off": None,
         }[config.alignment]
         self.weights = SoftMatchWeights(num_classes, config, target)
-        # Unlabelled images per labelled one in a batch. A small rest is not gone through faster
-        # than the labelled images, or its few, often wrong, pseudo-labels would rule.
-        self.unlabeled_share = min(config.unlabeled_ratio, len(unlabeled) / len(labeled))
+        self.unlabeled_share = config.unlabeled_share(len(labeled), len(unlabeled))
 
     @classmethod
     def build(cls, images: TrainingImages, config: SoftMatchConfig, run: Run) -> SoftMatch:
-        """Semi-supervised training: real and generated images are labelled, others are not."""
-        return cls(
-            [*images.real, *images.generated],
+        """Semi-supervised training: real and generated images are labelled, others are not.
+
+        An epoch goes at least once through either.
+        """
+        labeled = [*images.real, *images.generated]
+        objective = cls(
+            labeled,
             images.unlabeled,
             config,
             run.recipe,
             num_classes=run.classifier.num_classes,
             seed=run.seed,
         )
+        objective.num_images = config.epoch_images(len(labeled), len(images.unlabeled))
+        return objective
 
     def wrap(self, classifier: Classifier) -> nn.Module:
         return HeadDropout(classifier, self.head_dropout) if self.head_dropout else classifier

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -11,13 +10,27 @@ from urllib.error import URLError
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, ResNet, resnet18
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet, resnet18
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
-from expansion.clip_backbone import TOWERS, build_tower, load_tower
+from expansion.classifier_files import (
+    StoredNetwork,
+    fill,
+    lone_linear,
+    order_of_classes,
+    read_network,
+)
+from expansion.clip_backbone import (
+    TOWERS,
+    ClipVision,
+    build_tower,
+    load_tower,
+    normalization_change,
+)
 from expansion.config import unknown_name
 from expansion.errors import InputError, brief
 from expansion.hub import timeout_of_sockets
+from expansion.weight_names import TIMM_ARCHS, clip_tower_state, torchvision_state
 
 # The papers' names, where torchvision spells them otherwise.
 ALIASES = {
@@ -75,11 +88,12 @@ class Classifier(nn.Module):
         num_classes: N.
         image_size: Side of the input that it is trained on, pixels.
         pretrained: Start from pretrained weights.
-        weights: Which; a name of torchvision's or a file, for CLIP a hub id or a folder.
+        weights: Which; a name of torchvision's or a file, for CLIP also a hub id or a folder.
+        zero_init_residual: Start every residual block as the identity; not with `pretrained`.
 
     Raises:
-        InputError: Unknown `arch`, an `image_size` that it cannot take, or no pretrained weights to
-            be had.
+        InputError: Unknown `arch`, an `image_size` that it cannot take, no residual blocks to start
+            so, or no pretrained weights to be had.
     """
 
     def __init__(
@@ -89,15 +103,18 @@ class Classifier(nn.Module):
         image_size: int,
         pretrained: bool = False,
         weights: str | None = None,
+        zero_init_residual: bool = False,
     ):
         super().__init__()
         self.arch, self.num_classes, self.image_size = arch, num_classes, image_size
         check_arch(arch)
         if arch in TOWERS:
-            self.body = load_tower(arch, weights) if pretrained else build_tower(arch)
+            self.body = _pretrained_tower(arch, weights) if pretrained else build_tower(arch)
             num_features = self.body.num_features
         else:
             network = _network(arch, image_size)
+            if zero_init_residual:
+                _start_as_identity(network)
             if pretrained:
                 _load_pretrained(network, arch, weights or DEFAULT_WEIGHTS, image_size)
             self.body, num_features = _headless(network)
@@ -158,89 +175,114 @@ def classifier_state(classifier: Classifier) -> dict:
 
 
 def load_classifier(
-    path: str | Path, *, arch: str | None = None, num_classes: int | None = None
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Classifier:
-    """Load a checkpoint of this project or of the DistDiff repository, in eval mode and frozen.
+    """Load a classifier of this project, the DistDiff repository or another program.
 
     Args:
-        path: `*.pth.tar` file.
+        path: Of `torch.save` or safetensors; see `classifier_files` and `weight_names`.
         arch: Must agree with the file; needed only where the file does not say.
         num_classes: Must agree with the file, if given.
+        class_names: The dataset's. Its logits come in this order, whatever that of the file.
+
+    Returns:
+        In eval mode and frozen.
 
     Raises:
-        InputError: Unreadable, another architecture or another class count.
+        InputError: Unreadable, another architecture, other classes or another number of them.
     """
-    content = _read(path)
-    state = {
-        str(key).removeprefix("module."): value for key, value in content["state_dict"].items()
-    }
-    found = content.get("arch")
+    if not Path(path).is_file():
+        raise InputError(
+            f"classifier checkpoint {path} does not exist; train it first with train_original.py"
+        )
+    stored = read_network(path, "give a checkpoint of train_original.py, or a state dict")
+    arch = _arch_of(stored, arch)
+    state = _project_names(stored, arch)
+    count = _num_classes(path, state)
+    if class_names is not None:
+        num_classes = len(class_names)
+    if num_classes is not None and count != num_classes:
+        raise InputError(
+            f"{path} was trained on {count} classes but the dataset has {num_classes}; "
+            "train a guide on this dataset with train_original.py"
+        )
+    image_size = stored.facts.get("image_size", 224)
+    if type(image_size) is not int or not 0 < image_size <= LARGEST_SIDE:
+        raise InputError(f"{path}: image_size {brief(image_size)} is no number of pixels")
+    if class_names is not None:
+        order = order_of_classes(stored, count, class_names)
+        if order is not None:
+            state |= {key: state[key][order] for key in ("head.weight", "head.bias")}
+    classifier = Classifier(arch, count, image_size)
+    fill(classifier, state, path, arch)
+    return classifier.eval().requires_grad_(False)
+
+
+def _arch_of(stored: StoredNetwork, arch: str | None) -> str:
+    """The backbone that a file holds, which it or `arch` says; timm's names are understood."""
+    path, found = stored.path, stored.facts.get("arch")
     if found is not None and not isinstance(found, str):
         raise InputError(f"{path}: expected the name of a network as 'arch', got {brief(found)}")
     if arch is None and found is None:
         raise InputError(f"{path} does not say which network it holds; name it with --arch")
+    if found is not None:
+        bare = found.partition(".")[0]  # timm: resnet50.a1_in1k
+        found = TIMM_ARCHS.get(bare, bare)
     if arch is not None and found is not None and torchvision_name(arch) != torchvision_name(found):
         raise InputError(
             f"{path} holds a {found}, not a {arch}; leave --arch out or give another file"
         )
     arch = arch or found
     check_arch(arch)
-    ours = all(key.startswith(("body.", "head.")) for key in state)
-    if not ours or "head.bias" not in state:
-        state = _from_torchvision_names(state, arch)
-    count = _num_classes(path, state)
-    if num_classes is not None and count != num_classes:
+    return arch
+
+
+def _project_names(stored: StoredNetwork, arch: str) -> dict[str, Tensor]:
+    """A file's weights as this project's `body.*` and `head.*`."""
+    state = stored.state
+    if all(key.startswith(("body.", "head.")) for key in state) and "head.bias" in state:
+        return dict(state)
+    if arch in TOWERS:
+        state, head, prefix = _tower_state(state), "fc", "body.tower."
+    else:
+        state, prefix = torchvision_state(state), "body."
+        head = _last_linear(_network(arch, 224))
+    if f"{head}.bias" not in state:  # a backbone within a model with a head of its own
+        body = {f"body.{key}" for key in build_body(arch, 224).state_dict()}
+        head = lone_linear((k for k in state if f"{prefix}{k}" not in body), state) or head
+    if f"{head}.bias" not in state:
         raise InputError(
-            f"{path} was trained on {count} classes but the dataset has {num_classes}; "
-            "train a guide on this dataset with train_original.py"
+            f"{stored.path} lacks {head}.bias, so it does not fit a {arch}; give a classifier of "
+            "that network with its last linear layer"
         )
-    image_size = content.get("image_size", 224)
-    if type(image_size) is not int or not 0 < image_size <= LARGEST_SIDE:
-        raise InputError(f"{path}: image_size {brief(image_size)} is no number of pixels")
-    classifier = Classifier(arch, count, image_size)
-    try:
-        classifier.load_state_dict(state)
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as error:  # no tensors, or odd ones
-        raise InputError(
-            f"{path} does not fit a {arch}: {str(error).splitlines()[-1].strip()[:160]}"
-        ) from error
-    return classifier.eval().requires_grad_(False)
+    return {
+        key.replace(head, "head", 1) if key.startswith(f"{head}.") else f"{prefix}{key}": value
+        for key, value in state.items()
+    }
+
+
+def build_body(arch: str, image_size: int) -> nn.Module:
+    """An untrained backbone without its last linear layer."""
+    return build_tower(arch) if arch in TOWERS else _headless(_network(arch, image_size))[0]
+
+
+def _tower_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    scale, shift = normalization_change()
+    return clip_tower_state(state, scale, shift)
 
 
 def _num_classes(path: str | Path, state: Mapping[str, Any]) -> int:
     """Length of the head's bias, which must be a stored vector beside a matrix of its height."""
     bias, weight = state["head.bias"], state.get("head.weight")
-    tensors = torch.is_tensor(bias) and torch.is_tensor(weight)
-    if not tensors or bias.ndim != 1 or weight.ndim != 2 or len(bias) != len(weight):
+    if weight is None or bias.ndim != 1 or weight.ndim != 2 or len(bias) != len(weight):
         raise InputError(f"{path}: its head.weight and head.bias are no linear layer's")
     if not 0 < len(bias) <= LARGEST_CLASSES:  # one stored number can pretend to be any number
         raise InputError(f"{path}: {len(bias)} classes; give a checkpoint of train_original.py")
     return len(bias)
-
-
-def _read(path: str | Path) -> Mapping:
-    if not Path(path).is_file():
-        raise InputError(
-            f"classifier checkpoint {path} does not exist; train it first with train_original.py"
-        )
-    content = _load_file(path, "give a *.pth.tar of train_original.py")
-    if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
-        raise InputError(f"{path} holds no 'state_dict'; give a checkpoint of train_original.py")
-    return content
-
-
-def _load_file(path: str | Path, remedy: str) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler fail in any way
-        raise InputError(
-            f"{path} is no readable classifier checkpoint ({type(error).__name__}); {remedy}"
-        ) from error
 
 
 def _network(arch: str, image_size: int) -> nn.Module:
@@ -259,6 +301,15 @@ def _network(arch: str, image_size: int) -> nn.Module:
         raise _cannot_take(arch, image_size, error) from error
 
 
+def _start_as_identity(network: nn.Module) -> None:
+    """Zero the last gamma of every residual block, as `zero_init_residual` of torchvision does."""
+    for block in network.modules():
+        if isinstance(block, Bottleneck):
+            nn.init.zeros_(block.bn3.weight)
+        elif isinstance(block, BasicBlock):
+            nn.init.zeros_(block.bn2.weight)
+
+
 def _cannot_take(arch: str, image_size: int, error: Exception) -> InputError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
     return InputError(
@@ -269,42 +320,49 @@ def _cannot_take(arch: str, image_size: int, error: Exception) -> InputError:
 
 def _load_pretrained(network: nn.Module, arch: str, weights: str, image_size: int) -> None:
     """Fill `network` with pretrained weights, but its last linear layer."""
-    state = _pretrained_state(arch, weights)
-    if any(key.startswith("body.") for key in state):  # of this project, trained on other classes
-        state = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
-    head, own = _last_linear(network), network.state_dict()
-    state |= {f"{head}.{part}": own[f"{head}.{part}"] for part in ("weight", "bias")}
-    try:
-        if isinstance(network, VisionTransformer):
-            state = interpolate_embeddings(image_size, network.patch_size, state)
-        network.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()[:160]
-        raise InputError(
-            f"weights {weights} do not fit a {arch}: {reason}; give a state dict of that network"
-        ) from error
-
-
-def _pretrained_state(arch: str, weights: str) -> dict[str, Tensor]:
-    """Tensors by torchvision's names, from a file or by a name that torchvision knows."""
     if Path(weights).is_file():
-        content = _load_file(weights, "give a state dict saved by torch.save")
-        state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-        if not isinstance(state, Mapping) or not all(map(_is_weight, state.values())):
-            raise InputError(f"{weights} holds no state dict; give one that torch.save wrote")
+        state = _body_of_file(weights, arch, prefix="")
     else:
-        state = _download(arch, weights)
-    # torchvision's own files of DenseNet say norm.1 where the network says norm1.
-    renamed = r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"
-    return {
-        re.sub(renamed, r"\1\2", str(key).removeprefix("module.")): value
-        for key, value in state.items()
-    }
+        state = torchvision_state(_download(arch, weights))
+    head, own = _last_linear(network), network.state_dict()
+    surplus = [key for key in state if key not in own]
+    stray = lone_linear(surplus, state)  # another model's own head
+    state = {k: v for k, v in state.items() if not (stray and k.startswith(f"{stray}."))}
+    state |= {f"{head}.{part}": own[f"{head}.{part}"] for part in ("weight", "bias")}
+    if isinstance(network, VisionTransformer):
+        try:
+            state = interpolate_embeddings(image_size, network.patch_size, state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()[:160]
+            raise InputError(
+                f"weights {weights} do not fit a {arch}: {reason}; give a state dict of that "
+                "network"
+            ) from error
+    fill(network, state, f"weights {weights}", arch)
 
 
-def _is_weight(value: object) -> bool:
-    """Whether it is a tensor with plain numbers in it."""
-    return torch.is_tensor(value) and value.layout == torch.strided and not value.is_meta
+def _pretrained_tower(arch: str, weights: str | None) -> ClipVision:
+    """CLIP's image tower from a file, or from a hub id or folder."""
+    if weights is None or not Path(weights).is_file():
+        return load_tower(arch, weights)
+    vision = build_tower(arch)
+    state = _body_of_file(weights, arch, prefix="tower.")
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    fill(vision.tower, state, f"weights {weights}", arch)
+    return vision
+
+
+def _body_of_file(weights: str, arch: str, prefix: str) -> dict[str, Tensor]:
+    """A file's weights by the names of the library that makes the backbone.
+
+    Args:
+        prefix: Of the library's network within this project's body.
+    """
+    state = read_network(weights, "give a state dict saved by torch.save or safetensors").state
+    ours = f"body.{prefix}"
+    if any(key.startswith(ours) for key in state):  # of this project, trained on other classes
+        return {k.removeprefix(ours): v for k, v in state.items() if k.startswith(ours)}
+    return _tower_state(state) if arch in TOWERS else torchvision_state(state)
 
 
 def _known_weights(arch: str, name: str) -> Any:
@@ -345,14 +403,3 @@ def _headless(network: nn.Module) -> tuple[nn.Module, int]:
     width = network.get_submodule(name).in_features
     network.set_submodule(name, nn.Identity())
     return network, width
-
-
-def _from_torchvision_names(state: Mapping[str, Tensor], arch: str) -> dict[str, Tensor]:
-    """Keys of a plain torchvision network as this project's `body.*` and `head.*`."""
-    head = None if arch in TOWERS else _last_linear(_network(arch, 224))
-    if f"{head}.bias" not in state:
-        raise InputError(f"the checkpoint lacks {head}.bias, so it does not fit a {arch}")
-    return {
-        key.replace(head, "head", 1) if key.startswith(f"{head}.") else f"body.{key}": value
-        for key, value in state.items()
-    }

@@ -248,7 +248,8 @@ class Bench:
         arch = self.config.guide_arch or recipe.get("arch", Recipe.arch)
         size = recipe.get("image_size", Recipe.image_size)
         path = self.folder / "guide.pth.tar"
-        torch.save(classifier_state(Classifier(arch, len(dataset.class_names), size)), path)
+        state = classifier_state(Classifier(arch, len(dataset.class_names), size))
+        torch.save({**state, "class_names": list(dataset.class_names)}, path)
         return path
 
     def _load(self) -> StableDiffusionPipeline:
@@ -308,9 +309,8 @@ class Bench:
 
             def ours(method=method, plan=plan, job=job):
                 sampler_class = import_object(expand.SAMPLERS[method][1])
-                num_classes = len(plan.dataset.class_names)
                 sampler = sampler_class.build(
-                    plan.method_config, num_classes, lambda: self.pipeline
+                    plan.method_config, plan.dataset.class_names, lambda: self.pipeline
                 )
                 sampler.prepare(plan.records)
                 return our_run(sampler, job)

@@ -41,7 +41,11 @@ class Tower:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-TOWERS = {"clip_vit_b32": Tower("openai/clip-vit-base-patch32")}
+TOWERS = {
+    "clip_vit_b32": Tower("openai/clip-vit-base-patch32"),
+    # OpenCLIP's, by DistDiff's name: as LAION trained it, with the exact GELU.
+    "open_clip_vit_b32": Tower("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", {"hidden_act": "gelu"}),
+}
 
 
 class ClipVision(nn.Module):
@@ -58,18 +62,23 @@ class ClipVision(nn.Module):
         super().__init__()
         self.tower = tower
         self.num_features: int = tower.config.projection_dim
-        mean, std, clip_mean, clip_std = (
-            torch.tensor(v).view(3, 1, 1)
-            for v in (IMAGENET_MEAN, IMAGENET_STD, CLIP_MEAN, CLIP_STD)
-        )
-        self.register_buffer("scale", std / clip_std, persistent=False)
-        self.register_buffer("shift", (mean - clip_mean) / clip_std, persistent=False)
+        scale, shift = normalization_change()
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         own = (self.tower.config.image_size,) * 2
         resized = pixels.shape[-2:] != own
         pixel_values = pixels * self.scale + self.shift
         return self.tower(pixel_values, interpolate_pos_encoding=resized).image_embeds
+
+
+def normalization_change() -> tuple[Tensor, Tensor]:
+    """Scale and shift (3, 1, 1) from ImageNet's normalisation of an image to CLIP's."""
+    mean, std, clip_mean, clip_std = (
+        torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD, CLIP_MEAN, CLIP_STD)
+    )
+    return std / clip_std, (mean - clip_mean) / clip_std
 
 
 def build_tower(arch: str) -> ClipVision:

@@ -68,7 +68,9 @@ class TrainConfig:
     tag: str | None = option(None, "appended to the run's name, to tell settings apart")
     seeds: tuple[int, ...] = option((1, 2, 3), "one run per seed")
     unlabeled_dir: str | None = option(
-        None, "folder of unlabelled images to learn from by SoftMatch, searched in depth"
+        None,
+        "folder of unlabelled images to learn from by SoftMatch, searched in depth; an epoch then "
+        "goes through all of them",
     )
     shots: int | None = option(None, "use only this many real images per class")
     subset_seed: int = option(0, "which images --shots keeps")
@@ -318,6 +320,7 @@ def _identity(recipe: Recipe, data: TrainData, arm: Arm, seed: int) -> dict[str,
         images["validation_images"] = data.val
     if data.unlabeled:
         decisive["num_unlabeled"] = len(data.unlabeled)
+        decisive["images_per_epoch"] = _images_per_epoch(data, arm)
         images["unlabeled"] = data.unlabeled
     if arm.generated:
         images["generated"] = arm.generated
@@ -341,6 +344,7 @@ def _build_classifier(recipe: Recipe, data: TrainData) -> Classifier:
         recipe.image_size,
         recipe.pretrained,
         recipe.weights,
+        recipe.zero_init_residual,
     )
 
 
@@ -375,13 +379,24 @@ def _make_trainer(
     return Trainer(run, objective_class.build(images, arm.learning_config, run))
 
 
+def _images_per_epoch(data: TrainData, arm: Arm) -> int:
+    """Labelled images of an epoch."""
+    num_images = arm.facts["num_real"] + arm.facts["num_generated"]
+    if not data.unlabeled:
+        return num_images
+    return arm.learning_config.epoch_images(num_images, len(data.unlabeled))
+
+
 def _describe(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) -> str:
     facts, folder = arm.facts, arm.folder
     settings = {**dataclasses.asdict(config), **dataclasses.asdict(recipe)}
     if arm.learning_config is not None:
         settings |= dataclasses.asdict(arm.learning_config)
-    num_images = facts["num_real"] + facts["num_generated"]
-    steps = Schedule(recipe, num_images).batch_sizes
+    steps = Schedule(recipe, _images_per_epoch(data, arm)).batch_sizes
+    unlabeled = ""
+    if data.unlabeled:
+        num_labeled = facts["num_real"] + facts["num_generated"]
+        unlabeled = arm.learning_config.passes(num_labeled, len(data.unlabeled), sum(steps)) + "\n"
     states = {seed: "done" if is_done(folder / f"seed{seed}") else "to do" for seed in config.seeds}
     return (
         f"{to_yaml(settings)}\n"
@@ -390,6 +405,7 @@ def _describe(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) ->
         f"{len(data.val)} held out, {len(data.test)} for testing; "
         f"{len(data.dataset.class_names)} classes\n"
         f"optimiser steps: {len(steps)} of up to {max(steps)} images\n"
+        f"{unlabeled}"
         f"output: {folder}; " + ", ".join(f"seed {seed} {state}" for seed, state in states.items())
     )
 

@@ -36,7 +36,7 @@ class Img2ImgSampler(Sampler):
     def build(
         cls,
         config: SamplerConfig,
-        num_classes: int,
+        class_names: Sequence[str],
         load_pipeline: Callable[[], StableDiffusionPipeline],
     ) -> Img2ImgSampler:
         return cls(load_pipeline(), config)

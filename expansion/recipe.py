@@ -22,6 +22,8 @@ AUGMENTATIONS = (
 PAIRING = ("mixup", "cutmix")  # mix each image with another one of its batch
 NEEDS_LOSS = (*PAIRING, "augmix")  # change labels or loss, not images alone
 LARGEST_ADAMW_LR = 0.05  # beyond it nothing trains; the papers' commands give SGD's 0.1
+# Backbones whose residual blocks end in a batch normalisation that can start at zero.
+RESIDUAL = ("resnet", "resnext", "wide_resnet", "wideresnet")
 # Share of images (CutMix: of batches) that the augmentation acts on, where it is not 1.
 PROBABILITIES = {"random_erasing": 0.5, "gridmask": 0.8, "cutmix": 0.5}
 
@@ -32,15 +34,21 @@ class Recipe:
 
     arch: str = option(
         "resnet50",
-        "backbone: any torchvision classifier, clip_vit_b32 (CLIP's image tower), resnet18_cifar or "
-        "resnet10_tiny (both for 32 pixels)",
+        "backbone: any torchvision classifier, clip_vit_b32 or open_clip_vit_b32 (image towers of "
+        "OpenAI's and LAION's CLIP), resnet18_cifar or resnet10_tiny (both for 32 pixels)",
         flags=("-a",),
     )
     pretrained: bool = option(False, "start from ImageNet's weights, CLIP from its own")
     weights: str | None = option(
         None,
         "which pretrained weights: a name that torchvision has for the backbone or a file of its "
-        "state dict; for CLIP a hub id or local folder; default: IMAGENET1K_V1, or OpenAI's",
+        "state dict (timm's too); for CLIP also a hub id or local folder; default: IMAGENET1K_V1, "
+        "or those that CLIP's name says",
+    )
+    zero_init_residual: bool = option(
+        False,
+        "start every residual block of a ResNet as the identity (gamma 0 in its last batch "
+        "normalisation), as timm does and so both papers' codes",
     )
     optimizer: str = option("sgd", "optimiser", choices=("sgd", "adamw"))
     lr: float = option(0.1, "peak learning rate")
@@ -143,6 +151,16 @@ class Recipe:
         for name in ("weight_decay", "rotation", "workers"):
             value = getattr(self, name)
             require(value >= 0, f"{name} {value}: give 0 or a positive number")
+        require(
+            not self.zero_init_residual or self.arch.startswith(RESIDUAL),
+            f"zero_init_residual: a {self.arch} has no residual blocks with a batch normalisation "
+            "to start at zero; leave it out",
+        )
+        require(
+            not (self.zero_init_residual and self.pretrained),
+            "zero_init_residual changes the start from scratch; pretrained weights replace it, so "
+            "leave it out",
+        )
         self._check_optimizer()
         self._check_augmentation()
 

@@ -135,10 +135,14 @@ class Sampler(Protocol):
     def build(
         cls,
         config: Any,
-        num_classes: int,
+        class_names: Sequence[str],
         load_pipeline: Callable[[], StableDiffusionPipeline],
     ) -> Sampler:
-        """Construct from files named in `config`, which are checked before the pipeline loads."""
+        """Construct from files named in `config`, which are checked before the pipeline loads.
+
+        Args:
+            class_names: The dataset's, by label.
+        """
 
     def prepare(self, records: Sequence[ImageRecord]) -> None:
         """Look at all real images, once, before sampling."""

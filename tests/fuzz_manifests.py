@@ -37,8 +37,8 @@ class CopySampler:
         self.pipeline = _pipeline()
 
     @classmethod
-    def build(cls, config: Any, num_classes: int, load: Callable) -> CopySampler:
-        del config, num_classes, load
+    def build(cls, config: Any, class_names: Sequence[str], load: Callable) -> CopySampler:
+        del config, class_names, load
         return cls()
 
     def prepare(self, records: Sequence) -> None:

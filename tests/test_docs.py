@@ -202,6 +202,7 @@ def test_every_yaml_file_resolves(path, workplace):
     [
         ["exps/train_original.sh", "caltech-101", "resnet50", "0.1", "False", "0"],
         ["exps/expand_diff.sh", "5", "0", "3"],
+        ["exps/expand_img2img.sh", "5", "0", "3"],
         ["exps/train_expand.sh", "caltech-101", "resnet50", "0.1", "distdiff_5x", "False", "0"],
     ],
     ids=lambda words: words[0],
@@ -240,33 +241,6 @@ def test_a_failed_shard_fails_the_whole_experiment(workplace):
     calls = (workplace / "calls").read_text()
     assert done.returncode == 1 and "a shard failed" in done.stderr
     assert "--split 0" in calls and "train_expand.py" not in calls
-
-
-DATASET_SCRIPTS = [
-    path
-    for path in sorted((ROOT / "scripts").glob("*.sh"))
-    if path.stem not in ("demo", "test", "environment", "single_exp")
-]
-
-
-@pytest.mark.parametrize("script", DATASET_SCRIPTS, ids=lambda path: path.stem)
-def test_a_datasets_script_runs_both_methods_on_its_dataset(script, workplace):
-    assert (ROOT / "configs" / "datasets" / f"{script.stem}.yaml").is_file()
-    fake = workplace / "python"
-    fake.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\n')
-    fake.chmod(0o755)
-    calls = workplace / "calls"
-    environ = {**os.environ, "PYTHON": str(fake), "GPUS": "0 1", "CALLS": str(calls)}
-    done = subprocess.run(["sh", str(script)], env=environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    words = calls.read_text().splitlines()
-    methods = [line.split("--method ")[1].split()[0] for line in words if "--method" in line]
-    assert sorted(methods) == ["distdiff"] * 2 + ["dreamda"] * 2
-    assert all(script.stem in line for line in words)
-    assert [line.split("--labels ")[1] for line in words if "--labels" in line] == [
-        *("seed", "seed", "amst")
-    ]
-    assert words[-1] == f"parse_logs.py checkpoint/{script.stem} --table"
 
 
 @pytest.mark.parametrize("document", ["README.md", "INSTALL.md"])

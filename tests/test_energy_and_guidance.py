@@ -172,6 +172,8 @@ class ByHand:
         x = self.pipeline.vae.decode(x0 / 0.18215).sample
         if config.energy_compat == "released":
             f = self.guide.features(x)
+            if config.guidance_type == "direct_guidance":
+                f = f / f.norm(dim=1, keepdim=True)
         else:
             f = self.guide.features(((x / 2 + 0.5).clamp(0, 1) - MEAN) / STD)
             f = f / f.norm(dim=1, keepdim=True)
@@ -246,6 +248,7 @@ class ByHand:
         {"constraint_value": 1e9, "rho": 0.5, "guidance_period": 4},
         {**DIRECT, "loss_scale": 3000.0},
         {**DIRECT, "guidance_period": 4, "optimize_targets": "global_prototype"},
+        {**DIRECT, "energy_compat": "released", "gs": 0.5},
     ],
     ids=lambda options: " ".join(f"{k}={v}" for k, v in options.items()) or "default",
 )
