@@ -20,21 +20,12 @@ from expansion.config import option, require, unknown_name
 from expansion.content import readable_records
 from expansion.errors import run_command
 from expansion.expanded_set import read_expansion
-from expansion.experiment import (
-    Arm,
-    Learning,
-    TrainConfig,
-    TrainData,
-    arm_name,
-    load_data,
-    parse_training,
-    run_dir,
-    train_seeds,
-)
+from expansion.experiment import Arm, TrainData, arm_name, load_data, run_dir, train_seeds
 from expansion.label_noise import with_label_noise
 from expansion.recipe import NEEDS_LOSS, Recipe
 from expansion.records import ImageRecord
 from expansion.runs import check_outside
+from expansion.training_options import Learning, TrainConfig, parse_training
 
 logger = logging.getLogger("train_expand")
 

@@ -14,16 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from expansion.errors import run_command
-from expansion.experiment import (
-    Arm,
-    Learning,
-    TrainConfig,
-    arm_name,
-    load_data,
-    parse_training,
-    run_dir,
-    train_seeds,
-)
+from expansion.experiment import Arm, arm_name, load_data, run_dir, train_seeds
+from expansion.training_options import Learning, TrainConfig, parse_training
 
 SUPERVISED = Learning(None, "expansion.objectives:Supervised")
 SEMI_SUPERVISED = Learning(

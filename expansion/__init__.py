@@ -11,9 +11,9 @@
                      stable_diffusion denoising sampler img2img memory batch_size
     an expansion     plan sharding work_queue generation
     its folder       naming runs writer manifest places expanded_set tars status
-    classifiers      backbones clip_backbone classifier_files weight_names
+    classifiers      backbones small_resnets clip_backbone classifier_files weight_names
                      transforms augmentations strong_augmentation
-    their training   experiment training objectives batches pixel_cache
+    their training   training_options experiment training objectives batches pixel_cache
                      training_checks divergence run_lock
     measurements     similarity figures lettering sheets tables
                      benchmark contenders phases benchmark_training training_rates

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -10,7 +10,7 @@ from urllib.error import URLError
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet, resnet18
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from expansion.classifier_files import (
@@ -30,6 +30,7 @@ from expansion.clip_backbone import (
 from expansion.config import unknown_name
 from expansion.errors import InputError, brief
 from expansion.hub import timeout_of_sockets
+from expansion.small_resnets import OWN_BACKBONES
 from expansion.weight_names import TIMM_ARCHS, clip_tower_state, torchvision_state
 
 # The papers' names, where torchvision spells them otherwise.
@@ -46,38 +47,6 @@ LARGEST_CLASSES = 1_000_000
 
 # No last linear layer, or auxiliary outputs in training.
 UNSUITED = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
-
-
-class TinyResNet(nn.Sequential):
-    """ResNet-10 at a quarter of the usual width, for images of about 32 pixels on a CPU.
-
-    3x3 stem of stride 2, then one basic block each of 16, 32, 64 and 128 channels (0.3 M
-    parameters).
-    """
-
-    def __init__(self):
-        layers = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
-        layers.append(BasicBlock(16, 16))
-        for inplanes, planes in ((16, 32), (32, 64), (64, 128)):
-            shortcut = nn.Sequential(
-                nn.Conv2d(inplanes, planes, 1, 2, bias=False), nn.BatchNorm2d(planes)
-            )
-            layers.append(BasicBlock(inplanes, planes, 2, shortcut))
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 1000))
-
-
-def _resnet18_cifar() -> ResNet:
-    """ResNet-18 with a 3x3 stem of stride 1 and no max-pooling, as is usual at 32 pixels."""
-    network = resnet18()
-    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    network.maxpool = nn.Identity()
-    return network
-
-
-OWN_BACKBONES: dict[str, Callable[[], nn.Module]] = {
-    "resnet10_tiny": TinyResNet,
-    "resnet18_cifar": _resnet18_cifar,
-}
 
 
 class Classifier(nn.Module):

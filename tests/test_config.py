@@ -21,7 +21,7 @@ from expansion.config import (
     unknown_name,
 )
 from expansion.errors import InputError
-from expansion.experiment import TrainConfig
+from expansion.training_options import TrainConfig
 from expansion.plan import ExpandConfig
 from expansion.recipe import Recipe
 from expansion.sampler import SamplerConfig
