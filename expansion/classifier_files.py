@@ -62,8 +62,7 @@ def read_network(path: str | Path, remedy: str) -> StoredNetwork:
         remedy: What to give instead, for messages.
 
     Raises:
-        InputError: Not readable without running code, or it holds no weights, several networks or
-            numbers that are not finite.
+        InputError: Not readable without running code, or it holds no weights or several networks.
     """
     path = Path(path)
     content = _load(path, remedy)
@@ -76,13 +75,13 @@ def read_network(path: str | Path, remedy: str) -> StoredNetwork:
         if NO_WEIGHTS.search(name):
             continue
         if not _is_weight(value):
-            raise InputError(f"{path}: {key} is no tensor of numbers but {brief(value)}; {remedy}")
+            raise InputError(
+                f"{path}: {key} does not fit, it is no tensor of numbers but {brief(value)}; {remedy}"
+            )
         if name in state:
             raise InputError(
                 f"{path} holds two networks, as {name} is there twice; save one of them alone"
             )
-        if value.is_floating_point() and not value.isfinite().all():
-            raise InputError(f"{path}: {key} has values that are not finite; {remedy}")
         state[name] = value
     return StoredNetwork(path, state, facts)
 
@@ -206,7 +205,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], path: str | Path, arch
     """Load weights that must be exactly the network's.
 
     Raises:
-        InputError: Names are missing or left over, or shapes differ.
+        InputError: Names are missing or left over, shapes differ or values are not finite.
     """
     own = network.state_dict()
     # Old PyTorch had no such counters; relative positions follow from the shape of the network.
@@ -227,6 +226,9 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], path: str | Path, arch
         network.load_state_dict(state)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # odd tensors
         raise _misfit(path, arch, str(error).splitlines()[-1].strip()[:160]) from error
+    for key, value in network.state_dict().items():
+        if not value.isfinite().all():
+            raise InputError(f"{path}: {key} has values that are not finite; give another file")
 
 
 def _misfit(path: str | Path, arch: str, reason: str) -> InputError:

@@ -336,7 +336,10 @@ def without(state: dict, *keys: str) -> dict:
         (lambda s: {**s, "fc.weight": torch.ones(5, 9)}, r"head.weight of shape \(5, 9\)"),
         (lambda s: {**s, "conv1.weight": s["conv1.weight"] * torch.nan}, "not finite"),
         (lambda s: {**s, "model.conv1.weight": s["conv1.weight"]}, "two networks, as conv1.weight"),
-        (lambda s: {**s, "conv1.weight": 3}, "conv1.weight is no tensor"),
+        (
+            lambda s: {**s, "conv1.weight": 3},
+            "conv1.weight does not fit, it is no tensor of numbers but 3",
+        ),
         (lambda s: without(s, "fc.weight", "fc.bias"), "lacks fc.bias"),
         (lambda s: {f"student.{k}": v for k, v in s.items()}, "lacks fc.bias"),
     ],
