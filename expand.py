@@ -47,6 +47,7 @@ from expansion.plan import (
     ExpandConfig,
     Plan,
     describe,
+    facts_of,
     identity_of,
     layout_of,
     make_plan,
@@ -203,7 +204,8 @@ def execute(plan: Plan) -> int:
 def _say_what_is_asked(plan: Plan, stored: StoredSet) -> None:
     """Keep what this command asks for; what does not belong to it is moved out of the way."""
     sources = [record.file_name for record in plan.records]
-    Asked(plan.config.num_images_per_prompt, sources).write(plan.output_dir)
+    count = plan.config.num_images_per_prompt
+    Asked(count, sources, facts_of(plan)).write(plan.output_dir)
     if not plan.tars:
         stored.set_stale_aside()
 

@@ -9,19 +9,22 @@ checkpoint/<dataset>/<arch>_unpretrained_<exp>_lr<lr>/seed<k>. Finished runs are
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expansion.config import option, require, unknown_name
+from expansion.config import load_yaml, option, require, unknown_name
 from expansion.content import readable_records
 from expansion.errors import run_command
 from expansion.expanded_set import read_expansion
 from expansion.experiment import Arm, TrainData, arm_name, load_data, run_dir, train_seeds
 from expansion.label_noise import with_label_noise
+from expansion.plan import IDENTITY_FILE
 from expansion.recipe import NEEDS_LOSS, Recipe
 from expansion.records import ImageRecord
 from expansion.runs import check_outside
@@ -120,6 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         learning=learning,
         learning_config=learning_config,
     )
+    information = {"expanded_set": settings_of_set(expanded_dir, arm.folder / "seed")}
+    arm = dataclasses.replace(arm, information=information)
     check_outside(arm.folder, {"the expanded set": expanded_dir})
     train_seeds(config, recipe, data, arm)
 
@@ -141,6 +146,18 @@ def generated_records(
         class_names = data.dataset.class_names
         kept = with_label_noise(kept, config.label_noise, config.label_noise_seed, class_names)
     return kept
+
+
+def settings_of_set(expanded_dir: Path, run_dir: Path) -> dict[str, Any]:
+    """Where the set lies and how it was made, as far as it says it; for reports alone."""
+    place = {"folder": os.path.relpath(expanded_dir, run_dir)}
+    path = expanded_dir / IDENTITY_FILE
+    if not path.is_file():
+        return place
+    begun = load_yaml(path).values
+    settings = begun.get("settings")
+    facts = {key: begun[key] for key in ("method", "model", "resolution", "seed") if key in begun}
+    return {**place, **facts, **(settings if isinstance(settings, dict) else {})}
 
 
 def _check_own_mixing(config: TrainExpandConfig, recipe: Recipe) -> None:

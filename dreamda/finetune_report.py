@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dreamda.finetune_config import FinetuneConfig
-from expansion.figures import contact_sheet, line_chart
+from expansion.figures import contact_sheet, line_charts
 from expansion.prompts import class_prompt
 from expansion.runs import write_atomic
 
@@ -71,7 +71,7 @@ def loss_chart(rows: Sequence[dict[str, Any]]) -> Image.Image:
     groups = [points[i : i + LOSS_WINDOW] for i in range(0, len(points), LOSS_WINDOW)]
     means = [tuple(sum(column) / len(group) for column in zip(*group)) for group in groups]
     curves = {"each step": points, f"mean of {LOSS_WINDOW}": means}
-    return line_chart(curves, "training loss", "step")
+    return line_charts({"training loss": curves}, "step")
 
 
 def sample_grid(

@@ -13,8 +13,12 @@
     its folder       naming runs writer manifest places expanded_set tars status
     classifiers      backbones small_resnets clip_backbone classifier_files weight_names
                      transforms augmentations strong_augmentation
-    their training   training_options experiment training objectives batches pixel_cache
+    their training   training_options experiment training curves objectives batches pixel_cache
                      training_checks divergence run_lock
     measurements     similarity figures lettering sheets tables
+                     metrics metrics.predictions metrics.measures metrics.classification
+                     metrics.comparison metrics.coverage metrics.runs metrics.tables
                      benchmark contenders phases benchmark_training training_rates
+    a study's page   study study.page study.verdict study.charts study.classes study.gallery
+                     study.sets study.recognised study.cost study.origins
 """

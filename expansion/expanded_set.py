@@ -15,7 +15,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,14 +179,20 @@ class Asked:
     Attributes:
         num_variants: n, of each real image.
         sources: file_name of every real image.
+        facts: What reports show besides: where the real images lie, what an image costs.
     """
 
     num_variants: int
     sources: Sequence[str]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, output_dir: Path) -> None:
         """Keep it for the commands that use the set."""
-        content = {"num_images_per_prompt": self.num_variants, "real_images": list(self.sources)}
+        content = {
+            "num_images_per_prompt": self.num_variants,
+            **self.facts,
+            "real_images": list(self.sources),
+        }
         write_atomic(output_dir / PLAN_FILE, json.dumps(content, ensure_ascii=False) + "\n")
 
     @classmethod
@@ -203,7 +209,9 @@ class Asked:
         number = content.get("num_images_per_prompt")
         if type(number) is not int or number < 1:
             raise InputError(f"{path}: expected num_images_per_prompt; run expand.py again")
-        return cls(number, listed_names(path, content, "real_images"))
+        names = listed_names(path, content, "real_images")
+        known = ("num_images_per_prompt", "real_images")
+        return cls(number, names, {k: v for k, v in content.items() if k not in known})
 
 
 def current_rows(

@@ -114,6 +114,7 @@ class Arm:
         generated: Images that join the real ones.
         learning: What is learnt from them.
         learning_config: Its settings.
+        information: What else a table may show of it.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Arm:
     generated: Sequence[ImageRecord]
     learning: Learning
     learning_config: Any
+    information: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) -> None:
@@ -148,7 +150,9 @@ def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) 
         bar = functools.partial(training_bar, title, not accelerator.is_main_process)
         make_trainer = functools.partial(_make_trainer, recipe, data, arm, seed, accelerator, bar)
         identity = _identity(recipe, data, arm, seed)
-        trained = run_once(run_folder, identity, make_trainer, bar, accelerator)
+        trained = run_once(
+            run_folder, identity, make_trainer, bar, accelerator, arm.information
+        )
         if accelerator.is_main_process:
             note = "" if trained else " (done before)"
             logger.info("%s: %s%s", run_folder, _accuracies(run_folder), note)

@@ -1,19 +1,28 @@
-"""Pictures for people: contact sheets and training curves, drawn with Pillow."""
+"""Pictures for people: contact sheets, drawn with Pillow, and line charts by matplotlib."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from expansion.lettering import draw_text, fitted, wrapped
 from expansion.runs import write_atomic
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Curve = Iterable[tuple[float, float]]
+Series = Mapping[str, Curve]
+
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
-GREY = "#888888"
+GRID = "#e5e5e5"
 ROWS_A_PAGE = 20
 LINE = 16  # pixels from one line of a label to the next
 
@@ -77,59 +86,37 @@ def captioned(image: Image.Image, text: str, side: int = 96) -> Image.Image:
     return framed
 
 
-def line_chart(
-    series: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str
-) -> Image.Image:
-    """Curves of (x, y) points with axes, ticks and a legend, 640x360 pixels."""
-    width, height, left, right, top, bottom = 640, 360, 62, 150, 34, 44
-    chart = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(chart)
-    font = ImageFont.load_default(12)
-    points = [p for curve in series.values() for p in curve if all(map(math.isfinite, p))]
-    if not points:
-        points = [(0.0, 0.0)]
-    x_ticks = _ticks(min(x for x, _ in points), max(x for x, _ in points))
-    y_ticks = _ticks(min(y for _, y in points), max(y for _, y in points))
+def line_charts(charts: Mapping[str, Series], x_label: str) -> Image.Image:
+    """Charts under each other, 640x360 pixels each, by title; curves of (x, y) points by name."""
+    # Here, because it takes a second or two, and most commands draw nothing.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return left + across * (width - left - right), height - bottom - up * (
-            height - top - bottom
-        )
-
-    for tick in x_ticks:
-        x, y = place(tick, y_ticks[0])
-        draw.text((x, y + 6), f"{tick:g}", fill="black", font=font, anchor="mt")
-    for tick in y_ticks:
-        x, y = place(x_ticks[0], tick)
-        draw.line([(x, y), (width - right, y)], fill="#e5e5e5")
-        draw.text((x - 6, y), f"{tick:g}", fill="black", font=font, anchor="rm")
-    draw.line([place(x_ticks[0], y_ticks[-1]), place(x_ticks[0], y_ticks[0])], fill=GREY)
-    draw.line([place(x_ticks[0], y_ticks[0]), place(x_ticks[-1], y_ticks[0])], fill=GREY)
-    for i, (name, curve) in enumerate(series.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        line = [place(x, y) for x, y in curve if math.isfinite(x) and math.isfinite(y)]
-        if len(line) > 1:
-            draw.line(line, fill=colour, width=2)
-        elif line:
-            draw.circle(line[0], 3, fill=colour)
-        draw.line([(width - right + 10, 44 + 18 * i), (width - right + 26, 44 + 18 * i)], colour, 3)
-        label = fitted(name, right - 36, 12)
-        draw_text(draw, (width - right + 32, 44 + 18 * i), label, 12, "lm")
-    draw_text(draw, (left, 12), fitted(title, width - left, 14), 14)
-    draw_text(draw, ((left + width - right) / 2, height - 18), x_label, 12, "ma")
-    return chart
+    figure = Figure((6.4, 3.6 * len(charts)), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(len(charts), squeeze=False)[:, 0]
+    for axes, (title, series) in zip(panels, charts.items(), strict=True):
+        for (name, curve), colour in zip(series.items(), itertools.cycle(COLOURS)):
+            draw_curve(axes, curve, colour, name)
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel(x_label)
+        if series:
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    share = 0.36 / len(charts)
+    figure.subplots_adjust(left=0.11, right=0.77, top=1 - share * 0.3, bottom=share * 0.4)
+    figure.subplots_adjust(hspace=0.4)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def stacked(images: Sequence[Image.Image]) -> Image.Image:
-    """Images of equal width, one under the other."""
-    sheet = Image.new("RGB", (images[0].width, sum(i.height for i in images)), "white")
-    top = 0
-    for image in images:
-        sheet.paste(image, (0, top))
-        top += image.height
-    return sheet
+def draw_curve(axes: Axes, curve: Curve, colour: str, name: str, **style: Any) -> None:
+    """A line through the finite points, or a dot where there is one alone."""
+    points = [(x, y) for x, y in curve if math.isfinite(x) and math.isfinite(y)]
+    style = {"marker": "o" if len(points) == 1 else "", **style}
+    xs, ys = ([point[i] for point in points] for i in range(2))
+    axes.plot(xs, ys, color=colour, label=name, **style)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def save_figure(image: Image.Image, path: Path) -> None:
@@ -139,11 +126,3 @@ def save_figure(image: Image.Image, path: Path) -> None:
     write_atomic(path, encoded.getvalue())
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers that enclose [low, high]."""
-    size = max(abs(low), abs(high))
-    span = high - low if high - low > 1e-9 * size else size or 1.0
-    unit = 10 ** math.floor(math.log10(span / 5))
-    step = next(m * unit for m in (1, 2, 5, 10) if m * unit * 5 >= span)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [float(f"{i * step:.12g}") for i in range(first, max(last, first + 1) + 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -346,6 +347,18 @@ def describe(plan: Plan) -> str:
         f"disk space: about {gigabytes:.2g} GB for this shard\n"
         f"output: {plan.output_dir}{f'/{plan.tars.pattern}' if plan.tars else ''}"
     )
+
+
+def facts_of(plan: Plan) -> dict[str, Any]:
+    """What reports show beside the images: where the real ones lie, and what one costs."""
+    config = plan.config
+    return {
+        "dataset": config.dataset,
+        "data_dir": os.path.relpath(config.data_dir, plan.output_dir),
+        "root": os.path.relpath(plan.dataset.root, plan.output_dir),
+        "test_fraction": config.test_fraction,
+        "unet_rows_per_image": plan.method_config.unet_rows_per_image(config.num_images_per_prompt),
+    }
 
 
 def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:

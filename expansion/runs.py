@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -122,12 +124,13 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions and commit, for the record; nothing depends on them."""
+    """Command, versions and commit, for the record; nothing depends on them."""
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
             versions[library] = version(library)
-    return {"commit": _commit(), "versions": versions}
+    command = shlex.join(["python", *sys.orig_argv[1:]])
+    return {"command": command, "commit": _commit(), "versions": versions}
 
 
 def _commit() -> str | None:

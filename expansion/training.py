@@ -3,10 +3,10 @@
 What is learnt from which images is the objective's business; it is passed in.
 
     <run_dir>/options.yaml        settings, versions, commit
-    <run_dir>/log.txt             one row per evaluation
+    <run_dir>/log.txt             one row per evaluation; curves.csv and curves.png likewise
     <run_dir>/checkpoint.pth.tar  after every evaluation; a stopped run goes on from it
     <run_dir>/model_best.pth.tar  at the best test accuracy so far
-    <run_dir>/curves.png
+    <run_dir>/predictions.npz     probabilities of the test images after the last step
     <run_dir>/results.yaml        at the end: the run is done when it exists
 """
 
@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -26,10 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expansion.backbones import classifier_state
+from expansion.curves import RunLog
 from expansion.devices import in_main_process
 from expansion.divergence import LossWatch, remedy
-from expansion.figures import line_chart, save_figure, stacked
 from expansion.image_datasets import ImageRecord
+from expansion.metrics.classification import measured
+from expansion.metrics.predictions import PREDICTIONS_FILE, Predictions
 from expansion.objectives import Objective, Progress, ProgressBar, Run, images_in_order
 from expansion.recipe import Recipe, Schedule
 from expansion.run_lock import claim_run, only_training
@@ -38,12 +41,19 @@ from expansion.seeding import stable_seed
 
 logger = logging.getLogger(__name__)
 
-HEADER = ("Epoch", "Learning Rate", "Train Loss", "Test Loss", "Train Acc.", "Test Acc.")
-
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Iterable, accelerator: Accelerator) -> tuple[float, float]:
-    """(mean cross-entropy, top-1 accuracy in percent); the model's mode is restored."""
+def evaluate(
+    model: nn.Module,
+    loader: Iterable,
+    accelerator: Accelerator,
+    collected: list[Tensor] | None = None,
+) -> tuple[float, float]:
+    """(mean cross-entropy, top-1 accuracy in percent); the model's mode is restored.
+
+    Args:
+        collected: Gets the probabilities of this process's images, batch by batch.
+    """
     was_training = model.training
     model.eval()
     losses, hits, count = [], [], 0
@@ -53,6 +63,8 @@ def evaluate(model: nn.Module, loader: Iterable, accelerator: Accelerator) -> tu
         losses.append(F.cross_entropy(logits, targets, reduction="sum"))
         hits.append((logits.argmax(dim=1) == targets).sum())
         count += len(targets)
+        if collected is not None:
+            collected.append(logits.softmax(dim=1))
     # Read at the end alone: a batch need not wait for the one before it.
     sums = [float(sum(torch.stack(parts).tolist())) if parts else 0.0 for parts in (losses, hits)]
     model.train(was_training)
@@ -72,6 +84,27 @@ def eval_loader(
     """(network inputs, labels) of this process's share of `records`, in order, on its device."""
     mine = list(records)[accelerator.process_index :: accelerator.num_processes]
     return images_in_order(mine, recipe, accelerator.device)
+
+
+def keep_predictions(run: Run, collected: Sequence[Tensor]) -> None:
+    """Write `predictions.npz`, in the order of the test set.
+
+    Args:
+        collected: What `evaluate` collects in this process: of image rank, rank + processes, ...
+    """
+    accelerator, num_classes = run.accelerator, len(run.class_names)
+    nothing = torch.empty(0, num_classes, device=accelerator.device)
+    mine = accelerator.pad_across_processes(torch.cat([nothing, *collected]))
+    shares = accelerator.gather(mine).view(accelerator.num_processes, -1, num_classes)
+    # Image i is number i // processes of its share; what was padded comes last.
+    rows = shares.transpose(0, 1).reshape(-1, num_classes)[: len(run.test_records)]
+    if accelerator.is_main_process:
+        Predictions(
+            tuple(record.file_name for record in run.test_records),
+            np.array([record.label for record in run.test_records]),
+            rows.cpu().numpy(),
+            tuple(run.class_names),
+        ).save(run.run_dir / PREDICTIONS_FILE)
 
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -114,6 +147,7 @@ class Trainer:
         if run.val_records:
             self.val_loader = eval_loader(run.val_records, recipe, run.accelerator)
         self.history: list[dict[str, float]] = []
+        self.log = RunLog(self.run_dir, f"Namespace({self.recipe})")
         self.watch = LossWatch(run.accelerator, remedy("lr", recipe.lr, recipe.mixed_precision))
 
     def fit(self, progress: Progress) -> dict[str, float]:
@@ -134,7 +168,8 @@ class Trainer:
         another = f"remove {self.run_dir} to begin anew" if first else "give other --weights"
         self.watch.require_finite_tensors(self._state(), start, another)
         if first and self.accelerator.is_main_process:
-            self._write_log()  # the earlier run may have been killed before it did
+            # The earlier run may have been killed before it did.
+            self.log.write(self.history, self.objective.steps_before)
         batches = self.objective.batches(self.schedule.batch_sizes, first, self.accelerator)
         self.model.train()
         loss_sum = correct = count = 0.0
@@ -150,6 +185,8 @@ class Trainer:
                 self._evaluate(step + 1, *_means(sums, self.accelerator))
                 loss_sum = correct = count = 0.0
             progress(step + 1, self.history[-1] if self.history else {})
+        if self.accelerator.is_main_process:
+            self.log.draw(self.history)
         return self._summary()
 
     def fit_with_bar(self, progress_bar: ProgressBar, title: str) -> dict[str, float]:
@@ -173,8 +210,12 @@ class Trainer:
 
     def _evaluate(self, step: int, train_loss: float, train_accuracy: float) -> None:
         model = self._for_evaluation()
-        test_loss, test_accuracy = evaluate(model, self.test_loader, self.accelerator)
+        # The checkpoint comes later: a run that has it has the predictions too.
+        collected = [] if step == len(self.schedule.batch_sizes) else None
+        test_loss, test_accuracy = evaluate(model, self.test_loader, self.accelerator, collected)
         self.watch.require_finite(test_loss, f"the test loss after step {step}")
+        if collected is not None:
+            keep_predictions(self.run, collected)
         row = {
             "step": step,
             "epoch": step / self.schedule.steps_per_epoch,
@@ -192,7 +233,7 @@ class Trainer:
         self.history.append(row)
         if self.accelerator.is_main_process:
             self._save(step, is_best=test_accuracy > best_before)
-            self._write_log()
+            self.log.write(self.history, self.objective.steps_before)
 
     def _for_evaluation(self) -> nn.Module:
         """The network without what makes processes wait for each other in every batch.
@@ -249,29 +290,6 @@ class Trainer:
         logger.info("going on after step %d of %s", state["step"], self.run_dir)
         return state["step"]
 
-    def _write_log(self) -> None:
-        """log.txt (tab-separated, as the DistDiff repository writes it) and curves.png."""
-        lines = [f"Namespace({self.recipe})", "".join(f"{name}\t" for name in HEADER)]
-        best = 0.0
-        for row in self.history:
-            keys = ("epoch", "lr", "train_loss", "test_loss", "train_accuracy", "test_accuracy")
-            lines.append("".join(f"{row[key]:.6f}\t" for key in keys))
-            if row["test_accuracy"] > best:
-                best = row["test_accuracy"]
-                lines.append(f"The best performance:{best}")
-        write_atomic(self.run_dir / "log.txt", "\n".join(lines) + "\n")
-        steps = [row["step"] for row in self.history]
-
-        def curves(kind: str) -> dict[str, list[tuple[float, float]]]:
-            names = [n for n in ("train", "val", "test") if f"{n}_{kind}" in self.history[0]]
-            return {n: list(zip(steps, (r[f"{n}_{kind}"] for r in self.history))) for n in names}
-
-        charts = [
-            line_chart(curves("accuracy"), "top-1 accuracy (%)", "optimiser step"),
-            line_chart(curves("loss"), "cross-entropy", "optimiser step"),
-        ]
-        save_figure(stacked(charts), self.run_dir / "curves.png")
-
     def _summary(self) -> dict[str, float]:
         accuracies = [row["test_accuracy"] for row in self.history]
         results = {"best_accuracy": max(accuracies), "last_accuracy": accuracies[-1]}
@@ -288,12 +306,14 @@ def run_once(
     make_trainer: Callable[[], Trainer],
     progress_bar: ProgressBar,
     accelerator: Accelerator,
+    information: Mapping[str, Any] | None = None,
 ) -> bool:
     """Train unless the run is done; returns whether it was trained now.
 
     Args:
         identity: All that decides the result; goes into options.yaml and results.yaml.
         progress_bar: As in `Run`.
+        information: What else the tables may show; goes into results.yaml.
 
     Raises:
         InputError: The folder belongs to another identity, or another process trains there.
@@ -315,6 +335,10 @@ def run_once(
         if accelerator.is_main_process:
             steps = trainer.objective.steps_before + trainer.history[-1]["step"]
             facts = {"steps": steps, "seconds": round(time.monotonic() - begun, 1)}
-            write_atomic(run_dir / "results.yaml", to_yaml({**results, **facts, **identity}))
+            path = run_dir / PREDICTIONS_FILE
+            # A run that an older version had all but finished has no predictions.
+            more = measured(Predictions.load(path)) if path.is_file() else {}
+            values = {**more, **results, **facts, **identity, **(information or {})}
+            write_atomic(run_dir / "results.yaml", to_yaml(values))
         accelerator.wait_for_everyone()
         return True

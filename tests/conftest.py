@@ -18,6 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.register_assert_rewrite("run_folders")
+
 ROOT = Path(__file__).resolve().parents[1]
 TINY_MODEL = ROOT / "assets" / "tiny-sd-digits"
 

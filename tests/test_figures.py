@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from expansion.figures import contact_sheet, line_chart, save_figure, stacked
+from expansion.figures import contact_sheet, line_charts, save_figure
 
 NAN, INFINITE = math.nan, math.inf
 
@@ -74,29 +74,36 @@ def test_small_images_are_enlarged_without_smoothing():
     ids=lambda series: next(iter(series), "empty"),
 )
 def test_a_chart_of_odd_series_is_drawn_at_its_size(series):
-    chart = line_chart(series, "title", "step")
+    chart = line_charts({"title": series}, "step")
     assert chart.size == (640, 360)
     assert len(colours(chart)) > 1
 
 
 def test_a_chart_shows_each_curve_in_its_place():
-    chart = line_chart({"up": [(0, 0.0), (10, 100.0)]}, "accuracy", "step")
+    chart = line_charts({"accuracy": {"up": [(0, 0.0), (10, 100.0)]}}, "step")
     blue = [
         (x, y)
-        for x in range(63, 489)  # left of the legend
-        for y in range(35, 315)
+        for x in range(70, 492)  # left of the legend
+        for y in range(30, 316)
         if chart.getpixel((x, y)) == (31, 119, 180)
     ]
     left, right = min(blue), max(blue)
-    assert left[0] < 70 and left[1] > 305 and right[0] > 480 and right[1] < 45
-    single = line_chart({"one": [(5, 5.0)]}, "accuracy", "step")
-    assert (31, 119, 180) in colours(single.crop((63, 35, 489, 315)))
+    assert left[0] < 100 and left[1] > 290 and right[0] > 465 and right[1] < 60
+    single = line_charts({"accuracy": {"one": [(5, 5.0)]}}, "step")
+    assert (31, 119, 180) in colours(single.crop((70, 30, 492, 316)))
 
 
 def test_charts_are_stacked_in_order():
-    sheet = stacked([Image.new("RGB", (5, 3), "red"), Image.new("RGB", (5, 2), "blue")])
-    assert sheet.size == (5, 5)
-    assert [sheet.getpixel((0, y)) for y in (2, 3)] == [(255, 0, 0), (0, 0, 255)]
+    up, down = [(0, 0.0), (1, 1.0)], [(0, 1.0), (1, 0.0)]
+    both = line_charts({"one": {"up": up}, "two": {"down": down}}, "step")
+    assert both.size == (640, 720)
+
+    def left_end(chart: Image.Image, top: int) -> int:
+        blue = (31, 119, 180)
+        return min((x, y) for x in range(70, 492) for y in range(top, top + 360)
+                   if chart.getpixel((x, y)) == blue)[1] - top  # fmt: skip
+
+    assert left_end(both, 0) > 250 and left_end(both, 360) < 110
 
 
 def test_a_figure_is_written_whole_and_replaces_the_old_one(tmp_path):

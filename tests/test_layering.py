@@ -29,7 +29,11 @@ TORCH_FREE = [
             "dataset_layouts dataset_configs known_layouts metadata_files file_trees split_folders "
             "class_folders unused_files digits generated_images pixels "
             "check_dataset splits plan experiment writer devices manifest expanded_set tars work_queue "
-            "status phases benchmark batch_size content places progress pixel_cache benchmark_training tables run_lock training_options"
+            "status phases benchmark batch_size content places progress pixel_cache benchmark_training run_lock training_options "
+            "tables "
+            "metrics metrics.predictions metrics.measures metrics.classification metrics.comparison "
+            "metrics.coverage metrics.runs metrics.tables curves figures study study.verdict study.classes "
+            "study.charts study.sets study.gallery study.cost study.origins study.recognised study.page"
         ).split()
     ),
     "distdiff.config",

@@ -9,79 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
+from run_folders import notes_of, row_of
 
 import parse_logs
 from expansion.errors import InputError
 
+pytest_plugins = ["run_folders"]
+
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def write_run(tmp_path):
-    """Function that writes `<tmp>/<folder>/results.yaml`; a text is written as it is."""
-
-    def write(folder: str, content: dict | str) -> str:
-        (tmp_path / folder).mkdir(parents=True)
-        path = tmp_path / folder / "results.yaml"
-        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
-        return str(path)
-
-    return write
-
-
-@pytest.fixture
-def write_arm(write_run):
-    """Function that writes the runs of one arm as train_original.py and train_expand.py do."""
-
-    def write(arm: str, last: list[float], **changes) -> None:
-        for seed, accuracy in enumerate(last, start=1):
-            facts = {
-                "last_accuracy": accuracy,
-                "best_accuracy": accuracy + seed,
-                "steps": 300,
-                "arm": arm,
-                "dataset": "digits",
-                "seed": seed,
-                "num_real": 20,
-                "num_generated": 0 if arm == "Original" else 200,
-                "real_images": "e1d3",
-                "arch": "resnet10_tiny",
-                "pretrained": False,
-                "lr": 0.1,
-                **changes,
-            }
-            exp = "" if arm == "Original" else f"_{arm}"
-            start = "pretrained" if facts["pretrained"] else "unpretrained"
-            folder = f"{facts['arch']}_{start}{exp}_lr{facts['lr']:g}"
-            write_run(f"{facts['dataset']}/{folder}/seed{facts['seed']}", facts)
-
-    return write
-
-
-@pytest.fixture
-def two_arms(write_arm):
-    """Original: last 70, 74 and best 71, 76. gen_10x: last 80, 90 and best 81, 92."""
-    write_arm("Original", [70.0, 74.0])
-    write_arm("gen_10x", [80.0, 90.0])
-
-
-@pytest.fixture
-def table(tmp_path, capsys):
-    """Function that runs --table on the temporary folder and returns the lines it prints."""
-
-    def run(*arguments: str) -> list[str]:
-        parse_logs.main([str(tmp_path), "--table", *arguments])
-        return capsys.readouterr().out.splitlines()
-
-    return run
-
-
-def row_of(lines: list[str], name: str) -> str:
-    """The one table line of that row, single-spaced."""
-    found = [" ".join(line.split()) for line in lines if line.startswith(f"{name} ")]
-    assert len(found) == 1, f"{len(found)} rows {name!r} in {lines}"
-    return found[0]
 
 
 def test_multi_prints_the_lines_of_the_released_script(write_run, tmp_path, capsys):
@@ -180,24 +115,28 @@ def test_text_table(two_arms, table):
     assert table()[:5] == [
         "digits, resnet10_tiny, unpretrained",
         "",
-        "arm         images  steps  last-epoch top-1 (%)    gain  best on test (%)  n",
-        "Original    20 + 0    300         72.00 +- 2.00             73.50 +- 2.50  2",
-        "gen_10x   20 + 200    300         85.00 +- 5.00  +13.00     86.50 +- 5.50  2",
+        "arm         images  steps  last-epoch top-1 (%)    gain  95 % interval  verdict  "
+        "best on test (%)  test images  seeds",
+        "Original    20 + 0    300         72.00 +- 2.00                                  "
+        "   73.50 +- 2.50           15      2",
+        "gen_10x   20 + 200    300         85.00 +- 5.00  +13.00    no interval           "
+        "   86.50 +- 5.50           15      2",
     ]
 
 
 def test_the_share_of_accepted_images_is_a_column_where_a_run_knows_it(two_arms, write_arm, table):
     write_arm("gen_10x_amst", [90.0, 92.0], acceptance_rate=80.5)
     lines = table()
-    assert row_of(lines, "arm").endswith("best on test (%) accepted (%) n")
-    assert row_of(lines, "gen_10x_amst").endswith("80.5 2")
-    assert row_of(lines, "Original").endswith("73.50 +- 2.50 2")
+    assert row_of(lines, "arm").endswith("best on test (%) accepted (%) test images seeds")
+    assert row_of(lines, "gen_10x_amst").endswith("80.5 15 2")
+    assert row_of(lines, "Original").endswith("73.50 +- 2.50 15 2")
     assert any(line.startswith("accepted:") for line in lines)
-    assert any("gen_10x_amst" in line and ",80.5,2" in line for line in table("--format", "csv"))
+    assert any("gen_10x_amst" in line and ",80.5,15,2" in line for line in table("--format", "csv"))
 
 
 def test_text_table_ends_with_what_its_columns_are(two_arms, table):
-    *_, std, last, best = table()
+    *_, interval, std, last, best = table()
+    assert "95 % interval" in interval and "of 20 arms" in interval
     assert "population" in std and "seeds" in std
     assert last.startswith("last-epoch top-1:")
     assert best.startswith("best on test:") and "papers" in best and "optimistic" in best
@@ -207,22 +146,26 @@ def test_markdown_table(two_arms, table):
     assert table("--format", "markdown")[:6] == [
         "### digits, resnet10_tiny, unpretrained",
         "",
-        "| arm | images | steps | last-epoch top-1 (%) | gain | best on test (%) | n |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| Original | 20 + 0 | 300 | 72.00 +- 2.00 |  | 73.50 +- 2.50 | 2 |",
-        "| gen_10x | 20 + 200 | 300 | 85.00 +- 5.00 | +13.00 | 86.50 +- 5.50 | 2 |",
+        "| arm | images | steps | last-epoch top-1 (%) | gain | 95 % interval | verdict "
+        "| best on test (%) | test images | seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| Original | 20 + 0 | 300 | 72.00 +- 2.00 |  |  |  | 73.50 +- 2.50 | 15 | 2 |",
+        "| gen_10x | 20 + 200 | 300 | 85.00 +- 5.00 | +13.00 | no interval |  "
+        "| 86.50 +- 5.50 | 15 | 2 |",
     ]
 
 
 def test_latex_table(two_arms, table):
     lines = table("--format", "latex")
-    begin = lines.index(r"\begin{tabular}{lrrrrrr}")
+    begin = lines.index(r"\begin{tabular}{lrrrrrrrrr}")
     assert lines[begin + 1 : begin + 8] == [
         r"\toprule",
-        r"arm & images & steps & last-epoch top-1 (\%) & gain & best on test (\%) & n \\",
+        r"arm & images & steps & last-epoch top-1 (\%) & gain & 95 \% interval & verdict "
+        r"& best on test (\%) & test images & seeds \\",
         r"\midrule",
-        r"Original & 20 + 0 & 300 & 72.00 $\pm$ 2.00 &  & 73.50 $\pm$ 2.50 & 2 \\",
-        r"gen\_10x & 20 + 200 & 300 & 85.00 $\pm$ 5.00 & +13.00 & 86.50 $\pm$ 5.50 & 2 \\",
+        r"Original & 20 + 0 & 300 & 72.00 $\pm$ 2.00 &  &  &  & 73.50 $\pm$ 2.50 & 15 & 2 \\",
+        r"gen\_10x & 20 + 200 & 300 & 85.00 $\pm$ 5.00 & +13.00 & no interval &  "
+        r"& 86.50 $\pm$ 5.50 & 15 & 2 \\",
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -237,13 +180,34 @@ def test_csv_table(two_arms, tmp_path, write_arm, capsys):
     parse_logs.main([str(tmp_path), "--table", "--format", "csv"])
     out, err = capsys.readouterr()
     facts = {"dataset": "digits", "arch": "resnet10_tiny", "pretrained": "False", "lr": "0.1"}
-    facts |= {"num_real": "20", "metric": "last_accuracy"}
+    facts |= {"num_real": "20", "metric": "last_accuracy", "low": "", "high": "", "num_test": "15"}
     first = {"arm": "Original", "num_generated": "0", "steps": "300", "mean": "72.0", "std": "2.0"}
-    first |= {"gain": "", "best_mean": "73.5", "best_std": "2.5", "acceptance_rate": "", "n": "2"}
+    first |= {
+        "gain": "",
+        "verdict": "",
+        "best_mean": "73.5",
+        "best_std": "2.5",
+        "acceptance_rate": "",
+        "n": "2",
+    }
     second = {"arm": "gen_2x", "num_generated": "200", "steps": "100", "mean": "60.0", "std": ""}
-    second |= {"gain": "-12.0", "best_mean": "61.0", "best_std": "", "acceptance_rate": "", "n": "1"}
+    second |= {
+        "gain": "-12.0",
+        "verdict": "no interval",
+        "best_mean": "61.0",
+        "best_std": "",
+        "acceptance_rate": "",
+        "n": "1",
+    }
     third = {"arm": "gen_10x", "num_generated": "200", "steps": "300", "mean": "85.0", "std": "5.0"}
-    third |= {"gain": "13.0", "best_mean": "86.5", "best_std": "5.5", "acceptance_rate": "", "n": "2"}
+    third |= {
+        "gain": "13.0",
+        "verdict": "no interval",
+        "best_mean": "86.5",
+        "best_std": "5.5",
+        "acceptance_rate": "",
+        "n": "2",
+    }
     assert list(csv.DictReader(out.splitlines())) == [facts | row for row in (first, second, third)]
     assert "note: gen_2x" in err and "unfinished: " in err
 
@@ -251,18 +215,20 @@ def test_csv_table(two_arms, tmp_path, write_arm, capsys):
 def test_the_best_accuracy_is_not_shown_twice(two_arms, table):
     lines = table("--metric", "best_accuracy")
     # Best: 71, 76 against 81, 92.
-    assert row_of(lines, "arm") == "arm images steps best on test (%) gain n"
-    assert row_of(lines, "gen_10x") == "gen_10x 20 + 200 300 86.50 +- 5.50 +13.00 2"
+    assert row_of(lines, "arm") == (
+        "arm images steps best on test (%) gain 95 % interval verdict test images seeds"
+    )
+    assert row_of(lines, "gen_10x") == "gen_10x 20 + 200 300 86.50 +- 5.50 +13.00 no interval 15 2"
     (header, *_) = table("--metric", "best_accuracy", "--format", "csv")
-    assert header.endswith("metric,mean,std,gain,acceptance_rate,n")
+    assert header.endswith("metric,mean,std,gain,low,high,verdict,acceptance_rate,num_test,n")
 
 
 def test_a_metric_that_some_runs_lack_is_averaged_over_the_others(write_arm, table):
     write_arm("Original", [70.0, 74.0])
     write_arm("gen_10x", [80.0, 90.0], selected_accuracy=79.0)
     lines = table("--metric", "selected_accuracy")
-    assert row_of(lines, "Original") == "Original 20 + 0 300 - 73.50 +- 2.50 0"
-    assert row_of(lines, "gen_10x") == "gen_10x 20 + 200 300 79.00 +- 0.00 86.50 +- 5.50 2"
+    assert row_of(lines, "Original") == "Original 20 + 0 300 - 73.50 +- 2.50 15 0"
+    assert row_of(lines, "gen_10x") == "gen_10x 20 + 200 300 79.00 +- 0.00 86.50 +- 5.50 15 2"
     assert any(line.startswith("selected top-1:") for line in lines)
 
 
@@ -276,12 +242,12 @@ def test_original_is_first_and_the_others_follow_in_natural_order(write_arm, tab
 def test_a_loss_has_a_negative_gain_and_one_run_no_deviation(write_arm, table):
     write_arm("Original", [70.0, 74.0])
     write_arm("gen_10x", [71.5])
-    assert row_of(table(), "gen_10x") == "gen_10x 20 + 200 300 71.50 -0.50 72.50 1"
+    assert row_of(table(), "gen_10x") == "gen_10x 20 + 200 300 71.50 -0.50 no interval 72.50 15 1"
 
 
 def test_without_original_there_is_no_gain(write_arm, table):
     write_arm("gen_10x", [80.0, 90.0])
-    assert row_of(table(), "gen_10x") == "gen_10x 20 + 200 300 85.00 +- 5.00 86.50 +- 5.50 2"
+    assert row_of(table(), "gen_10x") == "gen_10x 20 + 200 300 85.00 +- 5.00 86.50 +- 5.50 15 2"
 
 
 def test_each_dataset_arch_and_start_has_its_own_table_and_original(two_arms, write_arm, table):
@@ -303,17 +269,17 @@ def test_each_dataset_arch_and_start_has_its_own_table_and_original(two_arms, wr
     assert sorted(gains) == ["+1.00", "+13.00"]
 
 
-def notes_of(lines: list[str]) -> list[str]:
-    return [line for line in lines if line.startswith("note: ")]
-
-
 def test_equally_trained_arms_get_no_note(two_arms, table):
     assert notes_of(table()) == []
 
 
 @pytest.mark.parametrize(
     ("changes", "key"),
-    [({"steps": 600}, "steps"), ({"lr": 0.02}, "lr"), ({"real_images": "77aa"}, "real_images")],
+    [
+        ({"steps": 600}, "steps"),
+        ({"lr": 0.02}, "lr"),
+        ({"training_images": "7"}, "training_images"),
+    ],
 )
 def test_arms_that_were_trained_otherwise_get_a_note(changes, key, write_arm, table):
     write_arm("Original", [70.0, 74.0])
@@ -334,7 +300,9 @@ def test_other_seeds_get_a_note(write_arm, table):
 def test_steps_that_differ_between_seeds_are_all_shown(write_arm, table):
     write_arm("Original", [70.0])
     write_arm("Original", [74.0], seed=2, steps=1000)
-    assert row_of(table(), "Original") == "Original 20 + 0 300/1000 72.00 +- 2.00 73.00 +- 2.00 2"
+    assert row_of(table(), "Original") == (
+        "Original 20 + 0 300/1000 72.00 +- 2.00 73.00 +- 2.00 15 2"
+    )
 
 
 def test_an_arm_at_several_learning_rates_shows_them_and_meets_its_own_original(write_arm, table):
@@ -344,10 +312,10 @@ def test_an_arm_at_several_learning_rates_shows_them_and_meets_its_own_original(
     write_arm("other", [65.0], lr=0.02)
     write_arm("third", [66.0], lr=0.5)
     lines = table()
-    assert row_of(lines, "gen_10x, lr 0.1").split()[-3:] == ["+10.00", "81.00", "1"]
-    assert row_of(lines, "gen_10x, lr 0.02").split()[-3:] == ["+3.00", "64.00", "1"]
-    assert row_of(lines, "other").split()[-3:] == ["+5.00", "66.00", "1"]
-    assert row_of(lines, "third") == "third 20 + 200 300 66.00 67.00 1"  # no Original at 0.5
+    assert row_of(lines, "gen_10x, lr 0.1").endswith("+10.00 no interval 81.00 15 1")
+    assert row_of(lines, "gen_10x, lr 0.02").endswith("+3.00 no interval 64.00 15 1")
+    assert row_of(lines, "other").endswith("+5.00 no interval 66.00 15 1")
+    assert row_of(lines, "third") == "third 20 + 200 300 66.00 67.00 15 1"  # no Original at 0.5
     (note,) = notes_of(lines)
     assert note.startswith("note: third differs from Original, lr 0.1 in lr. ")
 
@@ -384,10 +352,11 @@ def test_runs_without_keys_are_read_from_their_path(below, released_runs, tmp_pa
         "caltech-101, resnet50, pretrained",
         "caltech-101, resnet50, unpretrained",
     ]
-    assert row_of(lines, "Original") == "Original - - 62.00 +- 2.00 63.00 +- 2.00 2"
+    assert row_of(lines, "Original") == "Original - - 62.00 +- 2.00 63.00 +- 2.00 - 2"
     generated = row_of(lines, "save/distdiff_batch_5x")
-    assert generated == "save/distdiff_batch_5x - - 82.00 +- 2.00 +20.00 83.00 +- 2.00 2"
-    assert row_of(lines, "sd_lr_5x") == "sd_lr_5x - - 8.00 9.00 1"
+    numbers = "82.00 +- 2.00 +20.00 no interval 83.00 +- 2.00 - 2"
+    assert generated == f"save/distdiff_batch_5x - - {numbers}"
+    assert row_of(lines, "sd_lr_5x") == "sd_lr_5x - - 8.00 9.00 - 1"
     assert notes_of(lines) == []
 
 
@@ -413,7 +382,7 @@ def test_released_and_own_runs_stand_in_one_table(write_run, write_arm, table):
         write_run(f"{folder}/seed{seed}", {"best_accuracy": 61.0, "last_accuracy": 60.0})
     write_arm("gen_10x", [80.0, 90.0])
     lines = table()
-    assert row_of(lines, "Original") == "Original - - 60.00 +- 0.00 61.00 +- 0.00 2"
+    assert row_of(lines, "Original") == "Original - - 60.00 +- 0.00 61.00 +- 0.00 - 2"
     assert "+25.00" in row_of(lines, "gen_10x")
     assert notes_of(lines) == []  # the released run's steps and images are not known
 
@@ -421,7 +390,9 @@ def test_released_and_own_runs_stand_in_one_table(write_run, write_arm, table):
 def test_a_path_of_another_form_still_makes_a_row(write_run, table):
     write_run("somewhere/mine/seed1", {"best_accuracy": 9.0, "last_accuracy": 8.0})
     lines = table()
-    assert lines[0] == "somewhere, unknown arch" and row_of(lines, "mine") == "mine - - 8.00 9.00 1"
+    assert (
+        lines[0] == "somewhere, unknown arch" and row_of(lines, "mine") == "mine - - 8.00 9.00 - 1"
+    )
 
 
 def test_an_unfinished_run_is_mentioned(two_arms, tmp_path, table):
@@ -437,7 +408,9 @@ def test_an_unreadable_file_is_left_out_of_the_table(two_arms, write_run, tmp_pa
     broken = write_run("digits/resnet10_tiny_unpretrained_gen_10x_lr0.1/seed3", "last_accuracy: [")
     parse_logs.main([str(tmp_path), "--table"])
     out, err = capsys.readouterr()
-    assert row_of(out.splitlines(), "gen_10x").endswith("85.00 +- 5.00 +13.00 86.50 +- 5.50 2")
+    assert row_of(out.splitlines(), "gen_10x").endswith(
+        "85.00 +- 5.00 +13.00 no interval 86.50 +- 5.50 15 2"
+    )
     assert notes_of(out.splitlines()) == []  # the broken run's seed does not count
     assert err.startswith("warning: ") and broken in err
 

@@ -1,0 +1,272 @@
+"""Is an arm better than its Original? The gain, its 95 % interval and a verdict.
+
+The gain is the mean over the runs (seeds) of the arm minus that of the Original, in a metric of the
+test set. Both the images and the seeds are samples, and they are crossed: every run sees the same
+images. As readers and cases are in studies of diagnosis (Obuchowski & Rockette 1995; Hillis 2007),
+
+    difference of image i in seed s = gain + image_i + seed_s + interaction_si
+    variance of the mean difference = image / N + seed / S + interaction / (N S).
+
+What is usual goes wrong. A bootstrap over 3 seeds has (S-1)/S of their variance and a normal's
+quantiles where Student's t of 2 degrees of freedom is due (1.96 for 4.30); one that draws images
+and seeds independently counts the interaction three times, and no bootstrap is right for crossed
+samples (McCullagh 2000; Owen 2007). So the parts are estimated and added:
+
+    Q  variance of the seeds' gains, over S: it holds seed / S and interaction / (N S)
+    I  variance of the mean gain over resampled images: image / N and interaction / (N S)
+    R  interaction / (N S): what single seeds vary over resampled images beyond what I explains
+    A = max(I - R, 0): image / N.
+
+The variance is A + Q; its quantile is the mean of t(N - 1) and t(S - 1) weighted by A and Q
+(Cochran & Cox 1957). Satterthwaite's degrees of freedom, estimated from the same three numbers,
+let the coverage fall to 92 % at S = 3. `expansion.metrics.coverage` tries all this out.
+
+- Seeds are paired where both arms have the same. Else they are two samples: Q and R are sums, with
+  Welch's degrees of freedom; an arm of one run borrows the variance of the other arm's runs.
+- One run in each arm: the interval is over the test images alone (I), for these two classifiers.
+- The variance over images of a mean (accuracy) is that of the images' scores over N, which is what
+  a bootstrap comes to with ever more resamples. Of other metrics it is that over NUM_RESAMPLES
+  resamples of the images, the same for all arms and runs (paired), times N / (N - 1).
+- A metric that weighs classes alike (`by_class`) has fewer images than N where classes are
+  unequal: N is C sqrt(n / sum of 1/n_c) for the effect of one image drawn at random, and its
+  degrees of freedom are Welch's for C means.
+- Few images: the half-width is at least t(N - 1) / N, the weight of a single image; where the arms
+  do not differ on any image in any seed, 3 / N, the rule of three (Hanley & Lippman-Hand 1983).
+- Identical predictions: gain 0, interval [0, 0].
+
+Each interval stands by itself: of 20 arms that equal their Original one is called better or worse.
+
+Cochran & Cox, Experimental Designs, 1957, 4.14. Hanley & Lippman-Hand, JAMA 249, 1983. Hillis,
+Statistics in Medicine 26, 2007. McCullagh, Bernoulli 6, 2000. Obuchowski & Rockette, Communications
+in Statistics 24, 1995. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1, 2007.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+from expansion.config import unknown_name
+from expansion.errors import InputError
+from expansion.metrics.classification import METRICS, Metric
+from expansion.metrics.predictions import Predictions
+
+NUM_RESAMPLES = 2000  # the standard error of a half-width is 1.6 %
+FEWEST_RESAMPLES = 200  # of test sets for which NUM_RESAMPLES would take minutes: 5 %
+MOST_NUMBERS = 4e8  # resamples * images * classes
+CHUNK = 4_000_000  # weights in memory at once
+SEED = 0
+LEVEL = 0.95
+MOST_TIMES = 1e5  # as many test images; more are as good as none
+NOTHING = 1e-9  # variance, percent squared, of numbers that are equal but for rounding
+CANNOT_TELL = "cannot tell"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What an arm gains over its Original, in the metric's unit.
+
+    Attributes:
+        low: Of the 95 % interval; `high` likewise.
+        verdict: "better", "worse" or "cannot tell".
+        num_test: Test images.
+        num_seeds: Runs of the arm that has fewer.
+        images_only: Whether the interval says nothing about other seeds: both arms have one run.
+        num_needed: Where it cannot be told: test images with which this gain would be told from 0,
+            all else equal; None if no number would do, because the seeds differ too much.
+    """
+
+    mean: float
+    low: float
+    high: float
+    verdict: str
+    num_test: int
+    num_seeds: int
+    images_only: bool = False
+    num_needed: int | None = None
+
+
+def compare(
+    arm: Sequence[Predictions],
+    base: Sequence[Predictions],
+    metric: str,
+    paired: bool | None = None,
+) -> Gain:
+    """The gain of `arm` over `base`.
+
+    Args:
+        arm: Of its runs, in the order of their seeds; `base` likewise.
+        metric: Name in METRICS, of one that predictions allow.
+        paired: Whether run i of both has the same seed; by default it has if both have as many.
+
+    Raises:
+        InputError: Other test images, or a metric that these predictions do not allow.
+    """
+    if metric not in METRICS:
+        raise unknown_name("metric", metric, list(METRICS))
+    measure = METRICS[metric].of_predictions
+    if measure is None:
+        raise InputError(f"{metric} is not a matter of the predictions after the last step")
+    first = base[0]
+    if not all(first.same_images(each) for each in (*arm, *base)):
+        raise InputError("the runs were tested on other images or classes")
+    paired = len(arm) == len(base) and paired is not False
+    values = np.array([float(measure(each)) for each in (*arm, *base)])
+    if np.isnan(values).any():
+        raise InputError(f"{metric} is undefined: the test set lacks images of some kind")
+    num_seeds, num_test = min(len(arm), len(base)), len(first.labels)
+    if len(arm) == len(base) and all(
+        np.array_equal(a.probabilities, b.probabilities) for a, b in zip(arm, base, strict=True)
+    ):
+        return Gain(0.0, 0.0, 0.0, CANNOT_TELL, num_test, num_seeds)
+    covariance = image_covariance([*arm, *base], METRICS[metric])
+    signs = np.repeat([1.0, -1.0], [len(arm), len(base)])
+    samples = [signs > 0, signs < 0]
+    if paired:
+        pairs = np.hstack([np.eye(len(arm)), -np.eye(len(arm))])
+        values, covariance = pairs @ values, pairs @ covariance @ pairs.T
+        signs = np.ones(len(arm))
+        samples = [signs > 0]
+    contrast = sum(signs * of / of.sum() for of in samples)
+    size, freedom = effective_images(first.labels, METRICS[metric].by_class)
+    gain = float(contrast @ values)
+    half, needed = 200.0, None  # one image says nothing
+    if num_test > 1:
+        parts = _parts(values, covariance, contrast, samples)
+        half = _half_width(parts, size, freedom)
+        more = _more_images(parts, size, freedom, abs(gain))
+        needed = math.ceil(num_test * more) if 1 < more < math.inf else None
+    low, high = max(gain - half, -100.0), min(gain + half, 100.0)
+    sign = 1 if METRICS[metric].better == "higher" else -1
+    excludes_0 = low > 0 or high < 0
+    verdict = CANNOT_TELL if not excludes_0 else "better" if sign * gain > 0 else "worse"
+    images_only = max(len(arm), len(base)) == 1
+    return Gain(gain, low, high, verdict, num_test, num_seeds, images_only, needed)
+
+
+def image_covariance(
+    runs: Sequence[Predictions], metric: Metric, resamples: Iterable[np.ndarray] | None = None
+) -> np.ndarray:
+    """How the metric of each run, and of pairs of runs, varies over test sets: (K, K).
+
+    Args:
+        runs: K of them, on the same images.
+        resamples: Arrays (B, N): how often each image occurs in a resample; default: drawn.
+    """
+    num_images, num_classes = runs[0].probabilities.shape
+    if metric.of_predictions is METRICS["last_accuracy"].of_predictions and resamples is None:
+        scores = 100.0 * np.stack([each.hits for each in runs])
+        return np.atleast_2d(np.cov(scores, ddof=0)) / max(num_images - 1, 1)
+    chunks = resamples or draw_resamples(num_images, num_classes)
+    parts = [np.stack([metric.of_predictions(each, w) for each in runs], axis=-1) for w in chunks]
+    values = np.concatenate(parts)
+    values = values[~np.isnan(values).any(axis=1)]  # resamples without images of some kind
+    covariance = np.atleast_2d(np.cov(values.T, ddof=0))
+    return covariance * num_images / max(num_images - 1, 1)
+
+
+def draw_resamples(num_images: int, num_classes: int) -> Iterable[np.ndarray]:
+    """Numbers of times that each image occurs, in chunks of (B, num_images); always the same."""
+    wanted = min(NUM_RESAMPLES, MOST_NUMBERS / (num_images * num_classes))
+    left = max(FEWEST_RESAMPLES, int(wanted))
+    rng = np.random.default_rng(SEED)
+    shares = np.full(num_images, 1 / num_images)
+    while left:
+        size = min(left, max(1, CHUNK // num_images))
+        yield rng.multinomial(num_images, shares, size=size)
+        left -= size
+
+
+def effective_images(labels: np.ndarray, by_class: bool) -> tuple[float, float]:
+    """How many equal images the test set counts for, and the degrees of freedom they leave."""
+    if not by_class:
+        return len(labels), max(len(labels) - 1, 1)
+    counts = np.unique(labels, return_counts=True)[1]
+    size = len(counts) * math.sqrt(len(labels) / (1 / counts).sum())
+    freedoms = np.maximum(counts - 1, 1)
+    return size, (1 / counts).sum() ** 2 / (1 / counts**2 / freedoms).sum()
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Variances of a gain: I, A and Q of the module's text."""
+
+    resampled: float
+    images: float
+    seeds: float
+    seed_freedom: float
+
+
+def _parts(
+    values: np.ndarray, covariance: np.ndarray, contrast: np.ndarray, samples: list[np.ndarray]
+) -> _Parts:
+    """Take the variance of a gain apart.
+
+    Args:
+        values: (K,) of runs, or gains of paired runs.
+        covariance: (K, K) over the images.
+        contrast: (K,) factors by which the values make the gain.
+        samples: (K,) bool each: which are the seeds of one sample.
+    """
+    resampled = float(contrast @ covariance @ contrast)
+    sizes = [int(of.sum()) for of in samples]
+    known = [of for of, size in zip(samples, sizes, strict=True) if size > 1]
+    if not known:
+        return _Parts(resampled, resampled, 0.0, 1.0)
+    seeds = interaction = squares = 0.0
+    for of, size in zip(samples, sizes, strict=True):
+        of = of if size > 1 else known[0]  # one run borrows the other arm's variance
+        runs = int(of.sum())
+        inner = covariance[np.ix_(of, of)]
+        common = (inner.sum() - np.trace(inner)) / (runs * (runs - 1))
+        seeds += values[of].var(ddof=1) / size
+        interaction += max(np.trace(inner) / runs - common, 0.0) / size
+        squares += (values[of].var(ddof=1) / size) ** 2 / (runs - 1)
+    freedoms = [int(of.sum()) - 1 for of in known]
+    # One estimate, used twice, has its own degrees of freedom; Welch's are for two.
+    freedom = seeds**2 / squares if squares and len(known) == len(samples) else min(freedoms)
+    images = max(resampled - float(interaction), 0.0)
+    return _Parts(resampled, images, float(seeds), float(freedom))
+
+
+def _half_width(parts: _Parts, size: float, freedom: float) -> float:
+    """Of the interval, percent; see the module's text."""
+    tail = (1 + LEVEL) / 2
+    of_images, of_seeds = stdtrit(freedom, tail), stdtrit(parts.seed_freedom, tail)
+    if max(parts.resampled, parts.seeds) < NOTHING:
+        return 100 * 3 / size
+    weighted = parts.images * of_images + parts.seeds * of_seeds
+    half = weighted / math.sqrt(max(parts.images + parts.seeds, NOTHING))
+    return max(float(half), 100 * float(of_images) / size)
+
+
+def _more_images(parts: _Parts, size: float, freedom: float, gain: float) -> float:
+    """How many times as many test images would make the half-width less than `gain`; or infinity.
+
+    What is due to the images, and their interaction with the seeds, falls as their number grows;
+    what is due to the seeds alone stays.
+    """
+    interaction = min(parts.resampled - parts.images, parts.seeds)
+
+    def suffices(times: float) -> bool:
+        shrunk = _Parts(
+            parts.resampled / times,
+            parts.images / times,
+            parts.seeds - interaction + interaction / times,
+            parts.seed_freedom,
+        )
+        return _half_width(shrunk, size * times, freedom * times) < gain
+
+    if suffices(1.0):
+        return 1.0
+    if not suffices(MOST_TIMES):
+        return math.inf
+    low, high = 1.0, MOST_TIMES
+    while high > low * 1.01:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high

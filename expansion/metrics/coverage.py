@@ -1,0 +1,125 @@
+"""How often the interval of `comparison.compare` holds the truth: tables drawn with a known gain.
+
+    python -m expansion.metrics.coverage
+    python -m expansion.metrics.coverage --num_tables 2000 --metric balanced_accuracy
+
+A classifier is right about an image where level + image + image of this arm + seed + chance > 0,
+all normal with variance 1 in sum but for the level; images are shared by both arms and all seeds.
+Its accuracy is then Phi(level): the true gain is known. Of one seed it is that of the two
+classifiers at hand. Columns: share of the tables whose interval holds the gain; of tables with no
+gain, share called "cannot tell", which is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from expansion.metrics.comparison import compare
+from expansion.metrics.predictions import Predictions
+from expansion.tables import aligned
+
+# Standard deviations of what images share, of what only one arm makes of an image, per unit of the
+# chance of one run.
+KINDS_OF_IMAGES = {"alike": (0.0, 0.0), "easy and hard": (1.5, 0.3), "arms disagree": (1.0, 1.0)}
+NUM_CLASSES = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Attributes:
+        accuracies: True ones of arm and Original.
+        seed_spread: Standard deviation of the seeds, per unit of chance.
+        images: Name in KINDS_OF_IMAGES.
+        paired: Whether both arms have the same seeds.
+    """
+
+    num_images: int
+    num_seeds: int
+    accuracies: tuple[float, float]
+    seed_spread: float
+    images: str
+    paired: bool = True
+
+
+def draw(case: Case, rng: np.random.Generator) -> tuple[list, list, float]:
+    """Predictions of arm and Original, and the true gain in percent."""
+    common, own = KINDS_OF_IMAGES[case.images]
+    shape = case.num_seeds, case.num_images
+    fixed = 1 + common**2 + own**2
+    labels = np.arange(case.num_images) % NUM_CLASSES
+    shared = common * rng.normal(size=case.num_images)
+    arms, truths = [], []
+    for accuracy in case.accuracies:
+        seeds = case.seed_spread * rng.normal(size=(case.num_seeds, 1))
+        level = ndtri(accuracy) * np.sqrt(fixed + case.seed_spread**2) + seeds
+        of_arm = own * rng.normal(size=case.num_images)
+        right = level + shared + of_arm + rng.normal(size=shape) > 0
+        arms.append([predictions_of(labels, each, rng) for each in right])
+        truths.append(float(ndtr(level[0, 0] / np.sqrt(fixed))))
+    truths = truths if case.num_seeds == 1 else case.accuracies
+    return *arms, 100 * (truths[0] - truths[1])
+
+
+def predictions_of(labels: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> Predictions:
+    """Predictions that are right where `right` says so, else of any other class."""
+    wrong = (labels + rng.integers(1, NUM_CLASSES, len(labels))) % NUM_CLASSES
+    chosen = np.where(right, labels, wrong)
+    # Confidences that differ, or runs that are right about the same images would be the same.
+    confidence = rng.uniform(0.5, 1, (len(labels), 1))
+    others = (1 - confidence) / (NUM_CLASSES - 1)
+    rows = np.where(chosen[:, None] == np.arange(NUM_CLASSES), confidence, others)
+    names = tuple(map(str, range(len(labels))))
+    return Predictions(names, labels, rows.astype(np.float32), ("a", "b", "c"))
+
+
+def coverage(case: Case, num_tables: int, metric: str = "last_accuracy") -> tuple[float, float]:
+    """Shares, in percent, of intervals that hold the gain and of verdicts "cannot tell"."""
+    rng = np.random.default_rng(0)
+    held = open_ended = 0
+    for _ in range(num_tables):
+        arm, base, truth = draw(case, rng)
+        gain = compare(arm, base, metric, case.paired)
+        held += gain.low <= truth <= gain.high
+        open_ended += gain.verdict == "cannot tell"
+    return 100 * held / num_tables, 100 * open_ended / num_tables
+
+
+def cases() -> list[Case]:
+    """All combinations that the documents report."""
+    pairs = ((0.5, 0.5), (0.6, 0.5), (0.8, 0.8), (0.9, 0.8), (0.95, 0.95), (0.97, 0.93))
+    spreads = (0.0, 0.1, 0.3)
+    combined = itertools.product((15, 60, 600), (1, 3, 5), pairs, spreads, KINDS_OF_IMAGES)
+    return [Case(*each) for each in combined]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--num_tables", type=int, default=200, help="of each line (default: 200)")
+    parser.add_argument(
+        "--metric", default="last_accuracy", help="its true gain must be accuracy's"
+    )
+    parser.add_argument("--unpaired", action="store_true", help="arms of different seeds")
+    options = parser.parse_args(arguments)
+    lines = [
+        ["images", "seeds", "accuracies", "seed spread", "kind", "held (%)", "cannot tell (%)"]
+    ]
+    for case in cases():
+        case = Case(**{**vars(case), "paired": not options.unpaired})
+        held, open_ended = coverage(case, options.num_tables, options.metric)
+        facts = [case.num_images, case.num_seeds, "{:.2f} {:.2f}".format(*case.accuracies)]
+        facts += [case.seed_spread, case.images, f"{held:.1f}", f"{open_ended:.1f}"]
+        lines.append(list(map(str, facts)))
+    print(aligned(lines))
+
+
+if __name__ == "__main__":
+    main()
