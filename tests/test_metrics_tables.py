@@ -43,6 +43,13 @@ def test_one_seed_is_said_beside_the_verdict_and_below_the_table(write_predicted
     assert any("gen_10x is over the test images alone" in line for line in lines)
 
 
+def test_a_spread_that_was_borrowed_is_said(write_predicted, table):
+    write_predicted("Original", SOME_RIGHT)
+    write_predicted("gen_10x", [[1] * 40])
+    (line,) = [line for line in table() if line.startswith("one seed on one side: ")]
+    assert "the interval of gen_10x takes the spread over seeds from the other side" in line
+
+
 def test_other_seeds_are_two_samples(write_predicted, table):
     write_predicted("Original", SOME_RIGHT, seeds=[4, 5, 6])
     write_predicted("gen_10x", [[1, *each[1:]] for each in SOME_RIGHT])

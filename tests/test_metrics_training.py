@@ -141,7 +141,9 @@ def test_settings_of_the_set_are_recorded_beside_the_identity(photos, tmp_path, 
     settings = "method: img2img\nsettings: {strength: 0.25, eta: null}\nseed: 42\nclasses: 1a\n"
     (tmp_path / "set" / "expansion.yaml").write_text(settings)
     train(photos, tmp_path / "runs")
-    line = f"-d {photos} --checkpoint_dir {tmp_path / 'runs'} {LINE} --expanded_dir {tmp_path / 'set'}"
+    line = (
+        f"-d {photos} --checkpoint_dir {tmp_path / 'runs'} {LINE} --expanded_dir {tmp_path / 'set'}"
+    )
     train_expand.main(line.split())
     (run,) = tmp_path.glob("runs/photos/*_set_lr0.1/seed1")
     results = load_yaml(run / "results.yaml").values

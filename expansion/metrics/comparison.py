@@ -44,6 +44,7 @@ in Statistics 24, 1995. Owen, The pigeonhole bootstrap, Annals of Applied Statis
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -57,13 +58,14 @@ from expansion.metrics.predictions import Predictions
 
 NUM_RESAMPLES = 2000  # the standard error of a half-width is 1.6 %
 FEWEST_RESAMPLES = 200  # of test sets for which NUM_RESAMPLES would take minutes: 5 %
-MOST_NUMBERS = 4e8  # resamples * images * classes
+MOST_NUMBERS = 5e7  # resamples * images * classes
 CHUNK = 4_000_000  # weights in memory at once
 SEED = 0
 LEVEL = 0.95
 MOST_TIMES = 1e5  # as many test images; more are as good as none
 NOTHING = 1e-9  # variance, percent squared, of numbers that are equal but for rounding
 CANNOT_TELL = "cannot tell"
+_known: weakref.WeakKeyDictionary[Predictions, dict[str, np.ndarray]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,11 @@ def compare(
     if np.isnan(values).any():
         raise InputError(f"{metric} is undefined: the test set lacks images of some kind")
     num_seeds, num_test = min(len(arm), len(base)), len(first.labels)
+    images_only = max(len(arm), len(base)) == 1
     if len(arm) == len(base) and all(
         np.array_equal(a.probabilities, b.probabilities) for a, b in zip(arm, base, strict=True)
     ):
-        return Gain(0.0, 0.0, 0.0, CANNOT_TELL, num_test, num_seeds)
+        return Gain(0.0, 0.0, 0.0, CANNOT_TELL, num_test, num_seeds, images_only)
     covariance = image_covariance([*arm, *base], METRICS[metric])
     signs = np.repeat([1.0, -1.0], [len(arm), len(base)])
     samples = [signs > 0, signs < 0]
@@ -144,7 +147,6 @@ def compare(
     sign = 1 if METRICS[metric].better == "higher" else -1
     excludes_0 = low > 0 or high < 0
     verdict = CANNOT_TELL if not excludes_0 else "better" if sign * gain > 0 else "worse"
-    images_only = max(len(arm), len(base)) == 1
     return Gain(gain, low, high, verdict, num_test, num_seeds, images_only, needed)
 
 
@@ -157,16 +159,35 @@ def image_covariance(
         runs: K of them, on the same images.
         resamples: Arrays (B, N): how often each image occurs in a resample; default: drawn.
     """
-    num_images, num_classes = runs[0].probabilities.shape
+    num_images = len(runs[0].labels)
     if metric.of_predictions is METRICS["last_accuracy"].of_predictions and resamples is None:
         scores = 100.0 * np.stack([each.hits for each in runs])
         return np.atleast_2d(np.cov(scores, ddof=0)) / max(num_images - 1, 1)
-    chunks = resamples or draw_resamples(num_images, num_classes)
-    parts = [np.stack([metric.of_predictions(each, w) for each in runs], axis=-1) for w in chunks]
-    values = np.concatenate(parts)
+    if resamples is None:
+        values = _drawn_values(runs, metric)
+    else:
+        values = _values(runs, metric, resamples)
     values = values[~np.isnan(values).any(axis=1)]  # resamples without images of some kind
     covariance = np.atleast_2d(np.cov(values.T, ddof=0))
     return covariance * num_images / max(num_images - 1, 1)
+
+
+def _values(
+    runs: Sequence[Predictions], metric: Metric, resamples: Iterable[np.ndarray]
+) -> np.ndarray:
+    """The metric of every run on every resample, (B, K)."""
+    parts = [[metric.of_predictions(each, counts) for each in runs] for counts in resamples]
+    return np.concatenate([np.stack(part, axis=-1) for part in parts])
+
+
+def _drawn_values(runs: Sequence[Predictions], metric: Metric) -> np.ndarray:
+    """`_values` on the resamples that are drawn; an Original meets many arms, but is done once."""
+    new = [each for each in runs if metric.title not in _known.setdefault(each, {})]
+    if new:
+        values = _values(new, metric, draw_resamples(*runs[0].probabilities.shape))
+        for each, column in zip(new, values.T, strict=True):
+            _known[each][metric.title] = column
+    return np.stack([_known[each][metric.title] for each in runs], axis=-1)
 
 
 def draw_resamples(num_images: int, num_classes: int) -> Iterable[np.ndarray]:

@@ -104,13 +104,19 @@ def _class_counts(predictions: Predictions, weights: np.ndarray) -> tuple[np.nda
 
 
 def _area(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mann-Whitney statistic of weighted scores; NaN without images of both kinds."""
+    """Mann-Whitney statistic of weighted scores; NaN without images of both kinds.
+
+    From the ranks among all images: those of the class have P^2 / 2 pairs among themselves.
+    """
     order = np.argsort(scores, kind="stable")
-    ranked = scores[order]
+    ranked, positive, weights = scores[order], positive[order], weights[..., order]
     starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # of groups of equal scores
-    weights, positive = weights[..., order], positive[order]
-    mine = np.add.reduceat(weights * positive, starts, axis=-1)
-    others = np.add.reduceat(weights * ~positive, starts, axis=-1)
-    below = np.cumsum(others, axis=-1) - others / 2
-    pairs = mine.sum(axis=-1) * others.sum(axis=-1)
-    return _ratio((mine * below).sum(axis=-1), pairs)
+    groups = weights if len(starts) == len(ranked) else np.add.reduceat(weights, starts, axis=-1)
+    ranks = np.cumsum(groups, axis=-1)
+    ranks -= groups / 2
+    group_of = np.searchsorted(starts, np.flatnonzero(positive), side="right") - 1
+    mine = weights[..., positive]
+    found, whole = mine.sum(axis=-1), weights.sum(axis=-1)
+    return _ratio(
+        (mine * ranks[..., group_of]).sum(axis=-1) - found**2 / 2, found * (whole - found)
+    )

@@ -192,6 +192,13 @@ def notes(table: Sequence[Row], metric: str) -> list[str]:
             f"one seed: the interval of {', '.join(single)} is over the test images alone; "
             "other seeds may say otherwise"
         )
+    lone = [n for n, c in compared.items() if n not in single and c and c.gain]
+    lone = [n for n in lone if compared[n].gain.num_seeds == 1]
+    if lone:
+        lines.append(
+            f"one seed on one side: the interval of {', '.join(lone)} takes the spread over seeds "
+            "from the other side"
+        )
     missing: dict[str, list[str]] = {}
     for name, comparison in compared.items():
         if comparison and comparison.problem:
