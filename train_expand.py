@@ -103,13 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = Path(config.data_dir) / f"{data.dataset.name}_expansion" / (config.exp or "")
     expanded_dir = Path(config.expanded_dir or folder)
     generated = generated_records(config, data, expanded_dir)
-    exp = arm_name(
-        config.exp or expanded_dir.name,
-        config,
-        recipe,
-        f"noise{config.label_noise:g}" if config.label_noise else "",
-        config.labels if config.labels != "seed" else "",
-    )
+    exp = expanded_arm_name(config.exp or expanded_dir.name, config, recipe)
     arm = Arm(
         name=exp,
         folder=run_dir(config, recipe, data.dataset, exp),
@@ -127,6 +121,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arm = dataclasses.replace(arm, information=information)
     check_outside(arm.folder, {"the expanded set": expanded_dir})
     train_seeds(config, recipe, data, arm)
+
+
+def expanded_arm_name(exp: str, config: TrainExpandConfig, recipe: Recipe) -> str:
+    """The expanded set's name with what differs from plain training on it."""
+    noise = f"noise{config.label_noise:g}" if config.label_noise else ""
+    labels = config.labels if config.labels != "seed" else ""
+    return arm_name(exp, config, recipe, noise, labels)
 
 
 def generated_records(

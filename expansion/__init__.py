@@ -21,4 +21,6 @@
                      benchmark contenders phases benchmark_training training_rates
     a study's page   study study.page study.verdict study.charts study.classes study.gallery
                      study.sets study.recognised study.cost study.origins
+    a whole study    study study.__main__ study.config study.photos study.choices study.plan
+                     study.steps study.estimate study.jobs study.runner study.worker study.talk
 """

@@ -27,7 +27,7 @@ from expansion.rows import (
     row_path,
 )
 from expansion.split_folders import split_of
-from expansion.splits import SplitOptions
+from expansion.splits import SplitOptions, find_stored_split
 from expansion.texts import class_text, stripped
 
 PATH_TEMPLATE = "{path}"
@@ -123,7 +123,7 @@ def _one_list(layout: ListLayout, root: Path, classes: Mapping[str, str]) -> Lis
     by_split = divided(everything, source)
     if by_split is None:
         require(
-            layout.wanted,
+            layout.wanted or find_stored_split(root) is not None,
             f"{source} has no column {layout.split_column!r} with words in it; add it with train "
             "and test, or give --test_fraction 0.3 to split by seed",
         )

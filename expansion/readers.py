@@ -26,7 +26,7 @@ from expansion.split_folders import (
     folders_by_split,
     split_of,
 )
-from expansion.splits import SplitOptions, read_json, stored_split
+from expansion.splits import SplitOptions, find_stored_split, read_json, stored_split
 
 
 class Reader(Protocol):
@@ -94,7 +94,10 @@ class FolderReader:
         first, second = self.split_dirs.get("train"), self.split_dirs.get("test")
         # A training folder without a test folder is a hole, unless a share of it may be tested.
         may_split = first is None or layout.test_fraction is not None
-        self.splits_by_seed = layout.wanted and second is None and may_split
+        if layout.wanted:
+            self.splits_by_seed = second is None and may_split
+        else:
+            self.splits_by_seed = second is None and find_stored_split(root) is not None
         if self.splits_by_seed:
             first = first or root / layout.single_folder
         if first is None or not first.is_dir():

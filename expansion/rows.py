@@ -14,7 +14,7 @@ from expansion.errors import InputError
 from expansion.naming import look_alikes
 from expansion.records import ImageRecord, shown
 from expansion.split_folders import split_of
-from expansion.splits import SplitOptions, stored_split
+from expansion.splits import SplitOptions, find_stored_split, stored_split
 from expansion.texts import NameIndex, plain, stripped
 
 LONGEST_NUMBER = 20  # digits of a class's or image's number
@@ -68,8 +68,10 @@ class RowsReader:
 
     def __init__(self, root: Path, name: str, listing: Listing, options: SplitOptions):
         rows = listing.rows
-        if options.test_fraction is not None and rows.get("train") and not rows.get("test"):
-            rows = {"all": rows["train"]}
+        if rows.get("train") and not rows.get("test"):
+            stored = None if options.wanted else find_stored_split(root)
+            if options.test_fraction is not None or stored:
+                rows = {"all": rows["train"]}
         self.root, self.name, self.rows, self.options = root, name, rows, options
         self.listing, self.lacks = listing, listing.lacks
         self.splits_by_seed = "all" in rows

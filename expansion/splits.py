@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from expansion.texts import NameIndex, parse_json
 
 logger = logging.getLogger(__name__)
 
+STORED_SPLIT = re.compile(r"split-.+-(test-[\d.e-]+|\d+-per-class)-seed\d+\.json")
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -128,13 +130,16 @@ def stored_split(
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
     """`split_by_class`, kept as a file list in the dataset folder.
 
-    A stored list is followed. Where the folder cannot be written, the same split is made anew each
-    time.
+    A stored list is followed; without a wish for a split, the only one that is there. Where the
+    folder cannot be written, the same split is made anew each time.
 
     Raises:
         InputError: The stored list does not fit the images.
     """
-    path = root / f"split-{name}-{options.title}-seed{options.split_seed}.json"
+    if options.wanted:
+        path = root / f"split-{name}-{options.title}-seed{options.split_seed}.json"
+    else:
+        path = find_stored_split(root)
     if path.is_file():
         lists = read_json(path, dict)
         return _follow(path, lists, "train", records), _follow(path, lists, "test", records)
@@ -147,6 +152,21 @@ def stored_split(
         if error.errno not in NOT_WRITABLE:
             raise
     return train, test
+
+
+def find_stored_split(root: Path) -> Path | None:
+    """The list that an earlier command left in a dataset folder; None if there is none.
+
+    Raises:
+        InputError: There are several.
+    """
+    found = sorted(path for path in root.glob("split-*.json") if STORED_SPLIT.fullmatch(path.name))
+    require(
+        len(found) < 2,
+        f"{root} holds the splits {shown([path.name for path in found])}; remove all but one, or "
+        "give the --test_fraction of the one that counts",
+    )
+    return found[0] if found else None
 
 
 def read_json(path: Path, kind: type | tuple[type, ...]) -> Any:
@@ -174,9 +194,11 @@ def _share(fraction: float, title: str) -> Callable[[Sequence[ImageRecord]], int
 
     def count(members: Sequence[ImageRecord]) -> int:
         number = max(1, round(fraction * len(members)))
+        plural = "" if len(members) == 1 else "s"
         require(
             number < len(members),
-            f"{title}: class {members[0].class_name!r} has only {len(members)} images",
+            f"{title}: class {members[0].class_name!r} has only {len(members)} image{plural}, so "
+            "none is left for training; add images or take the class away",
         )
         return number
 

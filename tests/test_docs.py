@@ -19,6 +19,7 @@ import train_expand
 import train_original
 from dreamda import finetune, prompts
 from expansion import benchmark, benchmark_training, image_datasets
+from expansion.study import config as study_config
 from tests import fault_rig, fuzz
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +39,7 @@ PARSERS = {
     "dreamda.prompts": prompts.parse,
     "expansion.benchmark": benchmark.parse,
     "expansion.benchmark_training": benchmark_training.parse_options,
+    "expansion.study": lambda words: study_config.read_command_line(words, ""),
 }
 # What must be known of a command's parsed options.
 FOUND = {
@@ -45,6 +47,7 @@ FOUND = {
     "dreamda.prompts": lambda parsed: parsed.output,
     "expansion.benchmark": lambda parsed: parsed.methods,
     "expansion.benchmark_training": lambda parsed: parsed.arch,
+    "expansion.study": lambda parsed: parsed.value("dataset"),
 }
 
 
@@ -68,6 +71,7 @@ COMMANDS = sorted(
             *ROOT.glob("*.py"),
             *ROOT.glob("dreamda/*.py"),
             *ROOT.glob("expansion/*.py"),
+            ROOT / "expansion" / "study" / "__main__.py",
             *ROOT.glob("configs/*/*.yaml"),
         ]
         for command in python_commands(path)
@@ -94,6 +98,7 @@ def workplace(tmp_path, monkeypatch, make_folder, digits_dir) -> Path:
             )
             (runs / run / "seed1" / "model_best.pth.tar").write_bytes(b"")
     (tmp_path / "GUIDE").write_bytes(b"")
+    (tmp_path / "my_study.yaml").write_text("num_images_per_prompt: 3\n")
     (tmp_path / "prompts").mkdir()
     prompts_of = {"ant": ["an ant", "one ant"], "yin_yang": ["a yin yang"]}
     (tmp_path / "prompts" / "folder.json").write_text(json.dumps(prompts_of))
@@ -175,7 +180,10 @@ def _from_project(words: list[str]) -> list[str]:
 )
 def test_every_yaml_file_resolves(path, workplace):
     kind = path.parent.name
-    if kind == "datasets":
+    if kind == "studies":
+        asked = study_config.read_command_line(["digits", "--config", str(path)], "")
+        assert study_config.settle(asked, "tiny").arms
+    elif kind == "datasets":
         if path.stem in WRITERS and not (workplace / "data" / WRITERS[path.stem][0]).exists():
             stand_in(path.stem, workplace / "data")
         assert not train_original.main(["-d", path.stem, "--dry_run"])
@@ -225,18 +233,66 @@ def test_the_papers_scripts_run_under_sh_and_bash(script, workplace):
         assert "caltech-101" in done.stdout
 
 
+def single_exp(script: Path, workplace: Path, *words: str, **environ: str) -> tuple[list[str], str]:
+    """What a script hands to `python`: its words, and its stdin."""
+    fake = workplace / "python"
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > "$CALL"\n[ -t 0 ] || cat > "$CALL.stdin"\n')
+    fake.chmod(0o755)
+    call = workplace / "call"
+    clean = {k: v for k, v in os.environ.items() if k not in ("MODEL", "LR", "GPUS", "METHODS")}
+    done = subprocess.run(
+        ["sh", str(script), *words],
+        env={**clean, "PYTHON": str(fake), "CALL": str(call), **environ},
+        cwd=workplace,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return call.read_text().splitlines(), call.with_name("call.stdin").read_text()
+
+
+SINGLE_EXP = ROOT / "scripts" / "single_exp.sh"
+STUDY = ["-m", "expansion.study"]
+
+
+def test_the_command_takes_a_folder_from_where_it_is_typed(workplace):
+    words, _ = single_exp(SINGLE_EXP, workplace, "path/to/classes", "--yes", "--seeds", "1")
+    assert words == [*STUDY, str(workplace / "path/to/classes"), "--yes", "--seeds", "1"]
+
+
+def test_the_papers_variables_become_options(workplace):
+    words, _ = single_exp(SINGLE_EXP, workplace)
+    assert words == [*STUDY, "caltech-101", "--scale", "paper", "--methods", "distdiff"]
+    environ = {
+        "DATASET": "stl10", "MODEL": "resnet18", "LR": "0.2", "METHODS": "distdiff dreamda",
+        "GPUS": "0 1", "EXPAND_NUM": "7", "DREAMDA_NUM": "20", "GUIDE": "g.pth.tar",
+    }  # fmt: skip
+    words, stdin = single_exp(SINGLE_EXP, workplace, **environ)
+    (workplace / "stdin.yaml").write_text(stdin)
+    assert words[-2:] == ["--config", "/dev/stdin"]
+    words[-1] = str(workplace / "stdin.yaml")
+    asked = study_config.read_command_line(words[2:], "")
+    settings = study_config.settle(asked, asked.scale)
+    config = settings.config
+    assert (config.dataset, config.arch, config.lr) == ("stl10", "resnet18", 0.2)
+    assert (config.methods, config.devices) == (("distdiff", "dreamda"), ("0", "1"))
+    assert (config.num_images_per_prompt, config.guide) == (7, "g.pth.tar")
+    assert settings.method_options["dreamda"] == {"num_images_per_prompt": 20}
+
+
 def test_a_failed_shard_fails_the_whole_experiment(workplace):
     fake = workplace / "python"
     fake.write_text('#!/bin/sh\necho "$@" >> calls\ncase "$*" in *"--split 1"*) exit 3;; esac\n')
     fake.chmod(0o755)
     (workplace / "scripts").symlink_to(ROOT / "scripts")
     script = (
-        (ROOT / "scripts" / "single_exp.sh").read_text().replace('cd "$(dirname "$0")/.."', ":")
+        (ROOT / "scripts/exps/tables.sh").read_text().replace('cd "$(dirname "$0")/../.."', ":")
     )
-    (workplace / "single_exp.sh").write_text(script)
+    (workplace / "tables.sh").write_text(script)
     environ = {**os.environ, "PYTHON": str(fake), "GPUS": "0 1"}
     done = subprocess.run(
-        ["bash", "single_exp.sh"], cwd=workplace, env=environ, capture_output=True, text=True
+        ["bash", "tables.sh"], cwd=workplace, env=environ, capture_output=True, text=True
     )
     calls = (workplace / "calls").read_text()
     assert done.returncode == 1 and "a shard failed" in done.stderr

@@ -1,0 +1,320 @@
+"""Settings of a study: command line > `--config` > as it was begun > dataset file > study file.
+
+A study file is a YAML file whose keys are the options of StudyConfig and, beside them,
+
+    arms            list of ways to train: {} real images only; {augment: randaugment};
+                    {method: each} on the set of each method; {method: NAME, labels: ...}
+    train           options of the training scripts, for all arms
+    expand          options of expand.py, for all methods
+    method_options  method -> options of expand.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import expand
+import train_expand
+from expansion.config import (
+    CONFIG_DIR,
+    Source,
+    add_options,
+    command_line_source,
+    compose,
+    import_object,
+    load_yaml,
+    option,
+    require,
+    unknown_name,
+)
+from expansion.errors import InputError, brief
+from expansion.image_datasets import DEFAULT_DATASET
+from expansion.plan import ExpandConfig
+from expansion.recipe import Recipe
+
+SCALES = ("tiny", "small", "paper")
+EACH = "each"
+METHODS = tuple(expand.SAMPLERS)
+LABELS = tuple(train_expand.OBJECTIVES)
+NESTED = ("train", "expand", "method_options")  # merged key by key, not replaced
+# Options of the scripts that only the study gives; an arm may name its labels and a tag.
+SET_BY_STUDY = frozenset(
+    "dataset data_dir name checkpoint_dir exp expanded_dir output_dir method labels tag seeds "
+    "pretrained_model_name_or_path encoder_weight_path split total_split join shots subset_seed "
+    "subset_file test_fraction dry_run on_error on_incomplete output_format images_per_tar arch "
+    "pretrained lr".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Settings of a study."""
+
+    dataset: str = option(DEFAULT_DATASET, "folder of photos, or the name of a dataset")
+    methods: tuple[str, ...] = option((), "how images are generated; default: the study file's")
+    num_images_per_prompt: int = option(5, "images that are generated from each real one")
+    model: str | None = option(
+        None, "Stable Diffusion checkpoint: hub id or diffusers folder; default: the study file's"
+    )
+    arch: str | None = option(
+        None, "network of the classifiers; default: one that suits the images", flags=("-a",)
+    )
+    seeds: tuple[int, ...] = option((1, 2, 3), "trainings of each arm")
+    scale: str | None = option(
+        None,
+        "study file of configs/studies: tiny (small images, minutes on a CPU), small (few photos, "
+        "one GPU), paper (the papers' recipe); default: by the size of the images",
+        choices=SCALES,
+    )
+    output_dir: str | None = option(None, "folder of all results; default: study/<dataset>")
+    data_dir: str = option("data", "where named datasets lie")
+    name: str | None = option(
+        None, "what folders of results call the dataset; default: its name or last folder"
+    )
+    shots: int | None = option(None, "use only this many real images per class")
+    subset_seed: int = option(0, "which images --shots keeps")
+    test_fraction: float | None = option(
+        None, "share of each class for testing, if there are no test images; default: 0.3"
+    )
+    lr: float | None = option(
+        None, "peak learning rate of the classifiers; default: one that suits the network"
+    )
+    pretrained: bool | None = option(
+        None, "start classifiers from ImageNet's weights; default: where these can be had"
+    )
+    guide: str | None = option(
+        None,
+        "classifier for methods that are guided by one; default: that of the real images alone, "
+        "with the first seed",
+    )
+    devices: tuple[str, ...] = option((), "numbers of the GPUs to use; default: all")
+    page: bool = option(True, "make the page at the end")
+    arms: tuple[dict, ...] = option((), "ways to train")
+    train: dict | None = option(None, "options of the training scripts")
+    expand: dict | None = option(None, "options of expand.py")
+    method_options: dict | None = option(None, "method -> options of expand.py")
+
+    def __post_init__(self):
+        require(
+            self.num_images_per_prompt > 0,
+            f"num_images_per_prompt {self.num_images_per_prompt}: give a positive number",
+        )
+        require(bool(self.seeds), "seeds: give one or more numbers, such as 1 2 3")
+        twice = len(set(self.seeds)) < len(self.seeds)
+        require(not twice, f"seeds {' '.join(map(str, self.seeds))}: one occurs twice")
+        fraction = self.test_fraction
+        require(
+            fraction is None or 0 < fraction < 1,
+            f"test_fraction {fraction}: give a share between 0 and 1, such as 0.3",
+        )
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train.
+
+    Attributes:
+        method: Whose generated images join the real ones; None: real images only.
+        labels: What they teach; see train_expand.py.
+        options: Further options of the training scripts.
+    """
+
+    method: str | None
+    labels: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was typed.
+
+    Attributes:
+        sources: Settings of `--config` files and of the command line, in rising order.
+        yes: Whether the study goes on without a question.
+        dry_run: Whether it only prints the commands.
+    """
+
+    sources: tuple[Source, ...]
+    yes: bool
+    dry_run: bool
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """The value of `key` that counts."""
+        return next((s.values[key] for s in reversed(self.sources) if key in s.values), default)
+
+    @property
+    def scale(self) -> str | None:
+        """The study file asked for; what is none is refused together with all else."""
+        scale = self.value("scale")
+        return scale if scale in SCALES else None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a study.
+
+    Attributes:
+        arms: Those of the methods that are used.
+        train, expand: Options of the scripts, merged from all places; `method_options` likewise.
+        places: Setting -> the file or command line that gave it.
+    """
+
+    config: StudyConfig
+    arms: tuple[Arm, ...]
+    train: Mapping[str, Any]
+    expand: Mapping[str, Any]
+    method_options: Mapping[str, Mapping[str, Any]]
+    places: Mapping[str, str]
+
+
+def read_command_line(arguments: Sequence[str], description: str) -> Asked:
+    """Read options and study files, and check what can be checked without looking at the images.
+
+    Raises:
+        InputError: An unknown option, key, arm or method, or a wrong value; names it and its place.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m expansion.study",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "path", nargs="?", metavar="PHOTOS", help="folder of photos, or the name of a dataset"
+    )
+    parser.add_argument("--config", nargs="+", default=[], help="study files; later ones win")
+    parser.add_argument("--yes", action="store_true", help="do not ask before the work begins")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the plan and its commands, and stop"
+    )
+    add_options(parser, StudyConfig, "study")
+    options, unknown = parser.parse_known_args(arguments)
+    known = [text for action in parser._actions for text in action.option_strings]
+    require(not unknown, _unknown_word(unknown[0], known) if unknown else "")
+    typed = dict(command_line_source(options, ignore=("path", "config", "yes", "dry_run")).values)
+    if options.path is not None:
+        typed["dataset"] = options.path
+    files = [load_yaml(path) for path in options.config]
+    asked = Asked((*files, Source(typed, "command line")), options.yes, options.dry_run)
+    settle(asked, asked.scale or SCALES[0])
+    return asked
+
+
+def settle(asked: Asked, scale: str, between: Iterable[Source] = ()) -> Settings:
+    """All settings, with the study file of `scale`.
+
+    Args:
+        between: What wins over the study file, but not over what was typed.
+
+    Raises:
+        InputError: See `read_command_line`.
+    """
+    sources = [load_yaml(CONFIG_DIR / "studies" / f"{scale}.yaml"), *between, *asked.sources]
+    (config,) = compose([StudyConfig], sources)
+    places = {key: source.name for source in sources for key in source.values}
+    for name in config.methods:
+        _require_known(name, METHODS, "method", places["methods"])
+    parts = {key: _parts(sources, key) for key in NESTED}
+    for source in (*parts["train"], *parts["expand"]):
+        _check_keys(source)
+    by_method = {
+        name: [
+            Source(
+                _mapping(source.values[name], f"{source.name}: {name}"), f"{source.name}: {name}"
+            )
+            for source in parts["method_options"]
+            if name in source.values
+        ]
+        for name in METHODS
+    }
+    for source in parts["method_options"]:
+        for name in source.values:
+            _require_known(name, METHODS, "method", source.name)
+    for name, own in by_method.items():
+        for source in own:
+            _check_keys(source)
+        config_class = import_object(expand.SAMPLERS[name][0])
+        compose([ExpandConfig, config_class], [*parts["expand"], *own])
+    arms = _arms(config, places["arms"], parts["train"])
+    methods = {arm.method for arm in arms} & set(config.methods)
+    unused = [name for name in config.methods if name not in methods]
+    require(
+        not unused, f"{places['arms']}: no arm trains on the images of {', '.join(unused)}; add one"
+    )
+    merged = {key: _merged(parts[key]) for key in ("train", "expand")}
+    method_options = {name: _merged(own) for name, own in by_method.items()}
+    return Settings(config, arms, **merged, method_options=method_options, places=places)
+
+
+def _arms(config: StudyConfig, place: str, train: Sequence[Source]) -> tuple[Arm, ...]:
+    """The arms, `method: each` written out; those of methods that are not used are left out."""
+    found: list[Arm] = []
+    for number, given in enumerate(config.arms, 1):
+        where = f"{place}: arm {number}"
+        values = dict(given)
+        method, labels = values.pop("method", None), values.pop("labels", LABELS[0])
+        if "method" in given:
+            _require_known(method, (EACH, *METHODS), "method", where)
+        _require_known(labels, LABELS, "labels", where)
+        require(
+            method is not None or "labels" not in given,
+            f"{where}: labels {labels} are those of generated images; name a method as well",
+        )
+        _check_keys(Source(values, where), {"tag"})
+        learning = train_expand.OBJECTIVES[labels].config_class()
+        classes = [train_expand.TrainExpandConfig, Recipe, *([learning] if learning else [])]
+        compose(classes, [*train, Source(values, where)])
+        for each in config.methods if method == EACH else [method]:
+            arm = Arm(each, labels, values)
+            require(arm not in found, f"{where} is the same as an earlier one: {brief(given)}")
+            if each is None or each in config.methods:
+                found.append(arm)
+    require(
+        Arm(None, LABELS[0], {}) in found,
+        f"{place}: add the arm {{}}, real images only; it is what the others are compared with",
+    )
+    return tuple(found)
+
+
+def _parts(sources: Iterable[Source], key: str) -> list[Source]:
+    """What each source holds under `key`."""
+    return [
+        Source(_mapping(source.values[key], f"{source.name}: {key}"), f"{source.name}: {key}")
+        for source in sources
+        if source.values.get(key) is not None
+    ]
+
+
+def _mapping(values: Any, where: str) -> Mapping[str, Any]:
+    require(isinstance(values, dict), f"{where}: expected 'option: value', got {brief(values)}")
+    return values
+
+
+def _merged(sources: Iterable[Source]) -> dict[str, Any]:
+    return {key: value for source in sources for key, value in source.values.items()}
+
+
+def _require_known(name: Any, known: Sequence[str], kind: str, where: str) -> None:
+    if name not in known:
+        raise InputError(f"{where}: {unknown_name(kind, name, known)}")
+
+
+def _check_keys(source: Source, but: frozenset[str] | set[str] = frozenset()) -> None:
+    """Raise InputError for options of the scripts that the study gives."""
+    own = {field.name for field in fields(StudyConfig)}
+    for key in source.values:
+        remedy = "give it to the study itself" if key in own else "the study sets it"
+        require(key not in SET_BY_STUDY - but, f"{source.name}: leave out '{key}'; {remedy}")
+
+
+def _unknown_word(word: str, known: Sequence[str]) -> str:
+    if not word.startswith("-"):
+        return f"'{word}' is one word too many; give one folder of photos"
+    name = word.split("=")[0]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else "--help lists the options"
+    return f"unknown option {name}; {hint}"

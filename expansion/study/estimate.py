@@ -1,0 +1,182 @@
+"""How long a study takes and what it fills, before it begins: operations over the device's rate.
+
+The operations of a U-Net row, of the autoencoder and of a classifier's image are counted on
+networks without weights; the rate is that of a large matrix product, times what networks reach of
+it. Good within a factor of two or three. Torch is loaded by `probe` and `count` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from expansion.study.choices import answers
+
+EFFICIENCY = 0.4  # of a network's arithmetic, against a matrix product
+GUIDED = 1.5  # a method that a classifier guides also goes backward through the networks
+FORWARD_AND_BACK = 3.0  # operations of an optimiser step, in forward passes
+LOADING_SECONDS = 3e-9  # per byte of a classifier's input: resize, crop, colours
+BYTES_PER_PIXEL = 1.7  # of a PNG
+COPIES = 5  # of a network's weights in a run folder: two checkpoints with momentum, and more
+MORE_LEARNING = (
+    2.0  # a training that decides about the labels of generated images, against one that does not
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do.
+
+    Attributes:
+        rows: U-Net rows, those of guided methods GUIDED times.
+        images: To be generated.
+        pixels: Of these images, all together.
+        trained: Images that pass through the training of classifiers.
+        evaluated: Images that are only classified.
+        runs: Trainings.
+    """
+
+    rows: float = 0
+    images: float = 0
+    pixels: float = 0
+    trained: float = 0
+    evaluated: float = 0
+    runs: float = 0
+
+    def plus(self, other: Work, share: float = 1.0) -> Work:
+        """Both together, of the other one a share."""
+        mine, its = astuple(self), astuple(other)
+        return Work(*(a + share * b for a, b in zip(mine, its)))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one unit of work on one device: seconds; and a run's bytes on disk."""
+
+    row: float
+    image: float
+    trained: float
+    evaluated: float
+    run_bytes: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds and gigabytes of a study."""
+
+    generating: float
+    training: float
+    gigabytes: float
+
+    @property
+    def seconds(self) -> float:
+        return self.generating + self.training
+
+
+def estimate(work: Work, costs: Costs, num_devices: int) -> Estimate:
+    """Time and disk space of the work that is left, on so many devices side by side."""
+    generating = work.rows * costs.row + work.images * costs.image
+    training = work.trained * costs.trained + work.evaluated * costs.evaluated
+    written = work.pixels * BYTES_PER_PIXEL + work.runs * costs.run_bytes
+    return Estimate(generating / num_devices, training / num_devices, written / 1e9)
+
+
+def costs_of(facts: Mapping[str, float]) -> Costs:
+    """Seconds of the units of work, from what `count` found."""
+    rate = facts["rate"] * EFFICIENCY
+
+    def seconds(operations: float) -> float:
+        return operations / rate
+
+    loading = facts["input_bytes"] * LOADING_SECONDS
+    return Costs(
+        row=seconds(facts["unet"]),
+        image=seconds(facts["vae"]),
+        trained=seconds(FORWARD_AND_BACK * facts["classifier"]) + loading,
+        evaluated=seconds(facts["classifier"]),
+        run_bytes=4.0 * COPIES * facts["parameters"],
+    )
+
+
+def duration(seconds: float) -> str:
+    """As "about a minute", "about 5 minutes", "about 3 hours" or "about 2 days"."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if round(seconds / length) > 1:
+            return f"about {round(seconds / length)} {unit}"
+    return "about a minute"
+
+
+def probe(networks: list[str]) -> dict[str, Any]:
+    """What this machine has: GPUs, and which ImageNet weights it can get.
+
+    Args:
+        networks: Backbones whose weights are asked for.
+    """
+    import torch
+    import torchvision
+
+    gpus = []
+    if torch.cuda.is_available():
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    weights = {}
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    known = torchvision.models.list_models(torchvision.models)
+    for network in networks:
+        if network not in known:
+            continue
+        found = torchvision.models.get_model_weights(network).__members__.get("IMAGENET1K_V1")
+        if found is not None:
+            on_disk = (folder / Path(found.url).name).is_file()
+            weights[network] = "cached" if on_disk else "reachable" * answers(found.url)
+    return {"gpus": gpus, "weights": weights}
+
+
+def count(model: str, resolution: int, arch: str, image_size: int, num_classes: int) -> dict:
+    """Operations per unit of work, and the rate of this process's device.
+
+    Args:
+        model: Diffusers folder; of another one the sizes of Stable Diffusion 1.x are taken.
+        resolution: Side of the generated images, pixels.
+        arch: Classifier; `image_size` is the side of its input.
+    """
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from expansion.backbones import Classifier
+    from expansion.contenders import matrix_rate, unet_flops
+    from expansion.quiet import quiet_libraries
+
+    with torch.device("meta"), quiet_libraries(), torch.no_grad():
+        if Path(model).is_dir():
+            unet, vae = (
+                part.from_config(part.load_config(model, subfolder=name))
+                for part, name in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
+            )
+        else:
+            unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+            vae = AutoencoderKL(
+                block_out_channels=(128, 256, 512, 512),
+                layers_per_block=2,
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                latent_channels=4,
+            )
+        side = resolution // 2 ** (len(vae.config.block_out_channels) - 1)
+        classifier = Classifier(arch, num_classes, image_size).eval()
+        with FlopCounterMode(display=False) as of_vae:
+            vae.decode(torch.zeros(1, vae.config.latent_channels, side, side))
+        with FlopCounterMode(display=False) as of_classifier:
+            classifier(torch.zeros(1, 3, image_size, image_size))
+        facts = {
+            "unet": unet_flops(unet, side),
+            "vae": of_vae.get_total_flops(),
+            "classifier": of_classifier.get_total_flops(),
+            "parameters": sum(weight.numel() for weight in classifier.parameters()),
+            "input_bytes": 3 * image_size**2,
+        }
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    return {**facts, "rate": matrix_rate(device, torch.float16 if on_gpu else torch.float32)}

@@ -1,0 +1,192 @@
+"""The images of a study: what there is, what is tested on, what is wrong. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from expansion import image_datasets
+from expansion.content import content_summary, readable_records
+from expansion.errors import InputError
+from expansion.image_datasets import ImageDataset, choose_subset, load_dataset
+from expansion.records import ImageRecord, shown
+from expansion.splits import find_stored_split
+from expansion.study.config import StudyConfig
+
+SHOWN_LINES = 12  # of what the check found
+TEST_FRACTION = 0.3
+LOOKED_AT = 50  # images whose size is looked at
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The images of a study.
+
+    Attributes:
+        place: Options that name them, of every script.
+        side: Median of the shorter sides of training images, pixels.
+        split: File list of the split that was made by seed; None where the dataset has one.
+        new_split: Whether this command made it.
+        unreadable: Images that are left out, with the reason.
+        remarks: What the check found, a line each.
+    """
+
+    dataset: ImageDataset
+    place: tuple[str, ...]
+    train: Sequence[ImageRecord]
+    test: Sequence[ImageRecord]
+    side: int
+    split: Path | None
+    new_split: bool
+    unreadable: Sequence[str]
+    remarks: Sequence[str]
+    check: tuple[str, ...]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the results are results of."""
+        return {
+            "dataset": self.dataset.name,
+            "training_images": content_summary(self.train),
+            "test_images": content_summary(self.test),
+        }
+
+    def describe(self) -> str:
+        """A few lines for whoever waits."""
+        classes = len(self.dataset.class_names)
+        lines = [
+            f"{self.dataset.root}: {classes} classes, {len(self.train)} images for training, "
+            f"{len(self.test)} for testing"
+        ]
+        if self.split and self.new_split:
+            lines += [
+                "There were no test images, so some of each class were set apart:",
+                f"  {self.split}",
+                "  All commands follow that list from now on; remove it to choose anew.",
+            ]
+        elif self.split:
+            lines.append(f"The test images are those of {self.split}")
+        if self.unreadable:
+            reasons = [problem.split("; ")[0] for problem in self.unreadable]
+            left_out = "1 image is" if len(reasons) == 1 else f"{len(reasons)} images are"
+            lines.append(f"{left_out} left out: {shown(reasons)}")
+        lines += self.remarks[:SHOWN_LINES]
+        if len(self.remarks) > SHOWN_LINES:
+            lines.append(f"and {len(self.remarks) - SHOWN_LINES} lines more; the check shows them")
+        return "\n".join(lines)
+
+
+def look_at(config: StudyConfig) -> Photos:
+    """Find the images, make and keep a split where there is none, and read them all.
+
+    Raises:
+        InputError: There are none, or none to test on; or a class has too few.
+    """
+    dataset, fraction, new_split = _with_test_images(config)
+    dataset = dataclasses.replace(dataset, name=config.name or dataset.name)
+    train = choose_subset(dataset.records("train"), config.shots, config.subset_seed, None)
+    test = dataset.records("test")
+    with _silent_log():
+        train, broken = readable_records(train, "skip")
+        test, broken_tests = readable_records(test, "skip")
+    broken += broken_tests
+    present = {record.label for record in train}
+    absent = [name for label, name in enumerate(dataset.class_names) if label not in present]
+    if absent:
+        raise InputError(f"{dataset.root}: no readable training image of {shown(absent)}")
+    if not test:
+        raise InputError(f"{dataset.root}: none of its test images can be read")
+    if len(dataset.class_names) < 2:
+        raise InputError(
+            f"{dataset.root} has only the class {dataset.class_names[0]!r}; a classifier needs two "
+            "or more, each in a folder of its own"
+        )
+    place = ["-d", config.dataset]
+    place += ["--data_dir", config.data_dir] if config.data_dir != StudyConfig.data_dir else []
+    of_check = [*place[1:], *(["--test_fraction", f"{fraction:g}"] if fraction else [])]
+    place += ["--name", config.name] if config.name else []
+    place += ["--shots", str(config.shots)] if config.shots else []
+    place += ["--subset_seed", str(config.subset_seed)] if config.subset_seed else []
+    place += ["--test_fraction", f"{fraction:g}"] if fraction else []
+    place += ["--on_error", "skip"] if broken else []
+    return Photos(
+        dataset=dataset,
+        place=tuple(place),
+        train=train,
+        test=test,
+        side=_median_side(train),
+        split=_split_file(dataset, fraction),
+        new_split=new_split,
+        unreadable=broken,
+        remarks=_remarks(of_check, broken),
+        check=("check", *of_check),
+    )
+
+
+def _with_test_images(config: StudyConfig) -> tuple[ImageDataset, float | None, bool]:
+    """The dataset; the --test_fraction that every command must repeat; whether it is split now.
+
+    A split is stored, so that commands need no option; unless the folder cannot be written.
+    """
+    fraction = config.test_fraction
+    if fraction is None:
+        try:
+            return _tested(load_dataset(config.dataset, config.data_dir)), None, False
+        except InputError as error:
+            if "give --test_fraction" not in str(error):
+                raise
+        fraction = TEST_FRACTION
+    dataset = load_dataset(config.dataset, config.data_dir, fraction)
+    before = set(dataset.root.glob("split-*.json"))
+    _tested(dataset)
+    is_new = before != set(dataset.root.glob("split-*.json"))
+    with contextlib.suppress(InputError):
+        return _tested(load_dataset(config.dataset, config.data_dir)), None, is_new
+    return dataset, fraction, is_new
+
+
+def _split_file(dataset: ImageDataset, fraction: float | None) -> Path | None:
+    """The list of a split by seed, if there is one."""
+    if not dataset.reader.splits_by_seed:
+        return None
+    if fraction is None:
+        return find_stored_split(dataset.root)
+    return next(dataset.root.glob(f"split-*-test-{fraction:g}-seed*.json"), None)
+
+
+def _tested(dataset: ImageDataset) -> ImageDataset:
+    dataset.records("test")
+    return dataset
+
+
+def _median_side(records: Sequence[ImageRecord]) -> int:
+    some = records[:: max(1, len(records) // LOOKED_AT)]
+    return round(statistics.median(min(record.load().size) for record in some))
+
+
+def _remarks(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The lines of `check` that say more than numbers; without those of unreadable images."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        image_datasets.main(["check", *arguments])
+    lines = [
+        line for line in text.getvalue().splitlines() if line.startswith(("note: ", "problem: "))
+    ]
+    return [line for line in lines if line.removeprefix("problem: ") not in known]
+
+
+@contextlib.contextmanager
+def _silent_log():
+    """What is skipped is said once, in the description."""
+    import logging
+
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

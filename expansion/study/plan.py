@@ -1,0 +1,139 @@
+"""What a study is, once the images and the machine are known: its settings and its identity."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import expand
+from expansion.checkpoints import locate_model, model_fingerprint, model_resolution
+from expansion.config import CONFIG_DIR, Source, load_yaml
+from expansion.image_datasets import ImageDataset
+from expansion.study.choices import REHEARSAL_MODEL, Network, is_same_model, scale_of
+from expansion.study.config import NESTED, Asked, Settings, settle
+from expansion.study.photos import Photos
+from expansion.study.steps import Study
+
+IDENTITY_FILE = "study.yaml"
+REMEDY = "give another --output_dir, or remove the folder"
+# What a begun study keeps, unless the command line says otherwise.
+KEPT = ("scale", "num_images_per_prompt", "model", "arch", "pretrained", "lr", *NESTED)
+OF_NETWORK = ("arch", "pretrained", "lr")  # of the study itself, not of `train`
+MODEL_OPTION = "pretrained_model_name_or_path"
+# A rehearsal with large photos is one of minutes all the same.
+REHEARSAL = {"arch": "resnet10_tiny", "train": {"image_size": 32, "resize_size": 36}}
+
+
+def begun_with(output_dir: Path) -> Source | None:
+    """The settings that the study in a folder was begun with, if there is one."""
+    path = output_dir / IDENTITY_FILE
+    if not path.is_file():
+        return None
+    kept = load_yaml(path).values.get("settings")
+    return Source(dict(kept) if isinstance(kept, dict) else {}, str(path))
+
+
+def decide(asked: Asked, photos: Photos, begun: Source | None) -> Settings:
+    """The settings for these images; see `config` for what wins over what."""
+    of_dataset = _dataset_source(photos.dataset)
+    values = begun.values if begun else {}
+    scale = asked.scale or values.get("scale")
+    between = [of_dataset, *([begun] if begun else [])]
+    found = settle(asked, scale or scale_of(photos.side), between)
+    if is_rehearsal(found, photos.dataset):
+        between.insert(1, Source(REHEARSAL, f"the rehearsal with {REHEARSAL_MODEL}"))
+        found = settle(asked, scale or scale_of(0), between)
+    used = scale or scale_of(0 if is_rehearsal(found, photos.dataset) else photos.side)
+    return dataclasses.replace(found, config=dataclasses.replace(found.config, scale=used))
+
+
+def rehearsing(asked: Asked) -> Asked:
+    """The same with the tiny diffusion model."""
+    return dataclasses.replace(
+        asked, sources=(*asked.sources, Source({"model": REHEARSAL_MODEL}, "your answer"))
+    )
+
+
+def is_rehearsal(settings: Settings, dataset: ImageDataset) -> bool:
+    """Whether the tiny model is to make images of something else than what it is for."""
+    own = (dataset.config.expand or {}).get(MODEL_OPTION)
+    model = settings.config.model
+    return is_same_model(model, REHEARSAL_MODEL) and not is_same_model(own, REHEARSAL_MODEL)
+
+
+def models_of(settings: Settings, dataset: ImageDataset) -> list[str]:
+    """The diffusion models that are needed: one for all methods, or each method's own."""
+    if settings.config.model is not None:
+        return [settings.config.model]
+    configs = [
+        expand.parse(["-d", settings.config.dataset, "--data_dir", settings.config.data_dir,
+                      "--method", method])[0]
+        for method in settings.config.methods
+    ]  # fmt: skip
+    return list(dict.fromkeys(config.pretrained_model_name_or_path for config in configs))
+
+
+def study_of(settings: Settings, photos: Photos, output_dir: Path, network: Network) -> Study:
+    """The study; what the dataset's own file says need not be repeated in its commands."""
+    own = photos.dataset.config
+    of_classifier, of_expand, of_methods = own.classifier or {}, own.expand or {}, own.methods or {}
+    train = {**network.options, **settings.train}
+    has_recipe = (CONFIG_DIR / "classifiers" / f"{train['arch']}.yaml").is_file()
+    if not (train["pretrained"] or has_recipe or "pretrained" in of_classifier):
+        del train["pretrained"]  # it is the scripts' default
+    model = settings.config.model
+    known = model is not None and model == of_expand.get(MODEL_OPTION)
+    first = locate_model(models_of(settings, photos.dataset)[0])
+    return Study(
+        settings=settings,
+        dataset=photos.dataset,
+        place=photos.place,
+        train=_without(train, of_classifier),
+        expand=_without(settings.expand, of_expand),
+        method_options={
+            method: _without(options, of_methods.get(method) or {})
+            for method, options in settings.method_options.items()
+        },
+        model=None if known else model,
+        output_dir=output_dir,
+        num_train=len(photos.train),
+        num_test=len(photos.test),
+        resolution=settings.expand.get("resolution") or model_resolution(first),
+    )
+
+
+def identity_of(study: Study, photos: Photos, network: Network) -> dict[str, Any]:
+    """All that decides the results, but for which arms, methods and seeds there are."""
+    config = study.settings.config
+    train = {k: v for k, v in network.options.items() if k not in OF_NETWORK}
+    kept = {key: getattr(config, key) for key in KEPT if key not in NESTED}
+    kept |= {key: network.options.get(key) for key in OF_NETWORK}
+    kept["train"] = {**train, **study.settings.train}
+    kept["expand"] = dict(study.settings.expand)
+    kept["method_options"] = {m: dict(v) for m, v in study.settings.method_options.items() if v}
+    return {
+        **photos.identity,
+        "models": [
+            model_fingerprint(locate_model(m)) for m in models_of(study.settings, study.dataset)
+        ],
+        "rehearsal": is_rehearsal(study.settings, study.dataset),
+        "settings": {key: value for key, value in kept.items() if value is not None},
+    }
+
+
+def _dataset_source(dataset: ImageDataset) -> Source:
+    """What the dataset's own file says, as settings of a study."""
+    config = dataset.config
+    classifier, of_expand = dict(config.classifier or {}), dict(config.expand or {})
+    values = {key: classifier.pop(key) for key in OF_NETWORK if key in classifier}
+    if MODEL_OPTION in of_expand:
+        values["model"] = of_expand.pop(MODEL_OPTION)
+    values |= {"train": classifier, "expand": of_expand, "method_options": config.methods or {}}
+    return Source(values, f"the settings of the dataset {dataset.name}")
+
+
+def _without(options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    absent = object()
+    return {key: value for key, value in options.items() if known.get(key, absent) != value}

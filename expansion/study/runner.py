@@ -1,0 +1,268 @@
+"""Runs the commands of a study: in worker processes side by side, one per device.
+
+A worker loads torch once and runs one command after another. What commands print appears with
+their title in front; on a terminal a last line shows the progress bars of those that run.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+from expansion.config import PROJECT_ROOT
+from expansion.stopping import StopRequest, finishing_first
+from expansion.study.steps import Command, Stage
+from expansion.study.worker import MARK
+
+WAIT_SECONDS = 0.2  # between looks at whether a signal came
+END_SECONDS = 10.0  # that a worker has for its end after a second signal
+QUIET = ("skipped: ", "mean ")  # said once before all commands; figures that the manifests have too
+LAST_LINES = 5  # of a failed command that are shown again
+
+
+class Failed(RuntimeError):
+    """A command did not end well, or a signal stopped it; `status` is the exit status."""
+
+    def __init__(self, status: int, stopped: bool = False):
+        super().__init__(f"exit status {status}")
+        self.status, self.stopped = status, stopped
+
+
+def _exit_status(code: int) -> int:
+    """That of a process which ended without an answer, as shells have it; never 0."""
+    return 128 - code if code < 0 else code or 1
+
+
+class Worker:
+    """A process that runs functions of this project, one at a time; see `worker`.
+
+    Args:
+        environ: Further environment variables.
+        events: Receives (worker, kind, value): "line" and "bar" of what is printed, "answer", and
+            "gone" with the exit status at the end.
+    """
+
+    def __init__(self, environ: Mapping[str, str], events: queue.Queue):
+        paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.environ = {**environ, "PYTHONPATH": os.pathsep.join(paths)}
+        pipe = subprocess.PIPE
+        # A session of its own: Ctrl-C of a terminal reaches it once, from here.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "expansion.study.worker"],
+            env={**os.environ, **self.environ},
+            stdin=pipe,
+            stdout=pipe,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.busy_with: Command | None = None
+        self.last_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self.bar = ""
+        self._events = events
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def ask(self, call: str, arguments: Sequence[Any]) -> None:
+        """Have it call a function with JSON arguments; the answer comes as an event."""
+        request = json.dumps({"call": call, "arguments": list(arguments)})
+        with contextlib.suppress(BrokenPipeError):  # then its end is an event
+            self.process.stdin.write(request.encode() + b"\n")
+            self.process.stdin.flush()
+
+    def send(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def close(self) -> None:
+        """Let it end once it has nothing to do."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+
+    def _read(self) -> None:
+        text, kind = "", "line"
+        while chunk := self.process.stdout.read1(1 << 16):
+            text += chunk.decode(errors="backslashreplace")
+            *whole, text = re.split(r"(?<=[\r\n])", text)
+            for piece in whole:
+                printed, mark, answer = piece.rstrip("\r\n").partition(MARK)
+                # What stands between a carriage return and any end was to be written over.
+                is_bar = piece.endswith("\r") or kind == "bar"
+                kind = "bar" if piece.endswith("\r") else "line"
+                if printed or not mark:
+                    self._events.put((self, "bar" if is_bar else "line", printed))
+                if mark:
+                    self._events.put((self, "answer", json.loads(answer)))
+        if text:
+            self._events.put((self, "line", text))
+        self._events.put((self, "gone", self.process.wait()))
+
+
+class Runner:
+    """Runs stages on workers; a context manager, at whose exit they have ended.
+
+    Args:
+        environs: Environment of each worker: its device.
+        out: Where everything is said.
+        bars: Whether to show progress bars: `out` is a terminal.
+    """
+
+    def __init__(self, environs: Sequence[Mapping[str, str]], out: IO[str], bars: bool):
+        self._environs, self._out, self._bars = list(environs), out, bars
+        self._events: queue.Queue = queue.Queue()
+        self._workers: list[Worker] = []
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            if worker.busy_with is not None:
+                worker.send(signal.SIGTERM)
+            worker.close()
+        for worker in self._workers:
+            try:
+                worker.process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+
+    def set_processes(self, environs: Sequence[Mapping[str, str]]) -> None:
+        """Environments of all workers; of the first, if it runs already, only the name counts."""
+        self._environs = list(environs)
+        for worker, environ in zip(self._workers, environs):
+            worker.environ |= environ
+
+    def ask(self, call: str, *arguments: Any) -> Any:
+        """What a function returns, called by the first worker.
+
+        Raises:
+            Failed: It ended with an error, which it has printed.
+        """
+        worker = self._worker(0)
+        worker.busy_with = Command(call, call, ())
+        worker.ask(call, arguments)
+        with finishing_first() as stop:
+            for asked, kind, value in self._next_events(stop):
+                if kind == "answer" and asked is worker:
+                    worker.busy_with = None
+                    if value["status"]:
+                        raise Failed(value["status"], stopped=stop())
+                    return value["result"]
+                if kind == "gone":
+                    raise Failed(stop.exit_status if stop() else 1, stopped=stop())
+                if kind == "line":
+                    self._say(value)
+
+    def run(self, stage: Stage) -> None:
+        """Run all commands of a stage, as many at a time as there are devices.
+
+        Raises:
+            Failed: One did; the others are stopped. Or a signal stopped them all.
+        """
+        waiting = collections.deque(stage.commands)
+        num_running, failed = 0, 0
+        num_workers = min(len(waiting), len(self._environs)) if stage.side_by_side else 1
+        with finishing_first() as stop:
+            for number in range(num_workers):
+                num_running += self._start(self._worker(number), waiting)
+            for worker, kind, value in self._next_events(stop):
+                if kind == "line":
+                    self._show_line(worker, value, titled=stage.side_by_side)
+                elif kind == "bar":
+                    worker.bar = value
+                    self._draw_bars()
+                elif kind in ("answer", "gone") and worker.busy_with is not None:
+                    status = value["status"] if kind == "answer" else _exit_status(value)
+                    num_running -= 1
+                    if status and not failed and not stop():
+                        failed = status
+                        self._report(worker, status)
+                        self._stop_others(worker)
+                    worker.busy_with, worker.bar = None, ""
+                    self._draw_bars()
+                    if not failed and not stop():
+                        num_running += self._start(worker, waiting)
+                if not num_running:
+                    break
+        if stop():
+            raise Failed(stop.exit_status, stopped=True)
+        if failed:
+            raise Failed(failed)
+
+    def _next_events(self, stop: StopRequest) -> Iterator[tuple[Worker, str, Any]]:
+        """Events as they come; a first signal to this process goes on to all who are busy."""
+        forwarded = False
+        while True:
+            if stop() and not forwarded:
+                forwarded = True
+                for worker in self._workers:
+                    if worker.busy_with is not None:
+                        worker.send(stop.signal)
+            with contextlib.suppress(queue.Empty):
+                yield self._events.get(timeout=WAIT_SECONDS)
+
+    def _worker(self, number: int) -> Worker:
+        while len(self._workers) <= number:
+            environ = dict(self._environs[len(self._workers)])
+            if self._bars:
+                environ |= {"STUDY_BARS": "1", "COLUMNS": "60"}
+            self._workers.append(Worker(environ, self._events))
+        return self._workers[number]
+
+    def _start(self, worker: Worker, waiting: collections.deque[Command]) -> int:
+        """Give a worker the next command; returns how many it got: 0 or 1."""
+        if not waiting:
+            return 0
+        command = waiting.popleft()
+        worker.busy_with, worker.bar = command, ""
+        worker.last_lines.clear()
+        gpu = worker.environ.get("CUDA_VISIBLE_DEVICES")
+        several = gpu is not None and len(self._environs) > 1
+        prefix = f"CUDA_VISIBLE_DEVICES={gpu} " if several else ""
+        self._say(f"$ {prefix}{command.plain}")
+        worker.ask(command.call, [list(command.arguments)])
+        return 1
+
+    def _show_line(self, worker: Worker, line: str, titled: bool) -> None:
+        worker.last_lines.append(line)
+        title = worker.busy_with.title if worker.busy_with else "worker"
+        if not titled:
+            self._say(line)
+        elif line.strip() and not line.startswith(QUIET):
+            self._say(f"  {title}: {line}")
+
+    def _report(self, worker: Worker, status: int) -> None:
+        killed = ", killed; perhaps memory ran out" if status == 128 + signal.SIGKILL else ""
+        self._say(f"failed with status {status}{killed}: {worker.busy_with.plain}")
+        for line in worker.last_lines:
+            self._say(f"  {line}")
+
+    def _stop_others(self, failed: Worker) -> None:
+        for worker in self._workers:
+            if worker is not failed and worker.busy_with is not None:
+                worker.send(signal.SIGTERM)
+
+    def _say(self, line: str) -> None:
+        clear = "\r\x1b[K" if self._bars else ""
+        self._out.write(f"{clear}{line}\n")
+        self._out.flush()
+        self._draw_bars()
+
+    def _draw_bars(self) -> None:
+        if not self._bars:
+            return
+        bars = [worker.bar.strip() for worker in self._workers if worker.bar]
+        width = max(20, shutil.get_terminal_size().columns - 1)
+        self._out.write(f"\r\x1b[K{'   '.join(bars)[:width]}")
+        self._out.flush()

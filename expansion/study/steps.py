@@ -1,0 +1,296 @@
+"""From a study's settings to its commands: stages, of which the commands may run side by side."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import expand
+import train_expand
+import train_original
+from expansion.config import import_object, require
+from expansion.experiment import TrainConfig, arm_name, parse_training, run_dir
+from expansion.image_datasets import ImageDataset
+from expansion.recipe import Recipe, Schedule
+from expansion.runs import is_done
+from expansion.study.config import LABELS, Arm, Settings
+from expansion.study.estimate import GUIDED, MORE_LEARNING, Work
+from expansion.study.worker import typed
+
+GUIDE_OPTION = "encoder_weight_path"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of this project.
+
+    Attributes:
+        title: A few words for who reads along.
+        call: The function that it runs, as "module:function".
+        arguments: Its command line.
+        folders: What it fills: an expanded set, or one folder per run.
+        work: What there is to do, if nothing is done yet.
+        whole: Images of the expanded set, all shards together.
+    """
+
+    title: str
+    call: str
+    arguments: tuple[str, ...]
+    folders: tuple[Path, ...] = ()
+    work: Work = Work()
+    whole: int = 0
+
+    @property
+    def plain(self) -> str:
+        """What one would type."""
+        return shlex.join(["python", *typed(self.call, self.arguments)])
+
+    def share_done(self) -> float:
+        """How much of the work lies in its folders already, 0 to 1; all shards of a set alike."""
+        if self.work.runs:
+            return sum(map(is_done, self.folders)) / len(self.folders)
+        if not self.whole:
+            return 0.0
+        return min(1.0, len(list(self.folders[0].glob("*/*.png"))) / self.whole)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Commands that need what earlier stages made.
+
+    Attributes:
+        side_by_side: Whether they need nothing of each other.
+    """
+
+    title: str
+    commands: tuple[Command, ...]
+    side_by_side: bool = True
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study whose every setting is known.
+
+    Attributes:
+        place: Options that name the real images, of every script.
+        train: Options of all trainings; `expand` those of all expansions.
+        method_options: Method -> its options. What the dataset's own file says is in none of these.
+        model: Checkpoint of all methods; None: their own, or the dataset's.
+        resolution: Side of the generated images, pixels.
+    """
+
+    settings: Settings
+    dataset: ImageDataset
+    place: tuple[str, ...]
+    train: Mapping[str, Any]
+    expand: Mapping[str, Any]
+    method_options: Mapping[str, Mapping[str, Any]]
+    model: str | None
+    output_dir: Path
+    num_train: int
+    num_test: int
+    resolution: int
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return self.output_dir / "checkpoint"
+
+    def num_images(self, method: str) -> int:
+        """Images that a method makes of each real one."""
+        own = self.settings.method_options.get(method, {})
+        return own.get("num_images_per_prompt", self.settings.config.num_images_per_prompt)
+
+    def set_name(self, method: str) -> str:
+        return f"{method}_{self.num_images(method)}x"
+
+    def set_folder(self, method: str) -> Path:
+        """Where a method's expanded set lies."""
+        return self.output_dir / "expanded" / self.set_name(method)
+
+    @property
+    def page(self) -> Path:
+        return self.output_dir / "page.html"
+
+
+def stages(study: Study, num_shards: int) -> list[Stage]:
+    """All work after the check, in order.
+
+    Args:
+        num_shards: Parts of every expansion, as many as processes run side by side.
+    """
+    config = study.settings.config
+    arms = study.settings.arms
+    real = [arm for arm in arms if arm.method is None]
+    made = [arm for arm in arms if arm.method is not None]
+    guide = config.guide or str(real_runs(study)[0] / "checkpoint.pth.tar")
+    found = [
+        Stage("classifiers on the real images alone", tuple(train_command(study, a) for a in real)),
+        Stage(
+            f"images with {', '.join(config.methods)}",
+            tuple(
+                command
+                for method in config.methods
+                for command in expand_commands(study, method, guide, num_shards)
+            ),
+        ),
+        Stage(
+            "classifiers on real + generated images", tuple(train_command(study, a) for a in made)
+        ),
+        Stage("the result", tuple(result_commands(study)), side_by_side=False),
+    ]
+    _require_own_folders(found)
+    return [stage for stage in found if stage.commands]
+
+
+def needs_guide(method: str) -> bool:
+    """Whether a classifier guides the method."""
+    config_class = import_object(expand.SAMPLERS[method][0])
+    return GUIDE_OPTION in {field.name for field in fields(config_class)}
+
+
+def expand_commands(study: Study, method: str, guide: str, num_shards: int) -> list[Command]:
+    """The shards of a method's expansion."""
+    own = {**study.expand, **study.method_options[method]}
+    own.pop("num_images_per_prompt", None)
+    folder = study.set_folder(method)
+    arguments = [*study.place, "--method", method]
+    arguments += ["--num_images_per_prompt", str(study.num_images(method))]
+    arguments += ["--output_dir", str(folder)]
+    if study.model is not None:
+        arguments += ["--pretrained_model_name_or_path", study.model]
+    if needs_guide(method):
+        arguments += [f"--{GUIDE_OPTION}", guide]
+    arguments += option_words(own)
+    title, images = study.set_name(method), study.num_train * study.num_images(method)
+    parsed, method_config, _ = expand.parse(arguments)
+    if isinstance(parsed.batch_size, int):  # not more parts than there are units of work
+        num_shards = min(num_shards, math.ceil(images / parsed.batch_size))
+    rows = method_config.unet_rows_per_image(study.num_images(method))
+    rows *= GUIDED if needs_guide(method) else 1.0
+    work = Work(rows=rows * images, images=images, pixels=study.resolution**2 * images)
+    work = Work().plus(work, 1 / num_shards)
+    if num_shards == 1:
+        return [Command(title, "expand:main", tuple(arguments), (folder,), work, images)]
+    return [
+        Command(
+            f"{title} part {split + 1}",
+            "expand:main",
+            (*arguments, "--total_split", str(num_shards), "--split", str(split)),
+            (folder,),
+            work,
+            images,
+        )
+        for split in range(num_shards)
+    ]
+
+
+def train_command(study: Study, arm: Arm) -> Command:
+    """The training of an arm, with all seeds."""
+    seeds = study.settings.config.seeds
+    arguments = [*study.place]
+    if arm.method is not None:
+        arguments += ["--exp", study.set_name(arm.method)]
+        arguments += ["--expanded_dir", str(study.set_folder(arm.method))]
+        arguments += ["--labels", arm.labels] if arm.labels != LABELS[0] else []
+    arguments += option_words(arm.options)
+    arguments += ["--checkpoint_dir", str(study.checkpoint_dir)]
+    arguments += option_words(study.train)
+    if seeds != TrainConfig.seeds:
+        arguments += ["--seeds", *map(str, seeds)]
+    name, folder, recipe = _of_script(study, arm, arguments)
+    generated = study.num_images(arm.method) if arm.method else 0
+    schedule = Schedule(recipe, study.num_train * (1 + generated))
+    num_steps = len(schedule.batch_sizes)
+    harder = 1.0 if arm.labels == LABELS[0] else MORE_LEARNING
+    work = Work(
+        trained=len(seeds) * harder * sum(schedule.batch_sizes),
+        evaluated=len(seeds) * harder * study.num_test * num_steps / schedule.eval_steps,
+        runs=len(seeds),
+    )
+    return Command(
+        name or "Original",
+        "train_original:main" if arm.method is None else "train_expand:main",
+        tuple(arguments),
+        tuple(folder / f"seed{seed}" for seed in seeds),
+        work,
+    )
+
+
+def result_commands(study: Study) -> list[Command]:
+    """The table and, if wanted, the page."""
+    config = study.settings.config
+    table = (str(study.checkpoint_dir), "--table")
+    found = [Command("table", "parse_logs:main", table)]
+    if config.page:
+        judge = str(real_runs(study)[min(1, len(config.seeds) - 1)])  # the first may be the guide
+        sets = [str(study.set_folder(method)) for method in config.methods]
+        found = [
+            Command("recognised", "expansion.study.recognised:main", (judge, *sets)),
+            *found,
+            Command(
+                "page", "parse_logs:main", (*table, "--format", "html", "--output", str(study.page))
+            ),
+        ]
+    return found
+
+
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """Options as on a command line; None means that there is no such option."""
+    words: list[str] = []
+    for key, value in options.items():
+        if isinstance(value, bool):
+            words.append(f"--{key}" if value else f"--no-{key}")
+        elif isinstance(value, list | tuple):
+            words += [f"--{key}", *map(str, value)]
+        elif value is not None:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            words += [f"--{key}={text}"] if text.startswith("-") else [f"--{key}", text]
+    return words
+
+
+def work_left(found: Sequence[Stage]) -> Work:
+    """What the commands still have to do."""
+    work = Work()
+    for command in (command for stage in found for command in stage.commands):
+        work = work.plus(command.work, 1.0 - command.share_done())
+    return work
+
+
+def _require_own_folders(found: Sequence[Stage]) -> None:
+    """Raise InputError for two arms that would fill the same folder."""
+    titles: dict[Path, str] = {}
+    for command in (command for stage in found for command in stage.commands):
+        for folder in command.folders if command.work.runs else ():
+            require(
+                folder not in titles,
+                f"two arms are called {command.title}; give one of them a tag: {{..., tag: NAME}}",
+            )
+            titles[folder] = command.title
+
+
+def real_runs(study: Study) -> tuple[Path, ...]:
+    """Folders of the runs on real images alone, by seed."""
+    return train_command(study, Arm(None, LABELS[0], {})).folders
+
+
+def recipe_of(study: Study) -> Recipe:
+    """How the classifiers are trained on real images alone."""
+    plain = train_command(study, Arm(None, LABELS[0], {}))
+    return _of_script(study, Arm(None, LABELS[0], {}), plain.arguments)[2]
+
+
+def _of_script(study: Study, arm: Arm, arguments: Sequence[str]) -> tuple[str | None, Path, Recipe]:
+    """Name, folder and recipe of an arm, as its training script makes them of its command line."""
+    if arm.method is None:
+        learning = train_original.SUPERVISED
+        config, recipe, *_ = parse_training(arguments, "", (), TrainConfig, lambda _: learning)
+        name = arm_name(config.exp, config, recipe)
+    else:
+        config_class, learning = train_expand.TrainExpandConfig, train_expand.OBJECTIVES[arm.labels]
+        config, recipe, *_ = parse_training(arguments, "", (), config_class, lambda _: learning)
+        name = train_expand.expanded_arm_name(config.exp, config, recipe)
+    return name, run_dir(config, recipe, study.dataset, name), recipe

@@ -1,0 +1,112 @@
+"""What a study says to whoever waits for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from expansion.config import load_yaml
+from expansion.study.choices import Machine, Network
+from expansion.study.estimate import Estimate, Work, duration
+from expansion.study.steps import Command, Stage, Study
+
+REHEARSAL = (
+    "REHEARSAL: the tiny diffusion model can draw digits only, so the generated images show "
+    "nothing of yours, and no figure means anything"
+)
+STEPS_BEFORE = 1  # the look at the photos
+
+
+def say(text: str) -> None:
+    """A line or several, at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def on_terminal() -> bool:
+    """Whether somebody reads along and can answer."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def agreed(question: str) -> bool:
+    """Whether the answer is yes; so it is without an answer, or where nobody can give one."""
+    if not on_terminal():
+        return True
+    try:
+        answer = input(f"{question} [Y/n] ")
+    except EOFError:
+        return False
+    return answer.strip().casefold() in ("", "y", "yes", "j", "ja", "o", "oui", "s", "si")
+
+
+def heading(number: int, todo: Sequence[Stage], stage: Stage) -> str:
+    """Before the commands of a stage; the first is number 1, after the look at the photos."""
+    return f"\nStep {number + STEPS_BEFORE} of {len(todo) + STEPS_BEFORE}: {stage.title}"
+
+
+def describe_plan(study: Study, network: Network, todo: Sequence[Stage], rehearsal: bool) -> str:
+    """What is going to be compared, with what."""
+    config = study.settings.config
+    arms = [c.title for stage in todo for c in stage.commands if c.work.runs]
+    counts = {study.num_images(method) for method in config.methods}
+    number = "/".join(map(str, sorted(counts)))
+    seeds = (
+        f"{len(config.seeds)} times each, with other seeds"
+        if len(config.seeds) > 1
+        else "once each"
+    )
+    lines = [
+        f"classifier: {network.why}",
+        f"images: {number} from each real one, with {', '.join(config.methods)}"
+        + (f"; diffusion model {config.model}" if config.model else ""),
+        f"trainings, {seeds}: {', '.join(arms)}",
+        f"results: {study.output_dir}",
+    ]
+    if rehearsal:
+        lines.insert(0, REHEARSAL)
+    return "\n".join(lines)
+
+
+def describe_estimate(found: Estimate, work: Work, machine: Machine, num_jobs: int) -> str:
+    """Time and disk space that are still needed."""
+    if machine.gpus:
+        place = f"{num_jobs} x {machine.gpus[0]}" if num_jobs > 1 else machine.gpus[0]
+    else:
+        place = "the CPU; a GPU would be far quicker" if found.seconds > 3600 else "the CPU"
+    parts = []
+    if work.images:
+        parts.append(f"{work.images:,.0f} images, {duration(found.generating)}")
+    if work.runs:
+        parts.append(f"{work.runs:.0f} trainings, {duration(found.training)}")
+    return (
+        f"time: {duration(found.seconds)} on {place} ({'; '.join(parts)}); "
+        f"disk space: {max(found.gigabytes, 0.1):.1f} GB"
+    )
+
+
+def describe_end(study: Study, todo: Sequence[Stage], rehearsal: bool) -> str:
+    """Where the results are, and what to do next."""
+    lines = [""]
+    if study.settings.config.page:
+        lines.append(f"Look at {study.page}, in any browser.")
+    if rehearsal:
+        lines.append(
+            "This was the rehearsal. Next: the same with a real diffusion model, --model FOLDER"
+        )
+    else:
+        lines.append("Next, what the best classifier says of new photos:")
+        lines.append(f"  python -m expansion.predict {best_run(todo)} path/to/new/photos")
+    return "\n".join(lines)
+
+
+def best_run(todo: Sequence[Stage]) -> Path:
+    """The first run of the arm that is best on the test images, the mean of its runs counting."""
+
+    def accuracy(command: Command) -> float:
+        results = (load_yaml(folder / "results.yaml").values for folder in command.folders)
+        return fmean(values["last_accuracy"] for values in results)
+
+    arms = [command for stage in todo for command in stage.commands if command.work.runs]
+    return max(arms, key=accuracy).folders[0]

@@ -1,0 +1,82 @@
+"""Runs functions of this project, one after another, in one process that loads torch once.
+
+    python -m expansion.study.worker
+
+A request is a JSON line on stdin: {"call": "expand:main", "arguments": [["-d", "digits", ...]]}.
+What the function prints goes to stdout; after it come MARK and a line with the JSON answer
+{"status": 0, "result": null}. A stop ends the process; so does the end of stdin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from expansion.config import import_object
+from expansion.errors import run_command
+
+MARK = "\x1e"  # ASCII's separator of records
+
+
+def typed(name: str, arguments: Sequence[str]) -> list[str]:
+    """What one would type after `python` to run the function `main` of a module."""
+    module = name.split(":")[0]
+    return [*(["-m", module] if "." in module else [f"{module}.py"]), *arguments]
+
+
+def call(name: str, arguments: Sequence[Any]) -> tuple[int, Any]:
+    """(exit status, result) of a function, with errors and signals as an entry script has them."""
+    results = []
+
+    def main() -> int | None:
+        is_command = name.endswith(":main")
+        if is_command:  # what it notes as its command line
+            sys.orig_argv = ["python", *typed(name, arguments[0])]
+            sys.argv = [name, *arguments[0]]
+        results.append(import_object(name)(*arguments))
+        return results[0] if is_command else None
+
+    try:
+        run_command(main)
+    except SystemExit as end:
+        return end.code or 0, results[0] if results else None
+
+
+class _Terminal:
+    """A stream on which progress bars are shown: whoever reads the pipe draws them."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def serve() -> None:
+    """Answer requests until stdin ends or a signal stops one."""
+    sys.stdout.reconfigure(line_buffering=True)
+    if os.environ.get("STUDY_BARS"):
+        sys.stderr = _Terminal(sys.stderr)
+    for line in sys.stdin:
+        request = json.loads(line)
+        status, result = call(request["call"], request["arguments"])
+        sys.stderr.flush()
+        answer = json.dumps({"status": status, "result": result})
+        sys.stdout.write(f"{MARK}{answer}\n")
+        sys.stdout.flush()
+        if status > 128:
+            break
+        gc.collect()  # a pipeline's parts refer to each other; on a GPU the next one needs the room
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):  # a stop while it has nothing to do
+        serve()
