@@ -235,7 +235,7 @@ def test_the_log_goes_on_after_the_resumed_step(tmp_path):
 
 
 def test_the_chart_shows_every_step_and_means_of_25(monkeypatch):
-    monkeypatch.setattr(finetune_report, "line_chart", lambda curves, *_: curves)
+    monkeypatch.setattr(finetune_report, "line_charts", lambda charts, _: charts["training loss"])
     curves = loss_chart([{"step": i, "loss": float(i % 2)} for i in range(1, 51)])
     assert curves["each step"] == [(i, i % 2) for i in range(1, 51)]
     assert curves["mean of 25"] == [(13, 13 / 25), (38, 12 / 25)]
