@@ -207,7 +207,7 @@ def test_what_is_left_of_a_study_is_what_its_folders_lack(make_study, tmp_path, 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_study_file_compares_all_that_the_question_needs(scale):
-    settings = settle(read_command_line([], ""), scale)
+    settings = settle(read_command_line(["digits"], ""), scale)
     kinds = [(arm.method, arm.labels, arm.options.get("augment")) for arm in settings.arms]
     assert kinds[:2] == [(None, "seed", None), (None, "seed", "randaugment")]
     for method in settings.config.methods:
@@ -225,6 +225,7 @@ WRONG = {
     "--methods distdif": "command line: unknown method 'distdif'; did you mean 'distdiff'?",
     "--seeds 1 1": "seeds 1 1: one occurs twice",
     "--test_fraction 30": "test_fraction 30.0: give a share between 0 and 1",
+    "": "which photos? give a folder that holds a folder of images per class, or 'digits'",
     "--num_images_per_prompt 0": "num_images_per_prompt 0: give a positive number",
 }
 WRONG_FILES = {
@@ -371,7 +372,7 @@ def test_photos_that_are_trained_and_tested_on_are_told(tmp_path):
 
 
 def network(words: str, side: int, machine: Machine):
-    settings = settle(read_command_line(words.split(), ""), choices.scale_of(side))
+    settings = settle(read_command_line(["digits", *words.split()], ""), choices.scale_of(side))
     return choose_network(settings, side, 100, machine)
 
 

@@ -60,7 +60,7 @@ def test_what_commands_print_bears_their_title_and_comes_before_the_next_command
 def test_a_stage_of_results_is_printed_as_it_is_in_order(run_stage):
     both = stage("say=table say= say=end", "say=page", side_by_side=False)
     lines = [line for line in run_stage(both) if not line.startswith("$")]
-    assert lines == ["table", "", "end", "page"]
+    assert lines == ["table", "", "end", "", "page"]
 
 
 def test_a_command_notes_the_command_line_that_it_stands_for(run_stage, tmp_path):

@@ -108,7 +108,7 @@ def _run(
     for number, stage in enumerate(todo, 1):
         say(talk.heading(number, todo, stage))
         runner.run(stage)
-    say(talk.describe_end(study, todo, identity["rehearsal"]))
+    say(talk.describe_end(todo, identity["rehearsal"]))
     return 0
 
 

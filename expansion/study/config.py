@@ -32,7 +32,6 @@ from expansion.config import (
     unknown_name,
 )
 from expansion.errors import InputError, brief
-from expansion.image_datasets import DEFAULT_DATASET
 from expansion.plan import ExpandConfig
 from expansion.recipe import Recipe
 
@@ -54,7 +53,7 @@ SET_BY_STUDY = frozenset(
 class StudyConfig:
     """Settings of a study."""
 
-    dataset: str = option(DEFAULT_DATASET, "folder of photos, or the name of a dataset")
+    dataset: str | None = option(None, "folder of photos, or the name of a dataset")
     methods: tuple[str, ...] = option((), "how images are generated; default: the study file's")
     num_images_per_prompt: int = option(5, "images that are generated from each real one")
     model: str | None = option(
@@ -201,6 +200,11 @@ def read_command_line(arguments: Sequence[str], description: str) -> Asked:
     files = [load_yaml(path) for path in options.config]
     asked = Asked((*files, Source(typed, "command line")), options.yes, options.dry_run)
     settle(asked, asked.scale or SCALES[0])
+    require(
+        asked.value("dataset") is not None,
+        "which photos? give a folder that holds a folder of images per class, or 'digits' for the "
+        "scans that come with this",
+    )
     return asked
 
 

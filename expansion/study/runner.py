@@ -27,7 +27,8 @@ from expansion.study.worker import MARK
 
 WAIT_SECONDS = 0.2  # between looks at whether a signal came
 END_SECONDS = 10.0  # that a worker has for its end after a second signal
-QUIET = ("skipped: ", "mean ")  # said once before all commands; figures that the manifests have too
+# Said once for all commands; and figures that the manifests have too.
+QUIET = ("skipped: ", "mean ", "SIGINT: finishing", "SIGTERM: finishing")
 LAST_LINES = 5  # of a failed command that are shown again
 
 
@@ -191,7 +192,8 @@ class Runner:
                         self._stop_others(worker)
                     worker.busy_with, worker.bar = None, ""
                     self._draw_bars()
-                    if not failed and not stop():
+                    if waiting and not failed and not stop():
+                        self._out.write("" if stage.side_by_side else "\n")
                         num_running += self._start(worker, waiting)
                 if not num_running:
                     break
@@ -235,12 +237,13 @@ class Runner:
         return 1
 
     def _show_line(self, worker: Worker, line: str, titled: bool) -> None:
+        if worker.busy_with is None:
+            return  # of libraries, at the end of the process
         worker.last_lines.append(line)
-        title = worker.busy_with.title if worker.busy_with else "worker"
         if not titled:
             self._say(line)
         elif line.strip() and not line.startswith(QUIET):
-            self._say(f"  {title}: {line}")
+            self._say(f"  {worker.busy_with.title}: {line}")
 
     def _report(self, worker: Worker, status: int) -> None:
         killed = ", killed; perhaps memory ran out" if status == 128 + signal.SIGKILL else ""
@@ -263,6 +266,7 @@ class Runner:
         if not self._bars:
             return
         bars = [worker.bar.strip() for worker in self._workers if worker.bar]
-        width = max(20, shutil.get_terminal_size().columns - 1)
-        self._out.write(f"\r\x1b[K{'   '.join(bars)[:width]}")
+        width = max(20, shutil.get_terminal_size().columns - 1) // max(1, len(bars))
+        line = " ".join(bar[: width - 1].ljust(width - 1) for bar in bars)
+        self._out.write(f"\r\x1b[K{line.rstrip()}")
         self._out.flush()

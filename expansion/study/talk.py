@@ -86,11 +86,9 @@ def describe_estimate(found: Estimate, work: Work, machine: Machine, num_jobs: i
     )
 
 
-def describe_end(study: Study, todo: Sequence[Stage], rehearsal: bool) -> str:
-    """Where the results are, and what to do next."""
+def describe_end(todo: Sequence[Stage], rehearsal: bool) -> str:
+    """What to do next."""
     lines = [""]
-    if study.settings.config.page:
-        lines.append(f"Look at {study.page}, in any browser.")
     if rehearsal:
         lines.append(
             "This was the rehearsal. Next: the same with a real diffusion model, --model FOLDER"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -63,6 +64,7 @@ class _Terminal:
 def serve() -> None:
     """Answer requests until stdin ends or a signal stops one."""
     sys.stdout.reconfigure(line_buffering=True)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its list of fonts
     if os.environ.get("STUDY_BARS"):
         sys.stderr = _Terminal(sys.stderr)
     for line in sys.stdin:
