@@ -14,10 +14,12 @@ from distdiff.energy import DecodedEnergy, PrototypeEnergy
 from distdiff.guidance import Guidance
 from distdiff.prototypes import Prototypes, build_prototypes, extract_features
 from expansion.backbones import Classifier, load_classifier
+from expansion.config import require
 from expansion.image_datasets import ImageRecord
 from expansion.img2img import Img2ImgSampler
 from expansion.phases import phase
-from expansion.sampler import Batch, Samples
+from expansion.records import shown
+from expansion.samples import Batch, Samples
 from expansion.stable_diffusion import load_tiny_decoder, weight_dtype
 
 
@@ -27,7 +29,7 @@ class DistDiffSampler(Img2ImgSampler):
     Args:
         pipeline: Any SD-1.x or 2.x checkpoint.
         config: See `DistDiffConfig`.
-        guide: Frozen classifier of the dataset; None only without targets.
+        guide: Frozen classifier of the dataset; default: that of the config, if it names one.
         decoder: Makes the images whose energy guides, from scaled latents; default: the pipeline's.
     """
 
@@ -35,7 +37,7 @@ class DistDiffSampler(Img2ImgSampler):
         self,
         pipeline: StableDiffusionPipeline,
         config: DistDiffConfig,
-        guide: Classifier | None,
+        guide: Classifier | None = None,
         decoder: AutoencoderTiny | None = None,
     ):
         super().__init__(pipeline, config)
@@ -67,11 +69,28 @@ class DistDiffSampler(Img2ImgSampler):
         """Build the prototypes of all classes from the real images."""
         if not self.config.targets:
             return
+        self._need_guide()
         labels = torch.tensor([record.label for record in records])
         features = extract_features(self.guide, records)
         self.use_prototypes(
             build_prototypes(features, labels, self.guide.num_classes, self.config.K)
         )
+
+    def check_labels(self, labels: Sequence[int] | None) -> None:
+        if not self.config.targets:
+            return
+        self._need_guide()
+        require(labels is not None, "DistDiff guides towards classes: give the images' labels")
+        count = self.guide.num_classes
+        wrong = [label for label in labels if not 0 <= int(label) < count]
+        require(not wrong, f"labels {shown(map(str, wrong))}: the guide knows 0 to {count - 1}")
+
+    def _need_guide(self) -> None:
+        """Load the guide that the config names, unless there is one."""
+        if self.guide is None:
+            self.config.check_run()
+            guide = load_classifier(self.config.encoder_weight_path, arch=self.config.arch)
+            self.guide = guide.to(self.pipeline.device)
 
     def use_prototypes(self, prototypes: Prototypes) -> None:
         """Guide towards these prototypes instead of ones made by `prepare`."""
@@ -94,7 +113,10 @@ class DistDiffSampler(Img2ImgSampler):
         if not self.config.targets:
             return super().sample(batch, generators)
         if self.guidance is None:
-            raise RuntimeError("DistDiffSampler.sample needs prepare(records) first")
+            raise RuntimeError(
+                "DistDiffSampler needs the real images first: prepare(records), or "
+                "prepare_images(images, labels)"
+            )
         config = self.config
         targets = batch.targets.to(self.pipeline.device)
         opens = len(self.denoiser.timesteps) - config.guidance_step

@@ -19,7 +19,7 @@ from dreamda.perturbation import GaussianNoise, forked_features, perturbed_featu
 from expansion.caching import RecentlyUsed
 from expansion.denoising import guide
 from expansion.img2img import Img2ImgSampler
-from expansion.sampler import Batch, Samples
+from expansion.samples import Batch, Samples
 
 MAX_INVERSIONS = 64  # kept in memory; 5 MB each at 80 steps of 64x64 latents
 

@@ -8,13 +8,14 @@
                      split_folders class_folders unused_files readers list_readers list_files rows
                      mat_reader array_readers array_files digits
     diffusion        checkpoints checkpoint_configs weight_files lora hub
-                     stable_diffusion denoising sampler img2img memory batch_size
+                     stable_diffusion denoising samples sampler variants img2img memory batch_size
     an expansion     plan sharding work_queue generation
     its folder       naming runs writer manifest places expanded_set tars status
     classifiers      backbones small_resnets clip_backbone classifier_files weight_names
                      transforms augmentations strong_augmentation
     their training   training_options experiment training curves objectives batches pixel_cache
                      training_checks divergence run_lock
+    their use        finished_runs predict predictor
     measurements     similarity figures lettering sheets tables
                      metrics metrics.predictions metrics.measures metrics.classification
                      metrics.comparison metrics.coverage metrics.runs metrics.tables

@@ -191,6 +191,24 @@ def load_classifier(
     return classifier.eval().requires_grad_(False)
 
 
+def load_named_classifier(path: str | Path) -> tuple[Classifier, tuple[str, ...]]:
+    """A classifier as `load_classifier` gives it, and the names of its classes.
+
+    Raises:
+        InputError: As `load_classifier`, and where the file has no name for each class.
+    """
+    classifier = load_classifier(path)
+    names = read_network(path, "give a checkpoint of train_original.py").facts.get("class_names")
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    count = classifier.num_classes
+    if not named or len(names) != count or len(set(names)) != count:
+        raise InputError(
+            f"{path} knows {count} classes and names {len(names) if named else 'none'}; give a run "
+            "of train_original.py or train_expand.py"
+        )
+    return classifier, tuple(names)
+
+
 def _arch_of(stored: StoredNetwork, arch: str | None) -> str:
     """The backbone that a file holds, which it or `arch` says; timm's names are understood."""
     path, found = stored.path, stored.facts.get("arch")

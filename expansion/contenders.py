@@ -26,12 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from expansion.expanded_set import Item
-from expansion.generation import Job, generate, square_image
+from expansion.generation import Job, generate
 from expansion.image_datasets import ImageRecord
 from expansion.phases import PhaseClock
 from expansion.sampler import Sampler, SamplerConfig
 from expansion.sharding import make_units
 from expansion.stable_diffusion import DTYPES
+from expansion.variants import square_image
 from expansion.writer import ExpansionWriter
 
 Run = Callable[[Sequence[Item], Path, int], None]  # writes variants to a folder, by a batch size

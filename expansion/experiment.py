@@ -190,6 +190,8 @@ def _identity(recipe: Recipe, data: TrainData, arm: Arm, seed: int) -> dict[str,
         "seed": seed,
         **arm.facts,
         "num_test": len(data.test),
+        "crop_bottom": data.dataset.config.crop_bottom,
+        "reading": dataclasses.asdict(data.dataset.reading),
         **{title: content_summary(records) for title, records in images.items()},
         **decisive,
     }

@@ -8,20 +8,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from expansion.image_datasets import ImageRecord
 from expansion.memory import FittingSampler
 from expansion.naming import variant_name
 from expansion.phases import phase
 from expansion.prompts import Prompts
-from expansion.sampler import Batch, Sampler, Samples
-from expansion.seeding import image_generator, image_seed, stable_seed
-from expansion.transforms import BICUBIC, to_unit_tensor
+from expansion.sampler import Sampler
+from expansion.samples import Batch, Samples
+from expansion.seeding import image_generator, image_seed
+from expansion.variants import Drawing, Variant, eight_bit, make_batch, sample_finite
 from expansion.writer import ExpansionWriter
 
 logger = logging.getLogger(__name__)
@@ -64,47 +61,11 @@ class Outcome:
     stopped: bool = False
 
 
-def square_image(image: Image.Image, resolution: int, mode: str, seed: int) -> Tensor:
-    """A real image as (3, resolution, resolution) in [0, 1].
-
-    Args:
-        image: RGB.
-        resolution: Side, pixels.
-        mode: "center_crop" and "random_crop" resize the shorter side first, "squash" both.
-        seed: Place of the random crop.
-    """
-    if mode == "squash":
-        return to_unit_tensor(F.resize(image, [resolution, resolution], BICUBIC))
-    image = F.resize(image, [resolution], BICUBIC)
-    if mode == "center_crop":
-        return to_unit_tensor(F.center_crop(image, [resolution, resolution]))
-    place = np.random.default_rng(seed)
-    left = int(place.integers(image.width - resolution + 1))
-    top = int(place.integers(image.height - resolution + 1))
-    return to_unit_tensor(image.crop((left, top, left + resolution, top + resolution)))
-
-
 def load_batch(unit: Unit, job: Job) -> Batch:
-    """Read the real images of a unit, each once unless its crop differs by variant."""
-    images: dict[str, Tensor] = {}
-    index = []
-    for record, variant in unit:
-        source, seed = record.file_name, 0
-        if job.resize_mode == "random_crop":
-            source = f"{record.file_name}#{variant}"
-            seed = stable_seed("crop", job.seed, source)
-        if source not in images:
-            images[source] = square_image(record.load(), job.resolution, job.resize_mode, seed)
-        index.append(list(images).index(source))
-    labels = [record.label for record, _ in unit]
-    return Batch(
-        images=torch.stack(list(images.values())),
-        sources=tuple(images),
-        source_index=torch.tensor(index),
-        prompts=[job.prompts.prompt_of(r.file_name, r.label, v) for r, v in unit],
-        targets=torch.tensor(labels),
-        source_seeds=[stable_seed("source", job.seed, source) for source in images],
-    )
+    """Read the real images of a unit."""
+    prompt_of = job.prompts.prompt_of
+    variants = [Variant(r, k, prompt_of(r.file_name, r.label, k)) for r, k in unit]
+    return make_batch(variants, Drawing(job.seed, job.resolution, job.resize_mode))
 
 
 def generate(
@@ -132,8 +93,7 @@ def generate(
             break
         samples = sample_finite(fitting, batch, _generators(job, unit))
         finite = samples.images.isfinite().flatten(1).all(dim=1).tolist()
-        pixels = (samples.images.nan_to_num() * 255).round().to(torch.uint8)
-        pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        pixels = eight_bit(samples.images)
         details = _details(samples)
         for i, (record, variant) in enumerate(unit):
             if (record.file_name, variant) not in wanted:
@@ -146,27 +106,6 @@ def generate(
             outcome.written += 1
         progress(len(wanted))
     return outcome
-
-
-def sample_finite(
-    fitting: FittingSampler, batch: Batch, generators: Callable[[], list[torch.Generator]]
-) -> Samples:
-    """`fitting.sample`, repeated once in float32 if a 16-bit network gave a NaN or infinity.
-
-    Args:
-        generators: Makes fresh generators, so that the repetition sees the same noise.
-    """
-    samples = fitting.sample(batch, generators)
-    pipeline = fitting.sampler.pipeline
-    dtype = pipeline.unet.dtype
-    if dtype == torch.float32 or samples.images.isfinite().all():
-        return samples
-    logger.warning("an image was not finite in %s; repeating its batch in float32", dtype)
-    pipeline.to(dtype=torch.float32)
-    try:
-        return fitting.sample(batch, generators)
-    finally:
-        pipeline.to(dtype=dtype)
 
 
 def _generators(job: Job, unit: Unit) -> Callable[[], list[torch.Generator]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import Generator, Tensor
 
 from expansion.errors import InputError
-from expansion.sampler import Batch, Sampler, Samples
+from expansion.samples import Batch, Samples
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +20,16 @@ MAX_BATCH_SIZE = 64  # beyond it speed no longer grows
 PIXELS_ON_CPU = 8 * 512 * 512  # of a batch where memory cannot be asked for
 ALWAYS_TRIED = 8  # images; larger batches where the set is large beside them:
 IMAGES_PER_TRIAL = 32  # in the set, for each image of a batch that is tried
+
+
+class CanSample(Protocol):
+    """What is needed here of a sampler, which itself samples through this module."""
+
+    pipeline: StableDiffusionPipeline
+
+    def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples: ...
+
+    def save_memory(self) -> bool: ...
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -36,12 +48,12 @@ class FittingSampler:
     Parts change an image by rounding only. The sampler is first asked to use less memory.
     """
 
-    def __init__(self, sampler: Sampler):
+    def __init__(self, sampler: CanSample):
         self.sampler = sampler
         self.largest: int | None = None  # images at a time; None: no shortage was met
 
     def sample(self, batch: Batch, generators: Callable[[], list[Generator]]) -> Samples:
-        """`Sampler.sample` of the batch.
+        """The sampler's `sample` of the batch.
 
         Args:
             generators: Makes fresh generators, so that a repetition sees the same noise.
@@ -70,7 +82,7 @@ class FittingSampler:
 
 
 def fitting_batch_size(
-    sampler: Sampler, make_batch: Callable[[int], Batch], num_images: int
+    sampler: CanSample, make_batch: Callable[[int], Batch], num_images: int
 ) -> int:
     """The largest power of two that fits, at most `MAX_BATCH_SIZE`.
 
@@ -92,7 +104,7 @@ def fitting_batch_size(
     return size
 
 
-def _fits(sampler: Sampler, batch: Batch) -> bool:
+def _fits(sampler: CanSample, batch: Batch) -> bool:
     generators = [Generator().manual_seed(i) for i in range(len(batch))]
     fits = _in_parts(sampler, batch, generators, len(batch)) is not None
     _release()
@@ -100,7 +112,7 @@ def _fits(sampler: Sampler, batch: Batch) -> bool:
 
 
 def _in_parts(
-    sampler: Sampler, batch: Batch, generators: list[Generator], size: int
+    sampler: CanSample, batch: Batch, generators: list[Generator], size: int
 ) -> Samples | None:
     """None if memory ran out."""
     try:

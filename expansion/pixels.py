@@ -93,6 +93,9 @@ BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 MIN_IS_WHITE, UNSIGNED = 0, 1
 HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)  # also named .jpg
 ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
+# Pillow's modes that no file of an image in memory has, and those that only TIFF has.
+NOT_STORED = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA", "HSV": "RGB", "YCbCr": "RGB", "RGBX": "RGB"}
+NOT_IN_PNG = ("CMYK", "F", "I", "LAB")
 COLOURS_OF_16_BITS = re.compile(r"(RGB[AXa]?|LA|CMYK);16")  # raw modes; BGR;16 is 5 + 6 + 5 bits
 
 
@@ -150,9 +153,7 @@ def check_reading(reading: Reading, place: str) -> Reading:
 def decode(file: Path | io.BytesIO, reading: Reading) -> Decoded:
     """The image in a file, by the rule above; whatever Pillow raises where it cannot be read."""
     with Image.open(file, formats=FORMATS) as opened:
-        low, high = sorted(opened.size)
-        line = f"{opened.width} x {opened.height} pixels are a line"
-        require(high <= LARGEST_RATIO * low, line)
+        _refuse_line(opened)
         mode, raw = opened.mode, _raw_mode(opened)
         notes = [FRAMES] if _has_frames(opened) else []
         if opened.format == "JPEG2000":
@@ -185,6 +186,32 @@ def decode(file: Path | io.BytesIO, reading: Reading) -> Decoded:
     if turned or turn is not None:
         notes.append(TURNED)
     return Decoded(image, mode, tuple(notes), top)
+
+
+def decode_image(image: Image.Image) -> Image.Image:
+    """An image in memory as its file would be read.
+
+    Raises:
+        InputError: It is a line of pixels, or its values are no numbers.
+    """
+    _refuse_line(image)
+    orientation = _orientation(image)
+    told = orientation in EXIF_TURNS or {"icc_profile", "transparency"} & set(image.info)
+    if image.mode == "RGB" and not told:
+        return image
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    image = image.convert(NOT_STORED.get(image.mode, image.mode))
+    file = io.BytesIO()
+    image.save(file, "TIFF" if image.mode in NOT_IN_PNG else "PNG", exif=exif)
+    return decode(file, Reading()).image
+
+
+def _refuse_line(image: Image.Image) -> None:
+    low, high = sorted(image.size)
+    line = f"{image.width} x {image.height} pixels are a line"
+    require(high <= LARGEST_RATIO * low, line)
 
 
 def why_unreadable(file: Path | io.BytesIO, error: Exception) -> str:

@@ -350,9 +350,10 @@ def describe(plan: Plan) -> str:
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:
-    """What reports show beside the images: where the real ones lie, and what one costs."""
-    config = plan.config
+    """What reports show beside the images: where real ones and model lie, what one costs."""
+    config, model = plan.config, plan.model
     return {
+        "model": os.path.relpath(model, plan.output_dir) if os.path.isdir(model) else model,
         "dataset": config.dataset,
         "data_dir": os.path.relpath(config.data_dir, plan.output_dir),
         "root": os.path.relpath(plan.dataset.root, plan.output_dir),

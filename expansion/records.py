@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,9 @@ from PIL import Image
 
 from expansion.config import require
 from expansion.errors import InputError, is_text
-from expansion.pixels import Decoded, Reading, decode, why_unreadable
+from expansion.pixels import Decoded, Reading, decode, decode_image, why_unreadable
+
+Picture = Image.Image | str | Path  # what a caller of the library has of a real image
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,51 @@ class ImageRecord:
 
     def _shown(self) -> str:
         return f"{self.path}" if self.byte_range is None else f"{self.file_name} in {self.path}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldRecord(ImageRecord):
+    """One whose image, `held`, is in memory already."""
+
+    held: Image.Image
+
+    def decoded(self) -> Decoded:
+        return Decoded(self.held, self.held.mode)
+
+
+def given_records(
+    images: Sequence[Picture],
+    names: Sequence[str] | None = None,
+    labels: Sequence[int] | None = None,
+) -> list[ImageRecord]:
+    """Records of Pillow images or paths.
+
+    Args:
+        names: File names, of which each may occur once; default: "0", "1", ...
+        labels: From 0; default: 0, which then means nothing.
+
+    Raises:
+        InputError: The lists differ in length or an image in memory has odd pixels.
+    """
+    single = isinstance(images, (str, Path, Image.Image))
+    require(not single and len(images) > 0, "give a list of images, with one or more in it")
+    names = [str(i) for i in range(len(images))] if names is None else list(names)
+    labels = [0] * len(images) if labels is None else [int(label) for label in labels]
+    for title, values in (("names", names), ("labels", labels)):
+        require(
+            len(values) == len(images),
+            f"{len(values)} {title} for {len(images)} images; give one for each",
+        )
+    require(len(set(names)) == len(names), "two images have one name, so they would share noise")
+    require(min(labels) >= 0, f"label {min(labels)}: labels count from 0")
+    records = []
+    for image, name, label in zip(images, names, labels, strict=True):
+        if isinstance(image, Image.Image):
+            held = decode_image(image)
+            records.append(HeldRecord(Path(name), name, label, str(label), held=held))
+        else:
+            records.append(ImageRecord(Path(image), name, label, str(label)))
+    return records
 
 
 def require_text(names: Iterable[str], place: str) -> None:

@@ -24,7 +24,9 @@ from expansion.errors import InputError, brief
 
 logger = logging.getLogger(__name__)
 
-IDENTITY_FORMAT = 2  # of the files that say what a folder was begun with; 1 had no such number
+# Of the files that say what a folder was begun with. 1 had no such number, 2 did not say how a
+# run's images are read.
+IDENTITY_FORMAT = 3
 LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 
 

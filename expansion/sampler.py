@@ -5,17 +5,20 @@ This module imports no torch, so that options and plans are known before anythin
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from PIL import Image
 
 from expansion.config import option, require
+from expansion.records import ImageRecord, Picture, given_records
+from expansion.samples import Batch, Samples
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-    from torch import Generator, Tensor
-
-    from expansion.image_datasets import ImageRecord
+    from torch import Generator
 
 
 SOLVERS = ("ddim", "dpmsolver++", "unipc")
@@ -81,57 +84,21 @@ class SamplerConfig:
         return {}
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Real images and the variants asked of them.
+class Sampler(ABC):
+    """A method. It knows no disk, command line, rank, progress bar or global random state.
 
     Attributes:
-        images: (S, 3, H, W) in [0, 1], the distinct real images.
-        sources: S names; equal names mean equal images, so work can be kept.
-        source_index: (B,) row of `images` that each variant starts from.
-        prompts: B prompts.
-        targets: (B,) labels.
-        source_seeds: S seeds, of the random numbers that all variants of a real image share.
+        pipeline: The checkpoint.
+        config: Its settings.
+        batch_size: Images that `variants` denoises together.
     """
 
-    images: Tensor
-    sources: Sequence[str]
-    source_index: Tensor
-    prompts: Sequence[str]
-    targets: Tensor
-    source_seeds: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def part(self, start: int, stop: int) -> Batch:
-        """The variants from `start` to before `stop`, with the real images they need."""
-        index = self.source_index[start:stop]
-        used = index.unique()
-        return Batch(
-            images=self.images[used],
-            sources=[self.sources[i] for i in used.tolist()],
-            source_index=(index[:, None] == used).int().argmax(dim=1),
-            prompts=self.prompts[start:stop],
-            targets=self.targets[start:stop],
-            source_seeds=[self.source_seeds[i] for i in used.tolist()],
-        )
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Generated images (B, 3, H, W) in [0, 1], and figures (B,) about them for the manifest."""
-
-    images: Tensor
-    details: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-class Sampler(Protocol):
-    """A method. It knows no disk, command line, rank, progress bar or global random state."""
-
     pipeline: StableDiffusionPipeline
+    config: SamplerConfig
+    batch_size: int = 8
 
     @classmethod
+    @abstractmethod
     def build(
         cls,
         config: Any,
@@ -144,9 +111,11 @@ class Sampler(Protocol):
             class_names: The dataset's, by label.
         """
 
+    @abstractmethod
     def prepare(self, records: Sequence[ImageRecord]) -> None:
         """Look at all real images, once, before sampling."""
 
+    @abstractmethod
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
         """One variant per row of `batch`.
 
@@ -157,3 +126,58 @@ class Sampler(Protocol):
     def save_memory(self) -> bool:
         """Use less memory from now on, at the cost of time; False if there is no way to."""
         return False
+
+    def check_labels(self, labels: Sequence[int] | None) -> None:
+        """Raise InputError for labels, None if none are given, that the method cannot do with."""
+        return  # most need none
+
+    def prepare_images(self, images: Sequence[Picture], labels: Sequence[int]) -> None:
+        """`prepare` from Pillow images or paths, with their labels from 0."""
+        self.check_labels(labels)
+        self.prepare(given_records(images, labels=labels))
+
+    def variants(
+        self,
+        images: Sequence[Picture],
+        *,
+        prompts: str | Sequence[str],
+        labels: Sequence[int] | None = None,
+        number: int = 1,
+        names: Sequence[str] | None = None,
+        seed: int = 42,
+        resolution: int | None = None,
+    ) -> list[list[Image.Image]]:
+        """Variants of real images: a list for each image, `number` in it.
+
+        They are those of expand.py for images of these names at equal run seed, resolution, batch
+        size and number format. The images become square as `config.resize_mode` says.
+
+        Args:
+            images: Pillow images of any size and mode, or paths.
+            prompts: One for each image, or one for all.
+            labels: Of the images, from 0; some methods do without.
+            names: Decide the noise, with `seed`; default: "0", "1", ...
+            seed: Run seed.
+            resolution: Side of the variants, pixels; default: the checkpoint's own.
+
+        Raises:
+            InputError: The lists differ in length, or an image cannot be read.
+        """
+        from expansion.variants import Drawing, Variant, own_resolution, variants_of
+
+        require(number > 0, f"number {number}: give 1 or more variants of each image")
+        self.check_labels(labels)
+        records = given_records(images, names, labels)
+        texts = [prompts] * len(records) if isinstance(prompts, str) else list(prompts)
+        require(
+            len(texts) == len(records),
+            f"{len(texts)} prompts for {len(records)} images; give one for each, or one text",
+        )
+        wanted = [
+            Variant(r, k, text)
+            for r, text in zip(records, texts, strict=True)
+            for k in range(number)
+        ]
+        drawing = Drawing(seed, resolution or own_resolution(self), self.config.resize_mode)
+        made = variants_of(self, wanted, drawing, self.batch_size)
+        return [made[i : i + number] for i in range(0, len(made), number)]

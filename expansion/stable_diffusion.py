@@ -36,7 +36,7 @@ from expansion.hub import hub_failure, no_vain_requests, only_cached, unreachabl
 from expansion.phases import phase
 from expansion.quiet import quiet_libraries
 from expansion.records import shown
-from expansion.sampler import Batch
+from expansion.samples import Batch
 from expansion.weight_files import CONVERSION, PICKLES, weight_variant
 
 LATENTS_AT_ONCE = 4 * 64 * 64  # latent cells in one call of the decoder: four images of 512 pixels

@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 import expand
 from expansion import image_datasets
-from expansion.generation import square_image
+from expansion.variants import square_image
 from expansion.recipe import Recipe
 from expansion.records import ImageRecord
 from expansion.transforms import eval_transform

@@ -18,7 +18,7 @@ import parse_logs
 import train_expand
 import train_original
 from dreamda import finetune, prompts
-from expansion import benchmark, benchmark_training, image_datasets
+from expansion import benchmark, benchmark_training, image_datasets, predict
 from expansion.study import config as study_config
 from tests import fault_rig, fuzz
 
@@ -40,6 +40,7 @@ PARSERS = {
     "expansion.benchmark": benchmark.parse,
     "expansion.benchmark_training": benchmark_training.parse_options,
     "expansion.study": lambda words: study_config.read_command_line(words, ""),
+    "expansion.predict": predict.parse,
 }
 # What must be known of a command's parsed options.
 FOUND = {
@@ -48,6 +49,7 @@ FOUND = {
     "expansion.benchmark": lambda parsed: parsed.methods,
     "expansion.benchmark_training": lambda parsed: parsed.arch,
     "expansion.study": lambda parsed: parsed.value("dataset"),
+    "expansion.predict": lambda parsed: parsed.photos,
 }
 
 
