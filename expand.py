@@ -35,6 +35,7 @@ from expansion.config import (
 from expansion.devices import device_and_dtype
 from expansion.errors import brief, run_command
 from expansion.expanded_set import Asked, StoredSet, current_rows
+from expansion.identity import facts_of, identity_of, layout_of
 from expansion.image_datasets import (
     DEFAULT_DATASET,
     dataset_config,
@@ -42,17 +43,7 @@ from expansion.image_datasets import (
     write_subset,
 )
 from expansion.manifest import merge_manifests, read_manifest
-from expansion.plan import (
-    IDENTITY_FILE,
-    ExpandConfig,
-    Plan,
-    describe,
-    facts_of,
-    identity_of,
-    layout_of,
-    make_plan,
-    output_folder,
-)
+from expansion.plan import IDENTITY_FILE, ExpandConfig, Plan, describe, make_plan, output_folder
 from expansion.prompts import overlong_warning
 from expansion.runs import (
     check_claim,

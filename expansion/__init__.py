@@ -9,7 +9,7 @@
                      mat_reader array_readers array_files digits
     diffusion        checkpoints checkpoint_configs weight_files lora hub
                      stable_diffusion denoising samples sampler variants img2img memory batch_size
-    an expansion     plan sharding work_queue generation
+    an expansion     plan identity sharding work_queue generation
     its folder       naming runs writer manifest places expanded_set tars status
     classifiers      backbones small_resnets clip_backbone classifier_files weight_names
                      transforms augmentations strong_augmentation

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from expansion.batch_size import remembered_batch_size
 from expansion.checkpoints import (
     LARGEST_RESOLUTION,
     check_model_folder,
     check_model_steps,
-    file_fingerprint,
     locate_model,
-    model_fingerprint,
     model_resolution,
 )
-from expansion.config import config_hash, deciding, option, require
-from expansion.content import content_summary, readable_records
+from expansion.config import option, require
+from expansion.content import readable_records
 from expansion.expanded_set import Item, Sources
 from expansion.image_datasets import (
     DEFAULT_DATASET,
@@ -43,7 +39,6 @@ from expansion.runs import check_outside, to_yaml
 from expansion.sampler import SamplerConfig
 from expansion.sharding import Shard, make_units, resolve_shard, take_shard
 from expansion.tars import TarLayout, tar_prefix
-from expansion.weight_files import find_lora
 
 IDENTITY_FILE = "expansion.yaml"
 LARGEST_COUNT = 1_000_000  # variants or images of a batch; the plan lists every variant
@@ -317,14 +312,14 @@ def _prompts(
     return read_prompts(config.prompts_file, scope, config.prompt_per, config.seed)
 
 
-def _own_resolution(plan: Plan) -> int:
+def own_resolution(plan: Plan) -> int:
     """Side in pixels that the checkpoint was trained for."""
     return model_resolution(plan.config.single_file_config or plan.model)
 
 
 def describe(plan: Plan) -> str:
     """The resolved settings and the size of the work, as text."""
-    resolution = plan.config.resolution or _own_resolution(plan)
+    resolution = plan.config.resolution or own_resolution(plan)
     first = plan.records[0]
     prompt = plan.prompts.prompt_of(first.file_name, first.label, variant=0)
     rows = plan.method_config.unet_rows_per_image(plan.config.num_images_per_prompt)
@@ -347,57 +342,3 @@ def describe(plan: Plan) -> str:
         f"disk space: about {gigabytes:.2g} GB for this shard\n"
         f"output: {plan.output_dir}{f'/{plan.tars.pattern}' if plan.tars else ''}"
     )
-
-
-def facts_of(plan: Plan) -> dict[str, Any]:
-    """What reports show beside the images: where real ones and model lie, what one costs."""
-    config, model = plan.config, plan.model
-    return {
-        "model": os.path.relpath(model, plan.output_dir) if os.path.isdir(model) else model,
-        "dataset": config.dataset,
-        "data_dir": os.path.relpath(config.data_dir, plan.output_dir),
-        "root": os.path.relpath(plan.dataset.root, plan.output_dir),
-        "test_fraction": config.test_fraction,
-        "unet_rows_per_image": plan.method_config.unet_rows_per_image(config.num_images_per_prompt),
-    }
-
-
-def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
-    """Everything that decides the images, and nothing else."""
-    settings = deciding(plan.method_config)
-    for name, path in plan.method_config.input_files().items():
-        settings[name] = file_fingerprint(path)
-    own_resolution = _own_resolution(plan)
-    identity = {
-        "method": plan.config.method,
-        "settings": settings,
-        "model": model_fingerprint(
-            plan.model, plan.config.revision, plan.config.single_file_config
-        ),
-        "resolution": None if plan.config.resolution == own_resolution else plan.config.resolution,
-        "crop_bottom": plan.dataset.config.crop_bottom,
-        "reading": dataclasses.asdict(plan.dataset.reading),
-        "dtype": dtype,
-        "seed": plan.config.seed,
-        "prompts": plan.prompts.fingerprint(),
-        "classes": config_hash(plan.dataset.class_names),
-    }
-    if plan.config.lora is not None:
-        identity["lora"] = file_fingerprint(find_lora(plan.config.lora))
-        identity["lora_scale"] = plan.config.lora_scale
-    if plan.method_config.depends_on_dataset:
-        identity["images"] = content_summary(plan.records)
-    return identity
-
-
-def layout_of(plan: Plan) -> dict[str, Any]:
-    """What decides, beside `identity_of`, which image lies in which tar; nothing for files."""
-    if plan.tars is None:
-        return {}
-    return {
-        "output_format": plan.config.output_format,
-        "tars": plan.tars.pattern,
-        "images_per_tar": plan.config.images_per_tar,
-        "num_images_per_prompt": plan.config.num_images_per_prompt,
-        "images": content_summary(plan.records),
-    }
