@@ -31,14 +31,14 @@ def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
     settings = deciding(plan.method_config)
     for name, path in plan.method_config.input_files().items():
         settings[name] = file_fingerprint(path)
-    own_resolution = own_resolution(plan)
+    trained_for = own_resolution(plan)
     identity = {
         "method": plan.config.method,
         "settings": settings,
         "model": model_fingerprint(
             plan.model, plan.config.revision, plan.config.single_file_config
         ),
-        "resolution": None if plan.config.resolution == own_resolution else plan.config.resolution,
+        "resolution": None if plan.config.resolution == trained_for else plan.config.resolution,
         "crop_bottom": plan.dataset.config.crop_bottom,
         "reading": dataclasses.asdict(plan.dataset.reading),
         "dtype": dtype,

@@ -14,7 +14,8 @@ import expand
 from expansion.config import config_hash
 from expansion.errors import InputError
 from expansion.lora import add_lora, check_lora
-from expansion.plan import identity_of, make_plan
+from expansion.identity import identity_of
+from expansion.plan import make_plan
 from expansion.stable_diffusion import load_pipeline
 from tests.checkpoint_stand_ins import copy_model
 from tests.conftest import TINY_MODEL

@@ -29,7 +29,7 @@ class ExpandedSet:
     Attributes:
         dataset: Name; "" where it is not known.
         identity: Settings that it was begun with.
-        facts: What the last expand.py asked for; see `expansion.plan.facts_of`.
+        facts: What the last expand.py asked for; see `expansion.identity.facts_of`.
         rows: Manifest rows of the images that were asked for.
         seconds: Of all processes together; None in sets of older versions.
         num_bytes: Of all files.
