@@ -79,6 +79,7 @@ def test_one_seed_gives_an_interval_over_test_images_and_says_so():
     """Differences 1 0 0 1 forty times over: variance 1/4 * 160/159 / 160, t(159) = 1.974996."""
     gain = compare([run([1, 0, 1, 1] * 40)], [run([0, 0, 1, 0] * 40)], "last_accuracy")
     assert gain.images_only and gain.num_seeds == 1
+    assert gain.verdict == "cannot tell"  # about arms: other seeds are not known
     assert gain.low == pytest.approx(50 - 100 * 1.974996 * (0.25 / 159) ** 0.5, abs=1e-3)
 
 

@@ -6,8 +6,8 @@
 A classifier is right about an image where level + image + image of this arm + seed + chance > 0,
 all normal with variance 1 in sum but for the level; images are shared by both arms and all seeds.
 Its accuracy is then Phi(level): the true gain is known. Of one seed it is that of the two
-classifiers at hand. Columns: share of the tables whose interval holds the gain; of tables with no
-gain, share called "cannot tell", which is the same.
+classifiers at hand. Columns: share of the tables whose interval holds the gain, and share called
+"cannot tell", which is to be 95 % or more where the accuracies are equal.
 """
 
 from __future__ import annotations

@@ -189,8 +189,8 @@ def notes(table: Sequence[Row], metric: str) -> list[str]:
     single = [n for n, c in compared.items() if c and c.gain and c.gain.images_only]
     if single:
         lines.append(
-            f"one seed: the interval of {', '.join(single)} is over the test images alone; "
-            "other seeds may say otherwise"
+            f"one seed: the interval of {', '.join(single)} is over the test images alone; train "
+            "more seeds for a verdict"
         )
     lone = [n for n, c in compared.items() if n not in single and c and c.gain]
     lone = [n for n in lone if compared[n].gain.num_seeds == 1]
