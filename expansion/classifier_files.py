@@ -76,7 +76,8 @@ def read_network(path: str | Path, remedy: str) -> StoredNetwork:
             continue
         if not _is_weight(value):
             raise InputError(
-                f"{path}: {key} does not fit, it is no tensor of numbers but {brief(value)}; {remedy}"
+                f"{path}: {key} does not fit, it is no tensor of numbers but {brief(value)}; "
+                + remedy
             )
         if name in state:
             raise InputError(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from stand_ins import draw, folders
 
+import train_original
 from expansion import splits
 from expansion.errors import InputError
 from expansion.image_datasets import choose_subset, load_dataset, write_subset
@@ -128,3 +129,25 @@ def test_a_chosen_subset_is_written_once_and_read_again(tmp_path):
     bare = tmp_path / "bare.json"
     bare.write_text(json.dumps([everything[3].file_name]))
     assert choose_subset(everything, None, 0, str(bare)) == [everything[3]]
+
+
+def test_a_stored_split_is_followed_without_its_option(tmp_path, capsys):
+    root = tmp_path / "set"
+    folders(root, {"cat": 10, "dog": 10})
+    (root / "split-second.json").write_text("a file of somebody's own")
+    with pytest.raises(InputError, match="give --test_fraction 0.3"):
+        load_dataset(str(root))
+    made = load_dataset(str(root), test_fraction=0.2)
+    names = [[r.file_name for r in made.records(split)] for split in ("train", "test")]
+    followed = load_dataset(str(root))
+    assert [[r.file_name for r in followed.records(s)] for s in ("train", "test")] == names
+    assert not train_original.main(["-d", str(root), "--dry_run"])
+    assert "16 real + 0 generated; 0 held out, 4 for testing" in capsys.readouterr().out
+
+
+def test_a_stored_split_does_not_count_where_there_are_test_images(tmp_path):
+    root = tmp_path / "set"
+    folders(root / "train", {"cat": 4, "dog": 4})
+    load_dataset(str(root), test_fraction=0.5).records("test")
+    folders(root / "test", {"cat": 3, "dog": 3})
+    assert counts(load_dataset(str(root)))["test"] == {"cat": 3, "dog": 3}

@@ -23,8 +23,9 @@ REHEARSAL_MODEL = "assets/tiny-sd-digits"
 MODEL_GIGABYTES = 4  # of the parts of Stable Diffusion 1.x that are loaded, as the hub has them
 MODEL_FILES = ("model_index.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json")
 ANSWER_SECONDS = 5
-# Of SGD with warm-up, where no rate was given. From scratch on 50 photos, 80 steps of 16 images at
-# 64 pixels, test accuracy of ResNet-18 at 0.1 / 0.05 / 0.02: 31 / 43 / 73 %.
+# Of SGD, where no rate was given. From scratch on 50 photos, 80 steps of 16 images of
+# 64 pixels, ResNet-18 is right on 31 % of the test images at 0.1 (without warm-up), 43 % at 0.05,
+# 73 % at 0.02 and 74 % at 0.01; ResNet-50 after 40 steps on 37 % at 0.1, 47 % at 0.02.
 RATE, PRETRAINED_RATE, WARMUP = 0.02, 0.01, 0.1
 PRETRAINED = ("resnet50", "resnet18")  # tried in this order; a CPU takes the second alone
 
