@@ -43,6 +43,7 @@ from expansion.image_datasets import (
     write_subset,
 )
 from expansion.manifest import merge_manifests, read_manifest
+from expansion.option_parser import OptionParser
 from expansion.plan import IDENTITY_FILE, ExpandConfig, Plan, describe, make_plan, output_folder
 from expansion.prompts import overlong_warning
 from expansion.runs import (
@@ -73,6 +74,11 @@ SAMPLERS = {
     "dreamda": ("dreamda.config:DreamDAConfig", "dreamda.sampler:DreamDASampler"),
 }
 DEFAULT_METHOD = "distdiff"
+COMMON = frozenset(  # what --help shows
+    "dataset method num_images_per_prompt pretrained_model_name_or_path encoder_weight_path exp "
+    "output_dir strength guidance_scale prompt_template prompts_file shots test_fraction seed "
+    "batch_size split total_split".split()
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int | None:
@@ -91,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, argparse.Namespace]:
     """Command line > `--config` files > dataset file > method file > defaults."""
-    first = argparse.ArgumentParser(add_help=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", nargs="*", default=[])
     first.add_argument("--method", default=None)
     first.add_argument("--dataset", "-d", default=None)
@@ -105,11 +111,12 @@ def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, argpar
     if method not in tuple(SAMPLERS):
         raise unknown_name("method", method, list(SAMPLERS))
     config_class = import_object(SAMPLERS[method][0])
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="expand.py",
         description=__doc__,
         epilog=f"methods: {', '.join(SAMPLERS)}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=COMMON,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", nargs="*", default=[], help="YAML files; later ones win")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")

@@ -9,7 +9,6 @@ The result is a diffusers folder. The same command goes on after an interruption
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import importlib.util
@@ -45,6 +44,7 @@ from expansion.devices import in_main_process, make_accelerator
 from expansion.errors import run_command
 from expansion.figures import save_figure
 from expansion.image_datasets import ImageDataset, ImageRecord, few_shot, load_dataset
+from expansion.option_parser import OptionParser
 from expansion.prompts import class_prompt
 from expansion.run_lock import only_training
 from expansion.runs import check_outside, claim_folder, write_atomic
@@ -58,6 +58,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+COMMON = frozenset(  # what --help shows
+    "dataset pretrained_model_name_or_path from_scratch output_dir resolution max_train_steps "
+    "train_batch_size learning_rate lora_rank gradient_accumulation_steps mixed_precision "
+    "seed".split()
+)
 BAR_FORMAT = "{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}, {rate_inv_fmt}{postfix}"
 
 
@@ -109,11 +114,7 @@ def _identity(
 
 def parse(arguments: Sequence[str] | None) -> tuple[FinetuneConfig, FromScratchConfig]:
     """Command line over YAML over defaults."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dreamda.finetune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionParser(prog="python -m dreamda.finetune", description=__doc__, common=COMMON, allow_abbrev=False)
     parser.add_argument("--config", nargs="*", default=[], help="YAML files; later ones win")
     add_options(parser, FinetuneConfig, "training")
     add_options(parser, FromScratchConfig, "architecture and autoencoder (--from_scratch only)")

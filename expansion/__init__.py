@@ -1,7 +1,7 @@
 """What every method of dataset expansion shares; it names no method.
 
-    settings         config texts recipe prompts seeding devices errors stopping quiet progress
-                     caching
+    settings         config option_parser texts recipe prompts seeding devices errors stopping
+                     quiet progress caching
     real images      image_datasets records content splits label_noise check_dataset
                      generated_images pixels pixel_report colour_profiles
     their layouts    dataset_layouts dataset_configs known_layouts metadata_files file_trees

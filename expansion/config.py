@@ -143,7 +143,8 @@ def add_options(parser: argparse.ArgumentParser, config_class: type, title: str)
             keywords["metavar"] = None if field.metadata["choices"] else metavar
             if is_list:
                 keywords["nargs"] = "+"
-        group.add_argument(*field.metadata["flags"], f"--{field.name}", **keywords)
+        action = group.add_argument(*field.metadata["flags"], f"--{field.name}", **keywords)
+        action.of_config = True
 
 
 def command_line_source(namespace: argparse.Namespace, ignore: Sequence[str] = ()) -> Source:

@@ -21,7 +21,13 @@ from expansion.config import (
 )
 from expansion.errors import brief
 from expansion.image_datasets import DEFAULT_DATASET, dataset_config
+from expansion.option_parser import OptionParser
 from expansion.recipe import Recipe
+
+COMMON = frozenset(  # what --help shows
+    "dataset arch pretrained lr exp seeds epochs budget max_train_steps batch_size image_size "
+    "augment shots test_fraction val_fraction labels unlabeled_dir checkpoint_dir dry_run".split()
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +98,9 @@ def parse_training(
     learning = choose(known)
     classes = [c for c in (config_class, Recipe, learning.config_class()) if c is not None]
 
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=COMMON,
         allow_abbrev=False,  # or "--label amst" would be read here and not above
     )
     parser.add_argument(

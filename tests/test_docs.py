@@ -319,10 +319,11 @@ def test_every_option_that_a_document_names_exists(document, capsys):
     for entry in ENTRIES.values():
         for extra in MORE_OPTIONS.get(entry, [[]]):
             with pytest.raises(SystemExit):
-                entry([*extra, "--help"])
+                entry([*extra, "--help", "all"])
     for parse in (*PARSERS.values(), image_datasets.main, fault_rig.main, fuzz.main):
-        with pytest.raises(SystemExit):
-            parse(["--help"])
+        for layer in ([], ["all"]):
+            with pytest.raises(SystemExit):
+                parse(["--help", *layer])
     known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     named = set(re.findall(r"(?<![\w-])--\w[\w-]*", (ROOT / document).read_text()))
     assert named <= known

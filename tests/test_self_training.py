@@ -304,7 +304,7 @@ def test_options_of_self_training_are_shown_with_it_alone(capsys):
     texts = {}
     for labels in ("seed", "amst"):
         with pytest.raises(SystemExit):
-            train_expand.main(["--labels", labels, "--help"])
+            train_expand.main(["--labels", labels, "--help", "all"])
         texts[labels] = capsys.readouterr().out
     assert "--mc_passes" in texts["amst"] and "--mc_passes" not in texts["seed"]
     assert "--no-consistency" in texts["amst"]

@@ -378,7 +378,7 @@ def test_figures_count_seed_labels_and_the_truth_where_all_of_it_is_known():
 )
 def test_help_lists_the_options_of_the_chosen_labels(capsys, labels, present, absent):
     with pytest.raises(SystemExit):
-        train_expand.main(["--labels", labels, "--help"])
+        train_expand.main(["--labels", labels, "--help", "all"])
     shown = capsys.readouterr().out
     assert all(f"{option} " in shown for option in present.split())
     assert absent not in shown

@@ -11,7 +11,6 @@ A study file is a YAML file whose keys are the options of StudyConfig and, besid
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -32,9 +31,13 @@ from expansion.config import (
     unknown_name,
 )
 from expansion.errors import InputError, brief
+from expansion.option_parser import OptionParser
 from expansion.plan import ExpandConfig
 from expansion.recipe import Recipe
 
+COMMON = frozenset(  # what --help shows
+    "methods num_images_per_prompt model arch seeds scale output_dir shots test_fraction".split()
+)
 SCALES = ("tiny", "small", "paper")
 EACH = "each"
 METHODS = tuple(expand.SAMPLERS)
@@ -176,10 +179,10 @@ def read_command_line(arguments: Sequence[str], description: str) -> Asked:
     Raises:
         InputError: An unknown option, key, arm or method, or a wrong value; names it and its place.
     """
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m expansion.study",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        common=COMMON,
         allow_abbrev=False,
     )
     parser.add_argument(
