@@ -24,7 +24,7 @@ class OptionParser(argparse.ArgumentParser):
         super().__init__(add_help=False, **keywords)
         self.common = common
         self.add_argument(
-            "-h", "--help", nargs="?", const="", choices=("", ALL), metavar=ALL, action=_Help,
+            "-h", "--help", nargs="?", const="", choices=("", ALL), metavar=ALL, action=_Help, default=argparse.SUPPRESS,
             help="show the common options and exit; --help all: every option",
         )  # fmt: skip
 
