@@ -15,7 +15,7 @@
                      transforms augmentations strong_augmentation
     their training   training_options experiment training curves objectives batches pixel_cache
                      training_checks divergence run_lock
-    their use        finished_runs predict predictor
+    use of results   finished_runs predict predictor export merging dataset_card
     measurements     similarity figures lettering sheets tables
                      metrics metrics.predictions metrics.measures metrics.classification
                      metrics.comparison metrics.coverage metrics.runs metrics.tables

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pth.tar"  # after the last step
 SEED_FOLDER = re.compile(r"seed(\d+)")
 RESULTS = "results.yaml"
+GO_ON = f"it has no {RESULTS}; run the same training command to go on"
 PREPROCESSING = ("arch", "image_size", "resize_size", "mixed_precision")
 
 
@@ -82,14 +83,14 @@ def find_runs(place: str | Path) -> FinishedRuns:
     )
     unfinished: list[str] = []
     if any((folder / name).is_file() for name in (OPTIONS, RESULTS, CHECKPOINT)):
-        require(is_done(folder), f"{folder} is not finished: {_GO_ON}")
+        require(is_done(folder), f"{folder} is not finished: {GO_ON}")
         folders = [folder]
     else:
         seeds = _seed_folders(folder)
         folders = [seed for seed in seeds if is_done(seed)]
         unfinished = [seed.name for seed in seeds if not is_done(seed)]
         require(bool(seeds), f"{folder} holds no run{_runs_below(folder)}")
-        require(bool(folders), f"none of the {len(seeds)} runs in {folder} is finished: {_GO_ON}")
+        require(bool(folders), f"none of the {len(seeds)} runs in {folder} is finished: {GO_ON}")
     views = [_view(each) for each in folders]
     for each, view in zip(folders, views, strict=True):
         require(
@@ -98,9 +99,6 @@ def find_runs(place: str | Path) -> FinishedRuns:
             "them alone",
         )
     return FinishedRuns(tuple(folders), views[0], tuple(unfinished))
-
-
-_GO_ON = "it has no results.yaml; run the same training command to go on"
 
 
 def _seed_folders(folder: Path) -> list[Path]:

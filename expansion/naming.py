@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from expansion.records import ImageRecord
@@ -18,6 +18,12 @@ WINDOWS_DEVICES = frozenset(
 OWN_FILES = re.compile(
     r"manifest\..*|metadata\.jsonl|(classes|expansion|plan)\..*|contact_sheet(_\d+)?\.png", re.I
 )
+# A word that means a split to Hugging Face's loaders where no letter stands beside it.
+SPLIT_WORD = re.compile(
+    r"(?<![^-._ 0-9])"
+    r"(train|training|validation|valid|dev|val|test|testing|eval|evaluation)"
+    r"(?![^-._ 0-9])"
+)
 MAX_BYTES = 120  # of a slug or stem; file systems allow 255 with prefix, suffix and variant
 
 
@@ -27,7 +33,7 @@ def folder_names(class_names: Sequence[str]) -> dict[str, str]:
     Distinct also on file systems that ignore case or Unicode form. A name that clashes gets 8 hex
     digits of its hash.
     """
-    return _distinct({name: name for name in class_names})
+    return distinct_names({name: name for name in class_names})
 
 
 def ordered_folders(class_names: Sequence[str]) -> dict[str, str]:
@@ -35,10 +41,25 @@ def ordered_folders(class_names: Sequence[str]) -> dict[str, str]:
 
     Where the order by name is another than the dataset's, each begins with its class's number.
     """
-    folders = folder_names(class_names)
-    if sorted(folders.values()) == list(folders.values()):
+    return _in_order(folder_names(class_names))
+
+
+def loader_folders(class_names: Sequence[str]) -> dict[str, str]:
+    """`ordered_folders`, for loaders that also look for splits in the names of folders.
+
+    Hugging Face's takes a folder "steam train" below "test" for training images, and passes over
+    "__folder". Such words get brackets.
+    """
+    folders = {name: SPLIT_WORD.sub(r"(\1)", f) for name, f in folder_names(class_names).items()}
+    return _in_order({n: f"({f})" if f.startswith("__") else f for n, f in folders.items()})
+
+
+def _in_order(folders: dict[str, str]) -> dict[str, str]:
+    """The folders, with numbers before them unless they are distinct and sort in their order."""
+    names = list(folders.values())
+    if sorted(names) == names and len(set(map(_folded, names))) == len(names):
         return folders
-    digits = len(str(len(class_names) - 1))
+    digits = len(str(len(names) - 1))
     return {name: f"{i:0{digits}d}_{folder}" for i, (name, folder) in enumerate(folders.items())}
 
 
@@ -54,9 +75,26 @@ def image_stems(records: Sequence[ImageRecord], folders: dict[str, str]) -> dict
         members = by_class.setdefault(record.class_name, {})
         members[record.file_name] = PurePosixPath(record.file_name).stem
     for class_name, members in by_class.items():
-        for file_name, stem in _distinct(members).items():
+        for file_name, stem in distinct_names(members).items():
             stems[file_name] = f"{folders[class_name]}/{stem}"
     return stems
+
+
+def distinct_names(names: Mapping[str, str]) -> dict[str, str]:
+    """Key -> a safe file name made from its text, distinct for distinct keys.
+
+    Texts that clash get 8 hex digits of the hash of their key.
+    """
+    safe = {key: _safe(text) for key, text in names.items()}
+    taken = Counter(_folded(name) for name in safe.values())
+    result = {
+        key: name if taken[_folded(name)] == 1 else f"{name}-{_hash(key)}"
+        for key, name in safe.items()
+    }
+    folded = [_folded(name) for name in result.values()]
+    if len(set(folded)) < len(folded):  # a name that itself ends like another's hash
+        return {key: f"{safe[key]}-{_hash(key)}-{i}" for i, key in enumerate(sorted(names))}
+    return result
 
 
 def variant_name(stem: str, variant: int) -> str:
@@ -80,20 +118,6 @@ def _as_seen(name: str) -> str:
     shown = "".join(c for c in _folded(name) if unicodedata.category(c) != "Cf")
     shown = " ".join(shown.replace("_", " ").split())
     return shown.lstrip("0") or "0" if shown.isdecimal() else shown
-
-
-def _distinct(names: dict[str, str]) -> dict[str, str]:
-    """Key -> a safe file name made from its text, distinct for distinct keys."""
-    safe = {key: _safe(text) for key, text in names.items()}
-    taken = Counter(_folded(name) for name in safe.values())
-    result = {
-        key: name if taken[_folded(name)] == 1 else f"{name}-{_hash(key)}"
-        for key, name in safe.items()
-    }
-    folded = [_folded(name) for name in result.values()]
-    if len(set(folded)) < len(folded):  # a name that itself ends like another's hash
-        return {key: f"{safe[key]}-{_hash(key)}-{i}" for i, key in enumerate(sorted(names))}
-    return result
 
 
 def _safe(text: str) -> str:

@@ -1,10 +1,10 @@
 """Use a finished classifier on photos: a table of probabilities, and a picture.
 
-    python -m expansion.predict checkpoint/caltech-101/resnet50_unpretrained_lr0.1/seed1 path/to/photos
+    python -m expansion.predict checkpoint/caltech-101/resnet50_unpretrained_lr0.1 path/to/photos
 
-The first is the folder of one seed, or the folder of all seeds, whose mean then decides. Photos are
-files and folders, which are searched in depth. The table, predictions.csv, has a row for each photo: file, class,
-probability, and the probability of every class. The picture stands beside it.
+The first is the folder of all seeds, whose mean decides, or that of one seed. Photos are files and
+folders, which are searched in depth. The table, predictions.csv, has a row for each photo: file,
+class, probability, and the probability of every class. The picture stands beside it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import parse_logs
 import train_expand
 import train_original
 from dreamda import finetune, prompts
-from expansion import benchmark, benchmark_training, image_datasets, predict
+from expansion import benchmark, benchmark_training, export, image_datasets, predict
 from expansion.study import config as study_config
 from tests import fault_rig, fuzz
 
@@ -39,6 +39,7 @@ PARSERS = {
     "dreamda.prompts": prompts.parse,
     "expansion.benchmark": benchmark.parse,
     "expansion.benchmark_training": benchmark_training.parse_options,
+    "expansion.export": export.parse,
     "expansion.study": lambda words: study_config.read_command_line(words, ""),
     "expansion.predict": predict.parse,
 }
@@ -48,6 +49,7 @@ FOUND = {
     "dreamda.prompts": lambda parsed: parsed.output,
     "expansion.benchmark": lambda parsed: parsed.methods,
     "expansion.benchmark_training": lambda parsed: parsed.arch,
+    "expansion.export": lambda parsed: parsed.merge,
     "expansion.study": lambda parsed: parsed.value("dataset"),
     "expansion.predict": lambda parsed: parsed.photos,
 }
@@ -306,7 +308,7 @@ def test_a_failed_shard_fails_the_whole_experiment(workplace):
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_file_that_a_document_names_exists(document):
     text = (ROOT / document).read_text()
-    named = re.findall(r"(?:assets|configs|scripts|expansion|distdiff|dreamda)/[\w./-]*\w", text)
+    named = re.findall(r"(?<!\w)(?:assets|configs|scripts|expansion|distdiff|dreamda)/[\w./-]*\w", text)
     missing = [
         name for name in set(named) if not (ROOT / name).exists() and "name.yaml" not in name
     ]
