@@ -54,7 +54,7 @@ from expansion.runs import (
     remove_partial_files,
     write_atomic,
 )
-from expansion.sampler import SamplerConfig
+from expansion.sampler_config import SamplerConfig
 from expansion.status import note_start, status_text
 from expansion.stopping import StopRequest, finishing_first
 from expansion.tars import RecentTars, pack_complete
@@ -69,7 +69,7 @@ logger = logging.getLogger("expand")
 
 # method -> its config and its sampler; the config's module imports no torch.
 SAMPLERS = {
-    "img2img": ("expansion.sampler:SamplerConfig", "expansion.img2img:Img2ImgSampler"),
+    "img2img": ("expansion.sampler_config:SamplerConfig", "expansion.img2img:Img2ImgSampler"),
     "distdiff": ("distdiff.config:DistDiffConfig", "distdiff.sampler:DistDiffSampler"),
     "dreamda": ("dreamda.config:DreamDAConfig", "dreamda.sampler:DreamDASampler"),
 }

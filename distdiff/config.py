@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from expansion.config import option, require
-from expansion.sampler import SamplerConfig
+from expansion.sampler_config import SamplerConfig
 from expansion.weight_files import weight_files
 
 TARGETS = ("global_prototype", "local_prototype")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from expansion.config import option, require
-from expansion.sampler import SamplerConfig
+from expansion.sampler_config import SamplerConfig
 
 FEATURE_LOCATIONS = ("bottleneck", "encoder", "decoder")
 LATENT_LOCATIONS = ("xt", "xT", "x0")

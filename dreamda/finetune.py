@@ -48,7 +48,7 @@ from expansion.option_parser import OptionParser
 from expansion.prompts import class_prompt
 from expansion.run_lock import only_training
 from expansion.runs import check_outside, claim_folder, write_atomic
-from expansion.sampler import SamplerConfig
+from expansion.sampler_config import SamplerConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -8,7 +8,8 @@
                      split_folders class_folders unused_files readers list_readers list_files rows
                      mat_reader array_readers array_files digits
     diffusion        checkpoints checkpoint_configs weight_files lora hub
-                     stable_diffusion denoising samples sampler variants img2img memory batch_size
+                     stable_diffusion denoising samples sampler_config sampler variants
+                     img2img memory batch_size
     an expansion     plan identity sharding work_queue generation
     its folder       naming runs writer manifest places expanded_set tars status
     classifiers      backbones small_resnets clip_backbone classifier_files weight_names
@@ -22,6 +23,6 @@
                      benchmark contenders phases benchmark_training training_rates
     a study's page   study study.page study.verdict study.charts study.classes study.gallery
                      study.sets study.recognised study.cost study.origins
-    a whole study    study study.__main__ study.config study.photos study.choices study.plan
+    a whole study    study.__main__ study.config study.photos study.choices study.plan
                      study.steps study.estimate study.jobs study.runner study.worker study.talk
 """

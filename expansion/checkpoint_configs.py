@@ -20,7 +20,7 @@ from expansion.errors import InputError, brief
 from expansion.records import shown
 
 if TYPE_CHECKING:
-    from expansion.sampler import SamplerConfig
+    from expansion.sampler_config import SamplerConfig
 
 LARGEST_SIZE = 1_000_000  # number of channels, tokens or steps in a config
 LARGEST_DEPTH = 256  # number of layers in it

@@ -29,7 +29,7 @@ from expansion.weight_files import (
 )
 
 if TYPE_CHECKING:
-    from expansion.sampler import SamplerConfig
+    from expansion.sampler_config import SamplerConfig
 
 # Component -> the only classes that are loaded. A model_index.json may name others, of any library,
 # or code that lies in the folder, which diffusers refuses only once it loads.

@@ -29,7 +29,8 @@ from expansion.expanded_set import Item
 from expansion.generation import Job, generate
 from expansion.image_datasets import ImageRecord
 from expansion.phases import PhaseClock
-from expansion.sampler import Sampler, SamplerConfig
+from expansion.sampler import Sampler
+from expansion.sampler_config import SamplerConfig
 from expansion.sharding import make_units
 from expansion.stable_diffusion import DTYPES
 from expansion.variants import square_image

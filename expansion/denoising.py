@@ -20,7 +20,7 @@ from torch import Tensor
 
 from expansion.checkpoint_configs import check_steps, noise_schedule
 from expansion.phases import phase
-from expansion.sampler import SamplerConfig
+from expansion.sampler_config import SamplerConfig
 from expansion.stable_diffusion import ddim_scheduler, weight_dtype
 
 # All that decides a step beside the model's noise schedule: the published second-order solvers, in

@@ -14,7 +14,8 @@ from torch import Generator, Tensor
 
 from expansion.denoising import Denoiser
 from expansion.image_datasets import ImageRecord
-from expansion.sampler import Sampler, SamplerConfig
+from expansion.sampler import Sampler
+from expansion.sampler_config import SamplerConfig
 from expansion.samples import Batch, Samples
 from expansion.stable_diffusion import LatentCodec, PromptEncoder
 

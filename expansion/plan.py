@@ -36,7 +36,7 @@ from expansion.prompts import (
     template_prompts,
 )
 from expansion.runs import check_outside, to_yaml
-from expansion.sampler import SamplerConfig
+from expansion.sampler_config import SamplerConfig
 from expansion.sharding import Shard, make_units, resolve_shard, take_shard
 from expansion.tars import TarLayout, tar_prefix
 

@@ -17,10 +17,10 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 import expand
 from expansion import image_datasets
-from expansion.variants import square_image
 from expansion.recipe import Recipe
 from expansion.records import ImageRecord
 from expansion.transforms import eval_transform
+from expansion.variants import square_image
 from tests.conftest import TINY_MODEL
 from tests.fuzz_inputs import damaged, file_name
 from tests.fuzz_rig import Attempt, Sandbox

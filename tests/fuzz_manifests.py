@@ -22,12 +22,12 @@ import train_expand
 from expansion.errors import InputError
 from expansion.expanded_set import read_expansion
 from expansion.image_datasets import load_dataset
-from expansion.sampler import Batch, Samples
+from expansion.samples import Batch, Samples
 from tests.conftest import TINY_MODEL
 from tests.fuzz_inputs import damaged, file_name, hostile_json, odd_name
 from tests.fuzz_rig import Attempt, Sandbox
 
-expand.SAMPLERS["copy"] = ("expansion.sampler:SamplerConfig", "tests.fuzz_manifests:CopySampler")
+expand.SAMPLERS["copy"] = ("expansion.sampler_config:SamplerConfig", "tests.fuzz_manifests:CopySampler")
 
 
 class CopySampler:

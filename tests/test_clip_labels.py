@@ -28,9 +28,9 @@ from expansion.similarity import ClipClassifier
 from expansion.training import Trainer
 from expansion.transforms import to_unit_tensor
 from tests.test_soft_labels import (  # noqa: F401, F811
-    dataset,
     CLASSES,
     checkpoint,
+    dataset,
     interrupt,
     noise_image,
     records,

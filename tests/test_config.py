@@ -21,10 +21,10 @@ from expansion.config import (
     unknown_name,
 )
 from expansion.errors import InputError
-from expansion.training_options import TrainConfig
 from expansion.plan import ExpandConfig
 from expansion.recipe import Recipe
-from expansion.sampler import SamplerConfig
+from expansion.sampler_config import SamplerConfig
+from expansion.training_options import TrainConfig
 from train_expand import TrainExpandConfig
 
 REAL_CONFIGS = (

@@ -28,7 +28,8 @@ from expansion.image_datasets import ImageRecord
 from expansion.img2img import Img2ImgSampler
 from expansion.memory import FittingSampler
 from expansion.prompts import template_prompts
-from expansion.sampler import Batch, SamplerConfig, Samples
+from expansion.sampler_config import SamplerConfig
+from expansion.samples import Batch, Samples
 from expansion.stable_diffusion import LatentCodec, load_pipeline
 from expansion.writer import ExpansionWriter
 from tests.conftest import TINY_MODEL

@@ -12,7 +12,7 @@ from dreamda.config import DreamDAConfig
 from dreamda.perturbation import GaussianNoise, perturbed_features
 from dreamda.sampler import DreamDASampler
 from expansion.errors import InputError
-from expansion.sampler import Batch
+from expansion.samples import Batch
 from tests.test_denoising import PROMPTS, generators, make_batch
 from tests.test_perturbation import FEATURES, hooks_of
 

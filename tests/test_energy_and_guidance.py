@@ -22,7 +22,8 @@ from distdiff.sampler import DistDiffSampler
 from expansion.backbones import Classifier
 from expansion.errors import InputError
 from expansion.img2img import Img2ImgSampler
-from expansion.sampler import Batch, SamplerConfig
+from expansion.sampler_config import SamplerConfig
+from expansion.samples import Batch
 from expansion.stable_diffusion import load_pipeline, load_tiny_decoder
 from tests.conftest import TINY_MODEL
 

@@ -28,7 +28,7 @@ from expansion.generation import Job, load_batch
 from expansion.image_datasets import few_shot, load_dataset
 from expansion.img2img import Img2ImgSampler
 from expansion.prompts import template_prompts
-from expansion.sampler import Batch
+from expansion.samples import Batch
 from expansion.writer import ExpansionWriter
 from tests.conftest import ROOT, TINY_MODEL
 

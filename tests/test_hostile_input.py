@@ -28,7 +28,7 @@ from expansion.pixels import FORMATS, IMAGE_SUFFIXES
 from expansion.plan import ExpandConfig, make_plan
 from expansion.records import ImageRecord
 from expansion.runs import check_claim
-from expansion.sampler import SamplerConfig
+from expansion.sampler_config import SamplerConfig
 from expansion.splits import read_json
 from expansion.stable_diffusion import load_pipeline
 from tests import stand_ins

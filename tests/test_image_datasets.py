@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from expansion import digits
-from expansion.errors import InputError
 from expansion.content import readable_records
+from expansion.errors import InputError
 from expansion.image_datasets import ImageRecord, few_shot, load_dataset
 from expansion.splits import hold_out
 

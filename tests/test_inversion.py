@@ -18,7 +18,7 @@ from dreamda.inversion import (
 )
 from expansion.denoising import Denoiser
 from expansion.errors import InputError
-from expansion.sampler import SamplerConfig
+from expansion.sampler_config import SamplerConfig
 
 SD = dict(
     beta_start=0.00085,

@@ -35,7 +35,7 @@ TORCH_FREE = [
             "class_folders unused_files digits generated_images pixels "
             "check_dataset splits plan experiment writer devices manifest expanded_set tars work_queue "
             "status phases benchmark batch_size content places progress pixel_cache benchmark_training run_lock training_options "
-            "tables option_parser finished_runs predict identity export merging dataset_card "
+            "tables sampler_config option_parser finished_runs predict identity export merging dataset_card "
             "metrics metrics.predictions metrics.measures metrics.classification metrics.comparison "
             "metrics.coverage metrics.runs metrics.tables curves figures study study.verdict study.classes "
             "study.charts study.sets study.gallery study.cost study.origins study.recognised study.page study.worker study.jobs"

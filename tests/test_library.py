@@ -23,7 +23,8 @@ from expansion.image_datasets import few_shot, load_dataset
 from expansion.img2img import Img2ImgSampler
 from expansion.pixels import decode_image
 from expansion.records import ImageRecord, given_records
-from expansion.sampler import Sampler, SamplerConfig
+from expansion.sampler import Sampler
+from expansion.sampler_config import SamplerConfig
 from tests.conftest import ROOT
 
 FEW = {"num_inference_steps": 4, "guidance_scale": 3.0}

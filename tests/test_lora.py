@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 import expand
 from expansion.config import config_hash
 from expansion.errors import InputError
-from expansion.lora import add_lora, check_lora
 from expansion.identity import identity_of
+from expansion.lora import add_lora, check_lora
 from expansion.plan import make_plan
 from expansion.stable_diffusion import load_pipeline
 from tests.checkpoint_stand_ins import copy_model

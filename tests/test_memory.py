@@ -16,7 +16,8 @@ from expansion.backbones import Classifier
 from expansion.errors import InputError
 from expansion.img2img import Img2ImgSampler
 from expansion.memory import FittingSampler, fitting_batch_size, is_shortage, power_of_two
-from expansion.sampler import Batch, SamplerConfig, Samples
+from expansion.sampler_config import SamplerConfig
+from expansion.samples import Batch, Samples
 from expansion.stable_diffusion import LatentCodec
 
 

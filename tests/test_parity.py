@@ -24,7 +24,7 @@ from distdiff.sampler import DistDiffSampler
 from dreamda.config import DreamDAConfig
 from dreamda.sampler import DreamDASampler
 from expansion.errors import InputError
-from expansion.sampler import Batch
+from expansion.samples import Batch
 
 DATA = Path(__file__).parent / "data"
 DREAMDA = {"atol": 1e-5, "rtol": 1e-5}

@@ -16,7 +16,7 @@ from expansion.checkpoint_configs import check_scheduler, check_steps, first_tim
 from expansion.checkpoints import check_model_folder, check_model_steps
 from expansion.denoising import Denoiser
 from expansion.errors import InputError
-from expansion.sampler import SOLVERS, SamplerConfig
+from expansion.sampler_config import SOLVERS, SamplerConfig
 from expansion.stable_diffusion import load_pipeline
 from tests.checkpoint_stand_ins import copy_model
 from tests.conftest import TINY_MODEL

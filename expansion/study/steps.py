@@ -13,13 +13,14 @@ import expand
 import train_expand
 import train_original
 from expansion.config import import_object, require
-from expansion.experiment import TrainConfig, arm_name, parse_training, run_dir
+from expansion.experiment import arm_name, run_dir
 from expansion.image_datasets import ImageDataset
 from expansion.recipe import Recipe, Schedule
 from expansion.runs import is_done
 from expansion.study.config import LABELS, Arm, Settings
 from expansion.study.estimate import GUIDED, MORE_LEARNING, Work
 from expansion.study.worker import typed
+from expansion.training_options import TrainConfig, parse_training
 
 GUIDE_OPTION = "encoder_weight_path"
 
