@@ -105,10 +105,10 @@ def _status_of(main: Callable[[], int | None], stop: StopRequest) -> int | None:
         return _unless_stopped(main, stop)
     except KeyboardInterrupt:
         by = f" by {stop.signal.name}" if stop() else ""
-        print(f"stopped{by}; {GO_ON}", file=sys.stderr)
+        sys.stderr.write(f"stopped{by}; {GO_ON}\n")
         return stop.exit_status if stop() else 130
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
     except BrokenPipeError:  # the reader of stdout, such as head, has gone
         sys.stderr.close()
         return 1
@@ -117,7 +117,7 @@ def _status_of(main: Callable[[], int | None], stop: StopRequest) -> int | None:
             raise
         place = error.filename2 or error.filename or "the output"
         message = one_line(f"{place}: {error.strerror}; {REMEDIES[error.errno]}")
-        print(f"error: {message}", file=sys.stderr)
+        sys.stderr.write(f"error: {message}\n")
     return 2
 
 

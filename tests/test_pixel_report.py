@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from expansion import image_datasets
+from expansion import dataset_configs, image_datasets
 from expansion.content import readable_records
 from expansion.image_datasets import load_dataset, main, unlabeled_records
 from expansion.pixel_cache import PixelCache
@@ -145,7 +145,7 @@ def described(tmp_path, monkeypatch):
         folder = tmp_path / "configs" / "datasets"
         folder.mkdir(parents=True)
         (folder / "mine.yaml").write_text("\n".join([f"folder: {root}", *lines]) + "\n")
-        monkeypatch.setattr(image_datasets, "CONFIG_DIR", tmp_path / "configs")
+        monkeypatch.setattr(dataset_configs, "CONFIG_DIR", tmp_path / "configs")
         return load_dataset("mine")
 
     return describe

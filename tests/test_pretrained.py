@@ -14,7 +14,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModelWithProjection
 
 import train_original
-from expansion import experiment
+from expansion import training_options
 from expansion.backbones import Classifier, classifier_state, load_classifier
 from expansion.clip_backbone import CLIP_MEAN, CLIP_STD, TOWERS, Tower, build_tower, load_tower
 from expansion.errors import InputError
@@ -258,7 +258,7 @@ def test_a_backbones_recipe_comes_between_the_default_and_everything_else(
     sgd = "-d caltech-101 -a swin_v2_t --optimizer sgd --lr 0.05 --lr_warmup 0"
     assert chosen(monkeypatch, *sgd.split()).lr == 0.05
     values = SimpleNamespace(classifier={"arch": "swin_v2_t", "lr_warmup": 0.3})
-    monkeypatch.setattr(experiment, "dataset_config", lambda name, data_dir: values)
+    monkeypatch.setattr(training_options, "dataset_config", lambda name, data_dir: values)
     of_dataset = chosen(monkeypatch, "-d", "caltech-101")
     assert (of_dataset.optimizer, of_dataset.lr_warmup) == ("adamw", 0.3)
 
