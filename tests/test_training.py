@@ -310,7 +310,7 @@ def write_expansion(small_set: Path, output: Path, config: str = "0") -> None:
                 row |= {"file_name": f"{record.class_name}/{record.path.stem}_expand_{k}.png", "seed": k}
                 row["variant"] = k
                 row |= {"prompt": "p", "method": "m", "model": "m", "config": config}
-                writer.write(np.full((32, 32, 3), 80 * record.label, np.uint8), row)
+                writer.write(np.full((32, 32, 3), 80 * record.label + int(config), np.uint8), row)
 
 
 def expanded_run(small_set: Path, output: Path, checkpoints: Path, *options: object) -> dict:

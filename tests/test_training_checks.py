@@ -63,7 +63,7 @@ REFUSED = [
     ("-a vgg16 --image_size 8 --resize_size 8", "vgg16 cannot take images of 8 pixels"),
     ("--pretrained", "no pretrained weights for resnet10_tiny; use --no-pretrained"),
     ("-a resnet18 --pretrained --weights V7", "weights V7 is neither a file nor a name"),
-    ("--pretrained --weights {0}/other.pth", "other.pth do not fit a resnet10_tiny"),
+    ("--pretrained --weights {0}/other.pth", "other.pth does not fit a resnet10_tiny"),
     ("--pretrained --weights {0}/text.pth", "text.pth is no readable"),
     ("--pretrained --weights {0}/none.pth", "no pretrained weights for resnet10_tiny"),
     ("--mixed_precision fp16", "--mixed_precision fp16 needs a GPU"),

@@ -123,7 +123,7 @@ def look_at(config: StudyConfig) -> Photos:
         split=_split_file(dataset, fraction),
         new_split=new_split,
         unreadable=broken,
-        remarks=_remarks(of_check, broken),
+        remarks=[*dataset.remarks, *_remarks(of_check, broken)],
         check=("check", *of_check),
     )
 
@@ -136,18 +136,23 @@ def _with_test_images(config: StudyConfig) -> tuple[ImageDataset, float | None, 
     fraction = config.test_fraction
     if fraction is None:
         try:
-            return _tested(load_dataset(config.dataset, config.data_dir)), None, False
+            return _tested(_load(config)), None, False
         except InputError as error:
             if "give --test_fraction" not in str(error):
                 raise
         fraction = TEST_FRACTION
-    dataset = load_dataset(config.dataset, config.data_dir, fraction)
+    dataset = _load(config, fraction)
     before = set(dataset.root.glob("split-*.json"))
     _tested(dataset)
     is_new = before != set(dataset.root.glob("split-*.json"))
     with contextlib.suppress(InputError):
-        return _tested(load_dataset(config.dataset, config.data_dir)), None, is_new
+        return _tested(_load(config)), None, is_new
     return dataset, fraction, is_new
+
+
+def _load(config: StudyConfig, fraction: float | None = None) -> ImageDataset:
+    """The dataset; what it has to remark is said in the description."""
+    return load_dataset(config.dataset, config.data_dir, fraction, log_remarks=False)
 
 
 def _split_file(dataset: ImageDataset, fraction: float | None) -> Path | None:
