@@ -123,10 +123,12 @@ def _dataset(options: argparse.Namespace, asked: Asked | None, set_dir: Path) ->
         fraction is None or type(fraction) is float,
         f"{set_dir}: test_fraction {brief(fraction)} is no share; give --test_fraction",
     )
+    # The set says both as they lie from it, so that all may move together.
+    root, data_dir = (os.path.realpath(os.path.join(set_dir, path)) for path in (root, data_dir))
     if not is_known(name):
-        name = os.path.join(set_dir, root)
+        name = root
     try:
-        return load_dataset(name, options.data_dir or os.path.join(set_dir, data_dir), fraction)
+        return load_dataset(name, options.data_dir or os.path.relpath(data_dir), fraction)
     except InputError as error:
         raise InputError(
             f"{error}; there the set {set_dir} has its real images, if they are elsewhere now give "

@@ -27,7 +27,7 @@ from PIL import Image
 from expansion.config import require
 from expansion.devices import usable_device
 from expansion.errors import InputError, one_line, run_command
-from expansion.figures import captioned, save_contact_sheets
+from expansion.figures import captioned, contact_sheet, save_figure
 from expansion.file_trees import walk
 from expansion.finished_runs import FinishedRuns, find_runs
 from expansion.records import ImageRecord, shown
@@ -248,11 +248,11 @@ def write_picture(path: Path, predictions: Sequence[Prediction], names: Sequence
     for label, members in sorted(by_class.items()):
         members.sort(key=lambda p: -p.probabilities[label])
         cells = [
-            captioned(p.thumbnail, f"{p.probabilities[label]:.0%} {p.path.name}", SIDE)
+            captioned(p.thumbnail, f"{p.probabilities[label]:.0%} {p.path.stem}", SIDE)
             for p in members
         ]
         rows += [(names[label], cells[i : i + ACROSS]) for i in range(0, len(cells), ACROSS)]
-    save_contact_sheets(rows, path, cell=SIDE + CAPTION)
+    save_figure(contact_sheet(rows, cell=SIDE + CAPTION), path)
     if len(predictions) > MAX_PICTURED:
         logger.info(f"{path} shows the first {MAX_PICTURED} of {len(predictions)} photos")
 

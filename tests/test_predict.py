@@ -107,7 +107,7 @@ def test_photos_are_found_in_depth_and_the_unreadable_are_named(
     printed = capsys.readouterr().out
     assert "\u00e4 b.png" in printed and "photos per class: " in printed
     with Image.open(output.with_suffix(".png")) as picture:
-        assert picture.width > 6 * 96 or picture.height > 96
+        assert picture.width >= 150 + 116 and picture.height >= 116
     with pytest.raises(InputError, match="broken.jpg"):
         predict.main(
             [str(arm), str(photos), "--output", str(tmp_path / "no.csv"), "--on_error", "fail"]
