@@ -352,6 +352,13 @@ def test_photos_that_no_answer_can_be_had_from_are_refused_in_one_line(tmp_path,
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_test_folder_without_images_is_as_none(tmp_path):
+    folders(tmp_path / "set" / "train", {"ant": 4, "bee": 4})
+    (tmp_path / "set" / "test" / "ant").mkdir(parents=True)
+    photos = look_at(settle(read_command_line([str(tmp_path / "set")], ""), "small").config)
+    assert photos.new_split and (len(photos.train), len(photos.test)) == (6, 2)
+
+
 def test_an_unreadable_photo_is_left_out_with_a_word(photos_dir):
     (photos_dir / "ant" / "broken.jpg").write_bytes(b"no image")
     photos = look_at(settle(read_command_line([str(photos_dir)], ""), "small").config)
