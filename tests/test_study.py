@@ -430,6 +430,7 @@ def test_the_tiny_model_makes_a_rehearsal_of_photos_but_not_of_digits(photos_dir
     settings = plan.decide(asked, photos, None)
     assert plan.is_rehearsal(settings, photos.dataset)
     assert (settings.config.scale, settings.config.arch) == ("tiny", "resnet10_tiny")
+    assert (settings.config.num_images_per_prompt, settings.train["max_train_steps"]) == (2, 100)
     study, todo = make_study()
     assert not plan.is_rehearsal(study.settings, study.dataset)
 

@@ -22,8 +22,12 @@ REMEDY = "give another --output_dir, or remove the folder"
 KEPT = ("scale", "num_images_per_prompt", "model", "arch", "pretrained", "lr", *NESTED)
 OF_NETWORK = ("arch", "pretrained", "lr")  # of the study itself, not of `train`
 MODEL_OPTION = "pretrained_model_name_or_path"
-# A rehearsal with large photos is one of minutes all the same.
-REHEARSAL = {"arch": "resnet10_tiny", "train": {"image_size": 32, "resize_size": 36}}
+# A rehearsal shows how all goes, within minutes whatever the photos.
+REHEARSAL = {
+    "num_images_per_prompt": 2,
+    "arch": "resnet10_tiny",
+    "train": {"image_size": 32, "resize_size": 36, "max_train_steps": 100},
+}
 
 
 def begun_with(output_dir: Path) -> Source | None:
