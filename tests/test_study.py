@@ -1,14 +1,13 @@
-"""What a study is made of: its settings, its commands, its choices, and what is refused."""
+"""What a study is made of: its settings, its commands, and what is refused."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY_MODEL
+from conftest import TINY_MODEL
 from stand_ins import folders
 
 import expand
@@ -16,16 +15,13 @@ import train_expand
 import train_original
 from expansion.config import CONFIG_DIR
 from expansion.errors import InputError
-from expansion.image_datasets import load_dataset
-from expansion.study import choices, estimate, jobs, plan, talk
+from expansion.study import choices, plan, talk
 from expansion.study.choices import Machine, choose_network
 from expansion.study.config import METHODS, SCALES, read_command_line, settle
 from expansion.study.photos import look_at
 from expansion.study.steps import stages, work_left
 
 CPU = Machine([])
-GPU = Machine(["a GPU"])
-WEIGHTS = {"resnet50": "cached", "resnet18": "reachable"}
 
 
 @pytest.fixture
@@ -284,146 +280,6 @@ def test_two_arms_of_one_name_need_a_tag(make_study, tmp_path):
     assert todo[2].commands[1].title == "img2img_10x_decay"
 
 
-def test_photos_without_test_images_are_split_once_and_followed_without_an_option(photos_dir):
-    config = settle(read_command_line([str(photos_dir)], ""), "small").config
-    first, second = look_at(config), look_at(config)
-    assert first.new_split and not second.new_split
-    assert first.split == second.split == photos_dir / "split-photos-test-0.3-seed0.json"
-    assert "--test_fraction" not in first.place
-    assert (len(first.train), len(first.test)) == (7, 3)
-    assert "some of each class were set apart" in first.describe()
-    followed = load_dataset(str(photos_dir))
-    assert [r.file_name for r in followed.records("test")] == [r.file_name for r in first.test]
-
-
-def test_a_split_that_is_there_counts_whatever_its_share(photos_dir):
-    load_dataset(str(photos_dir), test_fraction=0.5).records("test")
-    photos = look_at(settle(read_command_line([str(photos_dir)], ""), "small").config)
-    assert (len(photos.train), len(photos.test)) == (5, 5)
-    assert photos.split.name == "split-photos-test-0.5-seed0.json" and not photos.new_split
-
-
-def test_of_two_splits_one_must_be_named(photos_dir):
-    for fraction in (0.3, 0.5):
-        load_dataset(str(photos_dir), test_fraction=fraction).records("test")
-    with pytest.raises(InputError, match=r"holds the splits .*0\.3.*0\.5.*remove all but one"):
-        look_at(settle(read_command_line([str(photos_dir)], ""), "small").config)
-    words = [str(photos_dir), "--test_fraction", "0.5"]
-    photos = look_at(settle(read_command_line(words, ""), "small").config)
-    assert photos.place[-2:] == ("--test_fraction", "0.5") and len(photos.test) == 5
-
-
-def test_a_folder_that_cannot_be_written_has_its_share_in_every_command(photos_dir, monkeypatch):
-    import errno
-
-    from expansion import splits
-
-    def refuse(path: Path, content: str) -> None:
-        raise OSError(errno.EROFS, "Read-only file system", str(path))
-
-    monkeypatch.setattr(splits, "write_atomic", refuse)
-    photos = look_at(settle(read_command_line([str(photos_dir)], ""), "small").config)
-    assert photos.split is None and photos.place[-2:] == ("--test_fraction", "0.3")
-
-
-def test_a_training_folder_alone_is_split_and_a_list_without_splits_too(tmp_path):
-    folders(tmp_path / "set" / "train", {"ant": 4, "bee": 4})
-    folders(tmp_path / "list", {"x": 8})
-    files = sorted((tmp_path / "list" / "x").iterdir())
-    rows = [{"file_name": f"x/{p.name}", "label": "ab"[i % 2]} for i, p in enumerate(files)]
-    (tmp_path / "list" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for place in ("set", "list"):
-        look_at(settle(read_command_line([str(tmp_path / place)], ""), "small").config)
-        dataset = load_dataset(str(tmp_path / place))
-        assert len(dataset.records("train")) == 6 and len(dataset.records("test")) == 2
-
-
-@pytest.mark.parametrize(("tree", "told"), [
-    ({"ant": 6, "bee": 1}, "class 'bee' has only 1 image, so none is left for training"),
-    ({"ant": 6}, "only the class 'ant'"),
-    ({"train/ant": 1, "train/bee": 1}, "class 'ant' has only 1 image"),
-])  # fmt: skip
-def test_photos_that_no_answer_can_be_had_from_are_refused_in_one_line(tmp_path, tree, told):
-    for name, number in tree.items():
-        (tmp_path / "set" / name).mkdir(parents=True)
-        folders(tmp_path / "set", {name: number} if number else {})
-    with pytest.raises(InputError) as error:
-        look_at(settle(read_command_line([str(tmp_path / "set")], ""), "small").config)
-    assert told in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_test_folder_without_images_is_as_none(tmp_path):
-    folders(tmp_path / "set" / "train", {"ant": 4, "bee": 4})
-    (tmp_path / "set" / "test" / "ant").mkdir(parents=True)
-    photos = look_at(settle(read_command_line([str(tmp_path / "set")], ""), "small").config)
-    assert photos.new_split and (len(photos.train), len(photos.test)) == (6, 2)
-
-
-def test_an_unreadable_photo_is_left_out_with_a_word(photos_dir):
-    (photos_dir / "ant" / "broken.jpg").write_bytes(b"no image")
-    photos = look_at(settle(read_command_line([str(photos_dir)], ""), "small").config)
-    assert photos.place[-2:] == ("--on_error", "skip")
-    text = photos.describe()
-    assert "1 image is left out: cannot read the image" in text and "ant/broken.jpg" in text
-    assert "--on_error" not in text
-
-
-def test_photos_that_are_trained_and_tested_on_are_told(tmp_path):
-    for split in ("train", "test"):
-        folders(tmp_path / "set" / split, {"ant": 3, "bee": 3})
-    (first, *_) = (tmp_path / "set" / "train" / "ant").iterdir()
-    shutil.copy(first, tmp_path / "set" / "test" / "ant" / "copy.jpg")
-    photos = look_at(settle(read_command_line([str(tmp_path / "set")], ""), "small").config)
-    assert "problem: 1 images are in train and in test" in photos.describe()
-
-
-def network(words: str, side: int, machine: Machine):
-    settings = settle(read_command_line(["digits", *words.split()], ""), choices.scale_of(side))
-    return choose_network(settings, side, 100, machine)
-
-
-@pytest.mark.parametrize(("words", "side", "machine", "expected", "why"), [
-    ("", 28, CPU, {"arch": "resnet10_tiny", "image_size": 32, "pretrained": False}, "28 pixels"),
-    ("", 64, GPU, {"arch": "resnet18_cifar", "image_size": 64}, "64 pixels"),
-    ("", 500, Machine(["g"], WEIGHTS), {"arch": "resnet50", "pretrained": True, "lr": 0.01},
-     "on this machine"),
-    ("", 500, Machine([], WEIGHTS), {"arch": "resnet18", "pretrained": True}, "to be downloaded"),
-    ("", 500, Machine(["g"], {"resnet18": "cached", "resnet50": "reachable"}),
-     {"arch": "resnet18", "pretrained": True}, "on this machine"),
-    ("", 500, GPU, {"arch": "resnet18", "pretrained": False}, "neither here nor"),
-    ("", 500, CPU, {"arch": "resnet10_tiny", "image_size": 64}, "small enough for a CPU"),
-    ("--no-pretrained", 500, Machine(["g"], WEIGHTS), {"arch": "resnet18"}, "as asked for"),
-    ("-a resnet50", 500, GPU, {"arch": "resnet50", "pretrained": False, "lr_warmup": 0.1},
-     "command line"),
-    ("-a resnet50 --lr 0.3", 500, Machine([], WEIGHTS), {"pretrained": True, "lr": 0.3}, "weights"),
-])  # fmt: skip
-def test_the_classifier_suits_images_and_machine_and_says_why(words, side, machine, expected, why):
-    found = network(words, side, machine)
-    assert {key: found.options[key] for key in expected} == expected
-    assert why in found.why and found.options["arch"] in found.why
-
-
-def test_a_backbone_with_a_recipe_of_its_own_keeps_its_rate():
-    assert "lr" not in network("-a convnext_tiny", 500, GPU).options
-
-
-def test_pretrained_weights_that_cannot_be_had_are_refused():
-    with pytest.raises(InputError, match="neither here nor to be downloaded"):
-        network("--pretrained", 500, GPU)
-
-
-def test_a_model_that_is_neither_here_nor_to_be_downloaded_is_told_with_the_way_out(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert not choices.is_on_disk("some/model") and not choices.can_be_downloaded("some/model")
-    message = str(choices.missing_model("some/model"))
-    for part in ("about 4 GB", "hf download some/model", "models--some--model", "--model FOLDER"):
-        assert part in message
-    assert choices.REHEARSAL_MODEL in message and (ROOT / choices.REHEARSAL_MODEL).is_dir()
-    assert choices.is_on_disk(choices.REHEARSAL_MODEL)
-    with pytest.raises(InputError, match="model folder /no/where does not exist"):
-        choices.is_on_disk("/no/where")
-
-
 def test_the_tiny_model_makes_a_rehearsal_of_photos_but_not_of_digits(photos_dir, make_study):
     asked = read_command_line([str(photos_dir), "--model", choices.REHEARSAL_MODEL], "")
     photos = look_at(settle(asked, "small").config)
@@ -447,47 +303,6 @@ def test_a_begun_study_keeps_what_it_was_begun_with(tmp_path, photos_dir):
     settings = plan.decide(read_command_line([*words, "--lr", "0.3"], ""), photos, kept)
     assert settings.config.lr == 0.3
     assert plan.begun_with(tmp_path / "nothing") is None
-
-
-def test_processes_are_one_per_gpu_or_few_on_a_cpu():
-    assert jobs.on_cpu(2, True, {}) == [{"OMP_NUM_THREADS": "1"}] * 2
-    assert jobs.on_cpu(16, True, {}) == [{"OMP_NUM_THREADS": "4"}] * 4
-    assert jobs.on_cpu(16, False, {}) == [{"OMP_NUM_THREADS": "16"}]
-    assert jobs.on_cpu(2, True, {"OMP_NUM_THREADS": "3"}) == [{"OMP_NUM_THREADS": "3"}] * 2
-    gpus = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
-    assert jobs.on_gpus(["a", "a"], (), {}) == gpus
-    seen = {"CUDA_VISIBLE_DEVICES": "5,3"}
-    assert [g["CUDA_VISIBLE_DEVICES"] for g in jobs.on_gpus(["a", "a"], (), seen)] == ["5", "3"]
-    assert [g["CUDA_VISIBLE_DEVICES"] for g in jobs.on_gpus(["a"], ("2",), {})] == ["2"]
-    assert jobs.on_gpus([], (), {}) == []
-    with pytest.raises(InputError, match="--devices 0 1: there is no such GPU here"):
-        jobs.on_gpus([], ("0", "1"), {})
-
-
-def test_time_and_disk_space_add_up():
-    work = estimate.Work(rows=100, images=10, pixels=1e6, trained=1000, evaluated=100, runs=2)
-    costs = estimate.Costs(row=0.1, image=1.0, trained=0.01, evaluated=0.001, run_bytes=1e9)
-    found = estimate.estimate(work, costs, 2)
-    assert found.generating == pytest.approx((10 + 10) / 2)
-    assert found.training == pytest.approx((10 + 0.1) / 2)
-    assert found.gigabytes == pytest.approx(2 + 1.7e-3)
-    assert work.plus(work, 0.5).trained == 1500
-
-
-def test_operations_are_counted_without_weights():
-    facts = estimate.count(str(TINY_MODEL), 32, "resnet10_tiny", 32, 10)
-    assert 5e7 < facts["unet"] < 2e8 and 2e6 < facts["classifier"] < 2e7
-    assert facts["rate"] > 1e8
-    costs = estimate.costs_of({**facts, "rate": 1e9})
-    assert costs.row == facts["unet"] / (1e9 * estimate.EFFICIENCY)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [
-    (1, "about a minute"), (100, "about 2 minutes"), (4000, "about 67 minutes"),
-    (1e5, "about 28 hours"), (3e5, "about 3 days"),
-])  # fmt: skip
-def test_durations_read_like_speech(seconds, text):
-    assert estimate.duration(seconds) == text
 
 
 def test_the_best_arm_is_recommended(make_study, tmp_path, monkeypatch):

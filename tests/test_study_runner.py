@@ -57,6 +57,13 @@ def test_what_commands_print_bears_their_title_and_comes_before_the_next_command
     ]  # fmt: skip
 
 
+def test_what_was_said_before_is_not_repeated_by_every_command():
+    out = io.StringIO()
+    with Runner([{}], out, False, said={"known"}) as runner:
+        runner.run(stage("say=known say=new"))
+    assert out.getvalue().splitlines()[1:] == ["  0: new"]
+
+
 def test_a_stage_of_results_is_printed_as_it_is_in_order(run_stage):
     both = stage("say=table say= say=end", "say=page", side_by_side=False)
     lines = [line for line in run_stage(both) if not line.startswith("$")]

@@ -12,6 +12,7 @@ command goes on. All results lie in study/<dataset>.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -36,14 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first = settle(asked, asked.scale or choices.scale_of(0)).config
     say("Step 1: look at the photos")
     photos = look_at(first)
-    say(f"$ python -m expansion.image_datasets {' '.join(photos.check)}\n{photos.describe()}\n")
+    check = shlex.join(["python", "-m", "expansion.image_datasets", *photos.check])
+    say(f"$ {check}\n{photos.describe()}\n")
     settings, output_dir = _with_models(asked, photos, first.output_dir)
     check_outside(output_dir, {"the dataset": photos.dataset.root})
     rehearsal = plan.is_rehearsal(settings, photos.dataset)
     small = rehearsal or photos.side <= choices.SMALL_SIDE
     processes = jobs.on_cpu(jobs.num_cores(), small)
     first_gpu = [{jobs.GPU: number} for number in settings.config.devices[:1]]
-    with Runner(first_gpu or processes[:1], sys.stdout, talk.on_terminal()) as runner:
+    one = first_gpu or processes[:1]
+    with Runner(one, sys.stdout, talk.on_terminal(), photos.said) as runner:
         try:
             return _run(asked, settings, photos, output_dir, runner, processes)
         except Failed as failure:

@@ -48,6 +48,11 @@ class Photos:
     check: tuple[str, ...]
 
     @property
+    def said(self) -> frozenset[str]:
+        """Lines that commands would repeat."""
+        return frozenset(f"{self.dataset.name}: {remark}" for remark in self.dataset.remarks)
+
+    @property
     def identity(self) -> dict[str, str]:
         """What the results are results of."""
         return {
@@ -123,7 +128,7 @@ def look_at(config: StudyConfig) -> Photos:
         split=_split_file(dataset, fraction),
         new_split=new_split,
         unreadable=broken,
-        remarks=[*dataset.remarks, *_remarks(of_check, broken)],
+        remarks=(*dataset.remarks, *_remarks(of_check, broken)),
         check=("check", *of_check),
     )
 

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from expansion.config import PROJECT_ROOT
@@ -116,10 +116,17 @@ class Runner:
         environs: Environment of each worker: its device.
         out: Where everything is said.
         bars: Whether to show progress bars: `out` is a terminal.
+        said: Lines that were said before; commands need not repeat them.
     """
 
-    def __init__(self, environs: Sequence[Mapping[str, str]], out: IO[str], bars: bool):
-        self._environs, self._out, self._bars = list(environs), out, bars
+    def __init__(
+        self,
+        environs: Sequence[Mapping[str, str]],
+        out: IO[str],
+        bars: bool,
+        said: Collection[str] = (),
+    ):
+        self._environs, self._out, self._bars, self._said = list(environs), out, bars, said
         self._events: queue.Queue = queue.Queue()
         self._workers: list[Worker] = []
 
@@ -240,6 +247,8 @@ class Runner:
         if worker.busy_with is None:
             return  # of libraries, at the end of the process
         worker.last_lines.append(line)
+        if line in self._said:
+            return
         if not titled:
             self._say(line)
         elif line.strip() and not line.startswith(QUIET):
