@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests: offline, on the CPU, 3 to 4 minutes on two cores after installation. Arguments go to pytest.
+# All tests: offline, on the CPU, about 7 minutes on two cores after installation. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
