@@ -166,20 +166,29 @@ def test_the_best_arm_is_measured_against_the_strongest_without_generated_images
 
 
 def test_where_nothing_can_be_told_the_page_says_how_many_test_images_would_do(root, capsys):
-    root.run("Original", 1, 6, num_test=15)
-    root.run("set_2x", 1, 5, num_test=15, num_generated=12)
+    for seed in (1, 2, 3):
+        root.run("Original", seed, 6, num_test=15)
+        root.run("set_2x", seed, 5, num_test=15, num_generated=12)
     text = Reader(root.page()).text
     told = capsys.readouterr().out
     assert told.startswith(
-        "With 15 test images and 1 seed it cannot be told whether generated images help. The best "
+        "With 15 test images and 3 seeds it cannot be told whether generated images help. The best "
         "arm, set_2x, has +6.7 points on real images alone (95 % interval "
     )
     needed = re.search(r"about ([\d,]+) test images would be needed instead of 15", text)
     # One of 15 images changes: the mean's variance is 1/225 with 15 images and 1 / (15 n) with n.
     # So t sqrt(1 / (15 n)) is less than 1/15 where n > 15 t^2, which is 60.1 with t(n - 1) = 2.00.
     assert 61 <= int(needed[1].replace(",", "")) <= 62
-    assert "One seed: the interval is over the test images alone" in text
     assert "train_original.py --augment randaugment" in text
+
+
+def test_one_seed_gives_no_verdict_and_no_number_of_images_that_would(root, capsys):
+    root.run("Original", 1, 6, num_test=15)
+    root.run("set_2x", 1, 5, num_test=15, num_generated=12)
+    text = Reader(root.page()).text
+    assert "With 15 test images and 1 seed it cannot be told" in capsys.readouterr().out
+    assert "would be needed instead" not in text
+    assert "One seed: the interval is over the test images alone" in text
 
 
 def test_an_arm_that_is_worse_is_called_so(root, capsys):
