@@ -123,14 +123,14 @@ def _only(folder: Path) -> Path | None:
 
 def _tells_labels(file: Path) -> bool:
     """Whether its first row has a column `label`; its reader refuses what is no such file."""
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        first = next((line for line in map(str.strip, lines) if line), "")
     try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            first = next((line for line in map(str.strip, lines) if line), "")
         if file.suffix == ".jsonl":
             columns = json.loads(first)
         else:
             columns = next(csv.reader([first.replace(";", ",").replace("\t", ",")]), [])
-    except (csv.Error, *JSON_ERRORS):
+    except (csv.Error, *JSON_ERRORS):  # a UnicodeDecodeError is a ValueError, as JSON's are
         return True
     found = columns if isinstance(columns, dict | list) else []
     return "label" in {str(column).strip().casefold() for column in found}

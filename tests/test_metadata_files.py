@@ -156,3 +156,16 @@ def test_images_that_no_row_names_are_counted(tmp_path):
     assert "ignored: 1 image in train/session1/" in remarks
     assert "ignored: folder raw/ (1 image)" in remarks
     assert "images: 20 found = 18 used + 2 ignored" in remarks
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_file_in_another_encoding_is_refused_by_name_and_not_passed_over(
+    tmp_path, encoding, kind
+):
+    path = survey(tmp_path / "set", kind=kind) / f"metadata.{kind}"
+    text = path.read_text().replace("owl", "\u00fcbel" if kind == "csv" else "owl")
+    text = text.replace("cat", "k\u00e4fer")
+    path.write_bytes(text.encode(encoding))
+    with pytest.raises(InputError, match=rf"metadata\.{kind}.*UTF-8"):
+        load_dataset(str(tmp_path / "set")).records("train")
