@@ -75,8 +75,8 @@ SAMPLERS = {
 }
 DEFAULT_METHOD = "distdiff"
 COMMON = frozenset(  # what --help shows
-    "dataset method num_images_per_prompt pretrained_model_name_or_path encoder_weight_path exp "
-    "output_dir strength guidance_scale prompt_template prompts_file shots test_fraction seed "
+    "dataset method num_images_per_prompt pretrained_model_name_or_path lora encoder_weight_path "
+    "exp output_dir strength guidance_scale prompt_template prompts_file shots test_fraction seed "
     "batch_size split total_split".split()
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -89,6 +90,7 @@ def captioned(image: Image.Image, text: str, side: int = 96) -> Image.Image:
 def line_charts(charts: Mapping[str, Series], x_label: str) -> Image.Image:
     """Charts under each other, 640x360 pixels each, by title; curves of (x, y) points by name."""
     # Here, because it takes a second or two, and most commands draw nothing.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its list of fonts
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

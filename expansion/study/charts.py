@@ -7,6 +7,7 @@ so that they follow light and dark. All charts are as wide as a phone; wide scre
 from __future__ import annotations
 
 import io
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -240,6 +241,7 @@ def _box(height: float, *, left: float, right: float, bottom: float, top: float)
 def _chart(height: float, title: str) -> Iterator[Figure]:
     """A figure to draw in; afterwards its `markup` is the SVG."""
     # Here, because it takes a second or two, and most commands draw nothing.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its list of fonts
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
