@@ -20,8 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expansion.batch_size import FILE_NAME, forget_batch_size, remember_batch_size
-from expansion.config import (
+from expansion.common.config import (
     CONFIG_DIR,
     Source,
     add_options,
@@ -32,21 +31,9 @@ from expansion.config import (
     load_yaml,
     unknown_name,
 )
-from expansion.devices import device_and_dtype
-from expansion.errors import brief, run_command
-from expansion.expanded_set import Asked, StoredSet, current_rows
-from expansion.identity import facts_of, identity_of, layout_of
-from expansion.image_datasets import (
-    DEFAULT_DATASET,
-    dataset_config,
-    dataset_title,
-    write_subset,
-)
-from expansion.manifest import merge_manifests, read_manifest
-from expansion.option_parser import OptionParser
-from expansion.plan import IDENTITY_FILE, ExpandConfig, Plan, describe, make_plan, output_folder
-from expansion.prompts import overlong_warning
-from expansion.runs import (
+from expansion.common.devices import device_and_dtype
+from expansion.common.errors import brief, run_command
+from expansion.common.files import (
     check_claim,
     check_writable,
     claim_folder,
@@ -54,22 +41,45 @@ from expansion.runs import (
     remove_partial_files,
     write_atomic,
 )
-from expansion.sampler_config import SamplerConfig
-from expansion.status import note_start, status_text
-from expansion.stopping import StopRequest, finishing_first
-from expansion.tars import RecentTars, pack_complete
-from expansion.work_queue import Claims, pending_work, remove_claims
-from expansion.writer import ExpansionWriter
+from expansion.common.option_parser import OptionParser
+from expansion.common.stopping import StopRequest, finishing_first
+from expansion.data.datasets import (
+    DEFAULT_DATASET,
+    dataset_config,
+    dataset_title,
+    write_subset,
+)
+from expansion.data.prompts import overlong_warning
+from expansion.diffusion.sampler_config import SamplerConfig
+from expansion.generation.batch_size import FILE_NAME, forget_batch_size, remember_batch_size
+from expansion.generation.identity import facts_of, identity_of, layout_of
+from expansion.generation.plan import (
+    IDENTITY_FILE,
+    ExpandConfig,
+    Plan,
+    describe,
+    make_plan,
+    output_folder,
+)
+from expansion.generation.status import note_start, status_text
+from expansion.generation.work_queue import Claims, pending_work, remove_claims
+from expansion.store.expanded_set import Asked, StoredSet, current_rows
+from expansion.store.manifest import merge_manifests, read_manifest
+from expansion.store.tars import RecentTars, pack_complete
+from expansion.store.writer import ExpansionWriter
 
 if TYPE_CHECKING:
-    from expansion.generation import Job, Outcome
-    from expansion.sampler import Sampler
+    from expansion.diffusion.sampler import Sampler
+    from expansion.generation.loop import Job, Outcome
 
 logger = logging.getLogger("expand")
 
 # method -> its config and its sampler; the config's module imports no torch.
 SAMPLERS = {
-    "img2img": ("expansion.sampler_config:SamplerConfig", "expansion.img2img:Img2ImgSampler"),
+    "img2img": (
+        "expansion.diffusion.sampler_config:SamplerConfig",
+        "expansion.diffusion.img2img:Img2ImgSampler",
+    ),
     "distdiff": ("distdiff.config:DistDiffConfig", "distdiff.sampler:DistDiffSampler"),
     "dreamda": ("dreamda.config:DreamDAConfig", "dreamda.sampler:DreamDASampler"),
 }
@@ -224,8 +234,8 @@ def _merge(plan: Plan) -> list[dict[str, Any]]:
 
 def _measured(plan: Plan, sampler: Sampler, job: Job) -> Plan:
     """The plan with the batch size that fits, which is kept for all processes of this folder."""
-    from expansion.generation import load_batch
-    from expansion.memory import fitting_batch_size
+    from expansion.diffusion.memory import fitting_batch_size
+    from expansion.generation.loop import load_batch
 
     size = fitting_batch_size(
         sampler, lambda count: load_batch(plan.items[:count], job), len(plan.items)
@@ -260,8 +270,8 @@ def _round_off(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _build_sampler(plan: Plan, device: str, dtype: str) -> Sampler:
-    from expansion.lora import add_lora
-    from expansion.stable_diffusion import load_pipeline
+    from expansion.diffusion.lora import add_lora
+    from expansion.diffusion.stable_diffusion import load_pipeline
 
     def load():
         config = plan.config
@@ -281,8 +291,8 @@ def _build_sampler(plan: Plan, device: str, dtype: str) -> Sampler:
 
 
 def _job(plan: Plan, sampler: Sampler, identity: Mapping[str, Any]) -> Job:
-    from expansion.generation import Job
-    from expansion.stable_diffusion import default_resolution
+    from expansion.diffusion.stable_diffusion import default_resolution
+    from expansion.generation.loop import Job
 
     config = plan.config
     return Job(
@@ -300,8 +310,8 @@ def _job(plan: Plan, sampler: Sampler, identity: Mapping[str, Any]) -> Job:
 def _generate(
     plan: Plan, sampler: Sampler, job: Job, stored: StoredSet, stop: Callable[[], bool]
 ) -> Outcome:
-    from expansion.generation import generate
-    from expansion.progress import SteadyBar
+    from expansion.common.progress import SteadyBar
+    from expansion.generation.loop import generate
 
     tars, units = plan.tars, plan.shard_units
     missing = stored.missing(item for _, items in units for item in items)
@@ -365,7 +375,7 @@ def _write_classes(plan: Plan) -> None:
 
 
 def _write_contact_sheet(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
-    from expansion.sheets import write_contact_sheets
+    from expansion.generation.sheets import write_contact_sheets
 
     write_contact_sheets(plan, rows)
 

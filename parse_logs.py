@@ -16,8 +16,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from expansion.config import require
-from expansion.errors import run_command
+from expansion.common.config import require
+from expansion.common.errors import run_command
 from expansion.metrics.classification import METRICS
 from expansion.metrics.runs import full_names, log, mean_std, natural_key, read_report, read_run
 from expansion.metrics.tables import csv_text, matrix_text, notes, tables_text
@@ -88,7 +88,7 @@ def print_average(root: str, metric: str, multi: bool) -> None:
 def print_tables(options: argparse.Namespace, metric: str, style: str) -> None:
     """All runs below the folder, in the style asked for."""
     if style == "html":
-        from expansion.study.page import write_page  # matplotlib and jinja2 take a while
+        from expansion.report.page import write_page  # matplotlib and jinja2 take a while
 
         print("\n".join(write_page(options.dir, options.output, metric, options.columns)))
         print(f"page: {options.output}")

@@ -18,25 +18,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expansion.config import load_yaml, option, require, unknown_name
-from expansion.content import readable_records
-from expansion.errors import run_command
-from expansion.expanded_set import read_expansion
-from expansion.experiment import Arm, TrainData, arm_name, load_data, run_dir, train_seeds
-from expansion.label_noise import with_label_noise
-from expansion.plan import IDENTITY_FILE
-from expansion.recipe import NEEDS_LOSS, Recipe
-from expansion.records import ImageRecord
-from expansion.runs import check_outside
-from expansion.training_options import Learning, TrainConfig, parse_training
+from expansion.classifier.recipe import NEEDS_LOSS, Recipe
+from expansion.common.config import load_yaml, option, require, unknown_name
+from expansion.common.errors import run_command
+from expansion.common.files import check_outside
+from expansion.data.label_noise import with_label_noise
+from expansion.generation.plan import IDENTITY_FILE
+from expansion.images.content import readable_records
+from expansion.images.records import ImageRecord
+from expansion.store.expanded_set import read_expansion
+from expansion.training.experiment import Arm, TrainData, arm_name, load_data, run_dir, train_seeds
+from expansion.training.options import Learning, TrainConfig, parse_training
 
 logger = logging.getLogger("train_expand")
 
 # --labels -> the settings and the objective that decide what the generated images teach.
 OBJECTIVES = {
-    "seed": Learning(None, "expansion.objectives:Supervised"),
+    "seed": Learning(None, "expansion.training.objectives:Supervised"),
     "amst": Learning(
-        "dreamda.self_training_config:AmstConfig", "dreamda.self_training:SelfTraining"
+        "dreamda.self_training.config:AmstConfig", "dreamda.self_training.objective:SelfTraining"
     ),
     "soft": Learning(
         "baselines.soft_labels_config:SoftLabelsConfig",
@@ -48,7 +48,7 @@ OBJECTIVES = {
     ),
 }
 SEMI_SUPERVISED = Learning(
-    "dreamda.self_training_config:SoftMatchConfig", "dreamda.softmatch:SoftMatch"
+    "expansion.training.softmatch_config:SoftMatchConfig", "expansion.training.softmatch:SoftMatch"
 )
 
 

@@ -13,13 +13,13 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from expansion.errors import run_command
-from expansion.experiment import Arm, arm_name, load_data, run_dir, train_seeds
-from expansion.training_options import Learning, TrainConfig, parse_training
+from expansion.common.errors import run_command
+from expansion.training.experiment import Arm, arm_name, load_data, run_dir, train_seeds
+from expansion.training.options import Learning, TrainConfig, parse_training
 
-SUPERVISED = Learning(None, "expansion.objectives:Supervised")
+SUPERVISED = Learning(None, "expansion.training.objectives:Supervised")
 SEMI_SUPERVISED = Learning(
-    "dreamda.self_training_config:SoftMatchConfig", "dreamda.softmatch:SoftMatch"
+    "expansion.training.softmatch_config:SoftMatchConfig", "expansion.training.softmatch:SoftMatch"
 )
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from baselines.clip_labels_config import ClipLabelsConfig
 from baselines.label_results import label_results
-from expansion.config import require
-from expansion.image_datasets import ImageRecord
-from expansion.objectives import Run, Supervised, TrainingImages
-from expansion.runs import write_atomic
-from expansion.similarity import ClipClassifier
+from expansion.classifier.clip import ClipClassifier
+from expansion.common.config import require
+from expansion.common.files import write_atomic
+from expansion.data.datasets import ImageRecord
+from expansion.training.objectives import Run, Supervised, TrainingImages
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from expansion.config import option, require
-from expansion.prompts import class_prompt
+from expansion.common.config import option, require
+from expansion.data.prompts import class_prompt
 
 
 @dataclass(frozen=True, kw_only=True)

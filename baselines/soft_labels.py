@@ -23,11 +23,14 @@ from torch.nn import functional as F
 
 from baselines.label_results import label_results
 from baselines.soft_labels_config import SoftLabelsConfig
-from expansion.augmentations import AugmentedBatch
-from expansion.backbones import Classifier
-from expansion.config import require
-from expansion.image_datasets import ImageRecord
-from expansion.objectives import (
+from expansion.classifier.augmentations import AugmentedBatch
+from expansion.classifier.backbones import Classifier
+from expansion.classifier.recipe import Recipe
+from expansion.classifier.transforms import eval_transform, train_transform
+from expansion.common.config import require
+from expansion.common.seeding import stable_seed
+from expansion.data.datasets import ImageRecord
+from expansion.training.objectives import (
     Objective,
     Run,
     Supervised,
@@ -35,10 +38,7 @@ from expansion.objectives import (
     image_stream,
     predict,
 )
-from expansion.recipe import Recipe
-from expansion.seeding import stable_seed
-from expansion.training import Trainer, eval_loader
-from expansion.transforms import eval_transform, train_transform
+from expansion.training.trainer import Trainer, eval_loader
 
 
 class LabelMemory:

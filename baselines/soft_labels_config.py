@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from expansion.config import option, require
+from expansion.common.config import option, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from expansion.config import option, require
-from expansion.sampler_config import SamplerConfig
-from expansion.weight_files import weight_files
+from expansion.common.config import option, require
+from expansion.diffusion.sampler_config import SamplerConfig
+from expansion.diffusion.weight_files import weight_files
 
 TARGETS = ("global_prototype", "local_prototype")
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from distdiff.config import DistDiffConfig
 from distdiff.prototypes import Prototypes
-from expansion.backbones import Classifier
-from expansion.stable_diffusion import decoded_at_once
-from expansion.transforms import normalize
+from expansion.classifier.backbones import Classifier
+from expansion.classifier.transforms import normalize
+from expansion.diffusion.stable_diffusion import decoded_at_once
 
 
 class PrototypeEnergy:

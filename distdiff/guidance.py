@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from distdiff.config import DistDiffConfig
-from expansion.denoising import Denoiser
+from expansion.diffusion.denoising import Denoiser
 
 # Mean energy (B,) over the images predicted by a stretch of steps: the list of x0hat -> energy.
 PredictionEnergy = Callable[[Sequence[Tensor], Tensor], Tensor]

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from expansion.backbones import Classifier
-from expansion.errors import InputError
-from expansion.image_datasets import ImageRecord
-from expansion.transforms import prototype_transform
+from expansion.classifier.backbones import Classifier
+from expansion.classifier.transforms import prototype_transform
+from expansion.common.errors import InputError
+from expansion.data.datasets import ImageRecord
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from expansion.config import option, require
-from expansion.sampler_config import SamplerConfig
+from expansion.common.config import option, require
+from expansion.diffusion.sampler_config import SamplerConfig
 
 FEATURE_LOCATIONS = ("bottleneck", "encoder", "decoder")
 LATENT_LOCATIONS = ("xt", "xT", "x0")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamda.prompts_config import PromptsConfig
-from expansion.config import (
+from expansion.common.config import (
     CONFIG_DIR,
     add_options,
     command_line_source,
@@ -30,12 +30,12 @@ from expansion.config import (
     load_yaml,
     require,
 )
-from expansion.devices import usable_device
-from expansion.errors import InputError, run_command
-from expansion.image_datasets import ImageDataset, load_dataset
-from expansion.prompts import class_prompt, names_class
-from expansion.runs import write_atomic
-from expansion.seeding import stable_seed
+from expansion.common.devices import usable_device
+from expansion.common.errors import InputError, run_command
+from expansion.common.files import write_atomic
+from expansion.common.seeding import stable_seed
+from expansion.data.datasets import ImageDataset, load_dataset
+from expansion.data.prompts import class_prompt, names_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -320,7 +320,7 @@ def load_model(config: PromptsConfig) -> LanguageModel:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from expansion.hub import only_cached, why_not_loaded
+    from expansion.common.hub import only_cached, why_not_loaded
 
     name = str(config.model)
     is_path = Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from expansion.config import option, require
-from expansion.image_datasets import DEFAULT_DATASET
+from expansion.common.config import option, require
+from expansion.data.datasets import DEFAULT_DATASET
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,10 @@ from torch import Generator, Tensor
 from dreamda.config import DreamDAConfig
 from dreamda.inversion import Inversion, ReverseProcess, cycle_inversion, ddim_inversion
 from dreamda.perturbation import GaussianNoise, forked_features, perturbed_features
-from expansion.caching import RecentlyUsed
-from expansion.denoising import guide
-from expansion.img2img import Img2ImgSampler
-from expansion.samples import Batch, Samples
+from expansion.diffusion.caching import RecentlyUsed
+from expansion.diffusion.denoising import guide
+from expansion.diffusion.img2img import Img2ImgSampler
+from expansion.diffusion.samples import Batch, Samples
 
 MAX_INVERSIONS = 64  # kept in memory; 5 MB each at 80 steps of 64x64 latents
 

@@ -27,7 +27,7 @@ TINY_MODEL = ROOT / "assets" / "tiny-sd-digits"
 @pytest.fixture(scope="session")
 def pipeline():
     """The embedded checkpoint; tests must leave it as they found it."""
-    from expansion.stable_diffusion import load_pipeline
+    from expansion.diffusion.stable_diffusion import load_pipeline
 
     return load_pipeline(str(TINY_MODEL))
 
@@ -35,7 +35,7 @@ def pipeline():
 @pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory) -> Path:
     """A data folder in which the digits are unpacked: `<digits_dir>/digits/train/0/*.png`."""
-    from expansion.image_datasets import load_dataset
+    from expansion.data.datasets import load_dataset
 
     folder = tmp_path_factory.mktemp("data")
     load_dataset("digits", folder)
@@ -45,7 +45,7 @@ def digits_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def guide_path(tmp_path_factory) -> Path:
     """An untrained classifier of the ten digits, saved as train_original.py saves one."""
-    from expansion.backbones import Classifier, classifier_state
+    from expansion.classifier.backbones import Classifier, classifier_state
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("guide") / "model_best.pth.tar"
@@ -56,7 +56,7 @@ def guide_path(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def warm_processes():
     """Starts real processes in a tenth of a second."""
-    from tests.warm_processes import WarmProcesses
+    from tests.rigs.warm_processes import WarmProcesses
 
     with WarmProcesses() as server:
         yield server
@@ -65,7 +65,7 @@ def warm_processes():
 @pytest.fixture
 def expansion(warm_processes, digits_dir, tmp_path):
     """Starts real expansions of 20 digits into one folder."""
-    from tests.warm_processes import Expansion
+    from tests.rigs.warm_processes import Expansion
 
     return Expansion(warm_processes, digits_dir, tmp_path / "out", tmp_path / "log.txt")
 
@@ -73,7 +73,7 @@ def expansion(warm_processes, digits_dir, tmp_path):
 @pytest.fixture(scope="session")
 def whole_set(warm_processes, digits_dir, tmp_path_factory) -> Path:
     """What every disturbed expansion must come to; read only."""
-    from tests.warm_processes import NUM_DIGITS, Expansion
+    from tests.rigs.warm_processes import NUM_DIGITS, Expansion
 
     folder = tmp_path_factory.mktemp("undisturbed")
     whole = Expansion(warm_processes, digits_dir, folder / "out", folder / "log.txt")

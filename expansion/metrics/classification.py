@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from expansion.config import import_object
+from expansion.common.config import import_object
 
 if TYPE_CHECKING:
     from expansion.metrics.predictions import Predictions

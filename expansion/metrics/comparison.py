@@ -53,8 +53,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from expansion.config import unknown_name
-from expansion.errors import InputError
+from expansion.common.config import unknown_name
+from expansion.common.errors import InputError
 from expansion.metrics.classification import METRICS, Metric
 from expansion.metrics.predictions import Predictions
 

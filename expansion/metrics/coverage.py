@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from expansion.common.tables import aligned
 from expansion.metrics.comparison import compare
 from expansion.metrics.predictions import Predictions
-from expansion.tables import aligned
 
 # Standard deviations of what images share, of what only one arm makes of an image, per unit of the
 # chance of one run.

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from expansion.errors import InputError
-from expansion.runs import write_atomic
+from expansion.common.errors import InputError
+from expansion.common.files import write_atomic
 
 PREDICTIONS_FILE = "predictions.npz"
 LARGEST_ERROR = 1e-3  # of the sum of an image's probabilities

@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from expansion.config import require
+from expansion.common.config import require
+from expansion.common.tables import aligned
 from expansion.metrics.classification import METRICS
 from expansion.metrics.runs import (
     DECISIVE,
@@ -21,7 +22,6 @@ from expansion.metrics.runs import (
     check_same_test_set,
     full_names,
 )
-from expansion.tables import aligned
 
 BESIDE = "best_accuracy"  # shown in every table, because the papers report it
 NO_INTERVAL = "no interval"

@@ -18,10 +18,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from expansion.checkpoints import locate_model
-from expansion.config import require
-from expansion.errors import GO_ON, run_command
-from expansion.runs import check_claim, check_outside, claim_folder
+from expansion.common.config import require
+from expansion.common.errors import GO_ON, run_command
+from expansion.common.files import check_claim, check_outside, claim_folder
+from expansion.diffusion.model_files import locate_model
 from expansion.study import choices, jobs, plan, talk
 from expansion.study.choices import Machine
 from expansion.study.config import Asked, Settings, read_command_line, settle

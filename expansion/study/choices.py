@@ -12,9 +12,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from expansion.checkpoints import check_model_folder, locate_model
-from expansion.config import CONFIG_DIR
-from expansion.errors import InputError
+from expansion.common.config import CONFIG_DIR
+from expansion.common.errors import InputError
+from expansion.diffusion.model_files import check_model_folder, locate_model
 from expansion.study.config import Settings
 
 SMALL_SIDE = 64  # pixels; smaller images are not enlarged to the 224 of ImageNet's networks

@@ -18,7 +18,8 @@ from typing import Any
 
 import expand
 import train_expand
-from expansion.config import (
+from expansion.classifier.recipe import Recipe
+from expansion.common.config import (
     CONFIG_DIR,
     Source,
     add_options,
@@ -30,10 +31,9 @@ from expansion.config import (
     require,
     unknown_name,
 )
-from expansion.errors import InputError, brief
-from expansion.option_parser import OptionParser
-from expansion.plan import ExpandConfig
-from expansion.recipe import Recipe
+from expansion.common.errors import InputError, brief
+from expansion.common.option_parser import OptionParser
+from expansion.generation.plan import ExpandConfig
 
 COMMON = frozenset(  # what --help shows
     "methods num_images_per_prompt model arch seeds scale output_dir shots test_fraction".split()

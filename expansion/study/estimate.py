@@ -145,9 +145,9 @@ def count(model: str, resolution: int, arch: str, image_size: int, num_classes: 
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from expansion.backbones import Classifier
-    from expansion.contenders import matrix_rate, unet_flops
-    from expansion.quiet import quiet_libraries
+    from expansion.benchmarks.sampling_arms import matrix_rate, unet_flops
+    from expansion.classifier.backbones import Classifier
+    from expansion.common.quiet import quiet_libraries
 
     with torch.device("meta"), quiet_libraries(), torch.no_grad():
         if Path(model).is_dir():

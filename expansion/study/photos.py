@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expansion import image_datasets
-from expansion.content import content_summary, readable_records
-from expansion.errors import InputError
-from expansion.image_datasets import ImageDataset, choose_subset, load_dataset
-from expansion.records import ImageRecord, shown
-from expansion.splits import find_stored_split
+from expansion.common.errors import InputError
+from expansion.data import datasets as image_datasets
+from expansion.data.datasets import ImageDataset, choose_subset, load_dataset
+from expansion.data.splits import find_stored_split
+from expansion.images.content import content_summary, readable_records
+from expansion.images.records import ImageRecord, shown
 from expansion.study.config import StudyConfig
 
 SHOWN_LINES = 12  # of what the check found

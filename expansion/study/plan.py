@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import expand
-from expansion.checkpoints import locate_model, model_fingerprint, model_resolution
-from expansion.config import CONFIG_DIR, Source, load_yaml
-from expansion.image_datasets import ImageDataset
+from expansion.common.config import CONFIG_DIR, Source, load_yaml
+from expansion.data.datasets import ImageDataset
+from expansion.diffusion.model_files import locate_model, model_fingerprint, model_resolution
 from expansion.study.choices import REHEARSAL_MODEL, Network, is_same_model, scale_of
 from expansion.study.config import NESTED, Asked, Settings, settle
 from expansion.study.photos import Photos

@@ -20,8 +20,8 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import IO, Any
 
-from expansion.config import PROJECT_ROOT
-from expansion.stopping import StopRequest, finishing_first
+from expansion.common.config import PROJECT_ROOT
+from expansion.common.stopping import StopRequest, finishing_first
 from expansion.study.steps import Command, Stage
 from expansion.study.worker import MARK
 

@@ -12,15 +12,15 @@ from typing import Any
 import expand
 import train_expand
 import train_original
-from expansion.config import import_object, require
-from expansion.experiment import arm_name, run_dir
-from expansion.image_datasets import ImageDataset
-from expansion.recipe import Recipe, Schedule
-from expansion.runs import is_done
+from expansion.classifier.recipe import Recipe, Schedule
+from expansion.common.config import import_object, require
+from expansion.common.files import is_done
+from expansion.data.datasets import ImageDataset
 from expansion.study.config import LABELS, Arm, Settings
 from expansion.study.estimate import GUIDED, MORE_LEARNING, Work
 from expansion.study.worker import typed
-from expansion.training_options import TrainConfig, parse_training
+from expansion.training.experiment import arm_name, run_dir
+from expansion.training.options import TrainConfig, parse_training
 
 GUIDE_OPTION = "encoder_weight_path"
 
@@ -230,7 +230,7 @@ def result_commands(study: Study) -> list[Command]:
         judge = str(real_runs(study)[min(1, len(config.seeds) - 1)])  # the first may be the guide
         sets = [str(study.set_folder(method)) for method in config.methods]
         found = [
-            Command("recognised", "expansion.study.recognised:main", (judge, *sets)),
+            Command("recognised", "expansion.report.recognised:main", (judge, *sets)),
             *found,
             Command(
                 "page", "parse_logs:main", (*table, "--format", "html", "--output", str(study.page))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from expansion.config import load_yaml
+from expansion.common.config import load_yaml
 from expansion.study.choices import Machine, Network
 from expansion.study.estimate import Estimate, Work, duration
 from expansion.study.steps import Command, Stage, Study

@@ -18,8 +18,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from expansion.config import import_object
-from expansion.errors import run_command
+from expansion.common.config import import_object
+from expansion.common.errors import run_command
 
 MARK = "\x1e"  # ASCII's separator of records
 

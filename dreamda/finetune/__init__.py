@@ -1,0 +1,1 @@
+"""Fine-tuning of a Stable Diffusion checkpoint, in full or by adapters, or from scratch."""

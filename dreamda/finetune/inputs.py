@@ -1,0 +1,86 @@
+"""What a diffusion model is trained on: images as pixel values, and captions as token ids."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from dreamda.finetune.config import FinetuneConfig
+from expansion.data.batches import SeededImages
+from expansion.data.datasets import ImageRecord
+from expansion.data.prompts import class_prompt
+from expansion.images.pixel_cache import PixelCache
+
+
+def middle_square(side: int) -> v2.Compose:
+    """The middle of a PIL image, `side` x `side` pixels; an image of that size is not touched."""
+    resize = v2.Resize(side, interpolation=v2.InterpolationMode.BICUBIC)
+    return v2.Compose([resize, v2.CenterCrop(side)])
+
+
+def training_images(
+    records: Sequence[ImageRecord], config: FinetuneConfig, resolution: int
+) -> SeededImages:
+    """`training_transform` of images that are decoded once, as far as memory allows."""
+    cache = PixelCache(resolution, middle_square(resolution))
+    return SeededImages(records, training_transform(config, resolution), cache)
+
+
+def training_transform(config: FinetuneConfig, resolution: int) -> v2.Compose:
+    """From a PIL image to pixel values (3, H, W) in [-1, 1], with the augmentation of `config`."""
+    zoom = (1 - config.affine_scale, 1 + config.affine_scale)
+    shift = (config.affine_translate, config.affine_translate)
+    steps: list[nn.Module] = [middle_square(resolution)]
+    if config.random_flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if config.affine_degrees or config.affine_translate or config.affine_scale:
+        steps.append(
+            v2.RandomAffine(
+                config.affine_degrees, shift, zoom, interpolation=v2.InterpolationMode.BILINEAR
+            )
+        )
+    to_pixel_values = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5], [0.5]),
+    ]
+    return v2.Compose(steps + to_pixel_values)
+
+
+class CaptionSource:
+    """Token ids of a caption per image: a random template of its class, or the empty caption."""
+
+    def __init__(self, tokenizer, templates: Sequence[str], names: Sequence[str], dropout: float):
+        def tokens(text: str) -> Tensor:
+            return tokenizer(
+                text,
+                padding="max_length",
+                truncation=True,
+                max_length=tokenizer.model_max_length,
+                return_tensors="pt",
+            ).input_ids[0]
+
+        self.by_class = [[tokens(class_prompt(t, name)) for t in templates] for name in names]
+        self.empty = tokens("")
+        self.dropout = dropout
+
+    def draw(self, count: int, seed: int) -> Tensor:
+        """Template numbers (count,), random by `seed`; -1 is the empty caption."""
+        rng = random.Random(seed)
+        templates = range(len(self.by_class[0]))
+        return torch.tensor(
+            [-1 if rng.random() < self.dropout else rng.choice(templates) for _ in range(count)]
+        )
+
+    def input_ids(self, labels: Tensor, templates: Tensor) -> Tensor:
+        """Token ids (B, L) for `labels` (B,) and the `templates` (B,) of `draw`."""
+        return torch.stack(
+            [
+                self.by_class[label][template] if template >= 0 else self.empty
+                for label, template in zip(labels.tolist(), templates.tolist(), strict=True)
+            ]
+        )

@@ -1,0 +1,1 @@
+"""AMST: DreamDA's self-training on generated images."""

@@ -1,0 +1,386 @@
+"""How fast an expansion is, beside diffusers' own pipelines, and where its time goes.
+
+    python -m expansion.benchmark
+    python -m expansion.benchmark --methods img2img --batch_sizes 1 8 50 --rounds 5
+    python -m expansion.benchmark --full_size --dtype bfloat16 --resolution 512 --batch_sizes 1 8 32
+
+Everything runs in one process and takes turns, from image files to image files: steps, strength
+and guidance are each method's own. Figures are medians over the rounds. "img2img" and
+"CycleDiffusion" of diffusers stand beside the methods that do the same work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import expand
+from expansion.common.config import (
+    add_options,
+    command_line_source,
+    compose,
+    import_object,
+    option,
+    require,
+    unknown_name,
+)
+from expansion.common.devices import device_and_dtype
+from expansion.common.errors import run_command
+from expansion.common.files import write_atomic
+from expansion.common.tables import aligned
+from expansion.generation.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from expansion.benchmarks.sampling_arms import Contender, Measurement
+    from expansion.common.phases import PhaseClock
+
+MAIN_PHASES = ("encode", "denoise", "guide", "decode", "idle")  # one after another
+BESIDE_PHASES = ("load", "write")  # in threads of their own
+# Method -> the pipeline of diffusers that does the same work, whether it takes several images at a
+# time, and further arguments of its call by the name of our setting.
+RIVALS = {
+    "img2img": ("StableDiffusionImg2ImgPipeline", True, {}),
+    "dreamda": (
+        "CycleDiffusionPipeline",
+        False,
+        {
+            "resolved_eta": "eta",
+            "source_prompt": "source_prompt",
+            "source_guidance_scale": "source_guidance_scale",
+        },
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Settings of the benchmark."""
+
+    dataset: str = option("digits", "dataset name or folder that is expanded", flags=("-d",))
+    data_dir: str = option("data", "where named datasets lie")
+    methods: tuple[str, ...] = option(tuple(expand.SAMPLERS), "what is measured")
+    pretrained_model_name_or_path: str | None = option(
+        None, "Stable Diffusion checkpoint; default: the dataset's"
+    )
+    full_size: bool = option(
+        False, "Stable Diffusion 1.x at its full size with random weights, instead of a checkpoint"
+    )
+    batch_sizes: tuple[int, ...] = option((1, 10, 50), "images that are denoised together")
+    num_images_per_prompt: int = option(10, "n: variants of each real image")
+    num_inference_steps: int | None = option(
+        None, "DDIM steps of the whole schedule; default: each method's own"
+    )
+    resolution: int | None = option(None, "side of the images, pixels; default: the checkpoint's")
+    guide_arch: str | None = option(
+        None, "backbone of the guide classifier, with random weights; default: the dataset's"
+    )
+    rounds: int = option(3, "runs of every line")
+    device: str = option("auto", "cuda, cpu, ...; auto: a GPU if there is one")
+    dtype: str = option(
+        "auto",
+        "number format of the networks; auto: float16 on a GPU, else float32",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
+    compile: bool = option(False, "torch.compile the U-Net's transformer blocks")
+    rivals: bool = option(True, "also measure diffusers' pipelines")
+    output: str | None = option(None, "JSON file for all figures")
+
+    def __post_init__(self):
+        for name in self.methods:
+            if name not in expand.SAMPLERS:
+                raise unknown_name("method", name, list(expand.SAMPLERS))
+        numbers = {"batch_sizes": min(self.batch_sizes), "rounds": self.rounds}
+        numbers["num_images_per_prompt"] = self.num_images_per_prompt
+        for name, value in numbers.items():
+            require(value > 0, f"{name} {value}: give positive numbers")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    config = parse(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(config, Path(folder))
+        lines = bench.run()
+    text = report(lines, bench.facts)
+    sys.stdout.write(text)
+    if config.output:
+        figures = {"facts": bench.facts, "lines": [line.figures() for line in lines]}
+        write_atomic(Path(config.output), json.dumps(figures, indent=1) + "\n")
+
+
+def parse(arguments: Sequence[str]) -> BenchmarkConfig:
+    parser = argparse.ArgumentParser(
+        prog="python -m expansion.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser, BenchmarkConfig, "benchmark")
+    source = command_line_source(parser.parse_args(arguments))
+    (config,) = compose([BenchmarkConfig], [source])
+    return config
+
+
+@dataclass
+class Line:
+    """A line of the tables: a contender's measurements."""
+
+    contender: Contender
+    measurements: list[Measurement]
+    clock: PhaseClock | None = None
+    profiled: Measurement | None = None
+
+    def median(self, value) -> float:
+        return statistics.median(value(m) for m in self.measurements)
+
+    def figures(self) -> dict[str, Any]:
+        first = self.measurements[0]
+        found = {
+            "name": self.contender.name,
+            "batch_size": self.contender.batch_size,
+            "images": first.images,
+            "images_per_second": self.median(lambda m: m.images / m.seconds),
+            "all_images_per_second": [m.images / m.seconds for m in self.measurements],
+            "rows_per_second": self.median(lambda m: m.rows / m.seconds),
+            "rows_per_image": first.rows / first.images,
+            "peak_memory_bytes": max(m.peak for m in self.measurements),
+        }
+        if self.clock is not None:
+            found["seconds_per_image"] = self.seconds_per_image()
+            found["overhead"] = self.overhead()
+        return found
+
+    def seconds_per_image(self) -> dict[str, float]:
+        """By phase; "other" is what no phase names."""
+        clock, images = self.clock, self.profiled.images
+        seconds = {name: clock.seconds[name] for name in MAIN_PHASES}
+        seconds["other"] = clock.unaccounted
+        seconds |= {name: clock.beside[name] for name in BESIDE_PHASES}
+        return {name: value / images for name, value in seconds.items()}
+
+    def overhead(self) -> float:
+        """Share of the time that is spent outside the networks."""
+        return (self.clock.unaccounted + self.clock.seconds["idle"]) / self.clock.total
+
+
+class Bench:
+    """All contenders around one pipeline, in turns.
+
+    Args:
+        config: See `BenchmarkConfig`.
+        folder: For a guide classifier with random weights.
+    """
+
+    def __init__(self, config: BenchmarkConfig, folder: Path):
+        self.config, self.folder = config, folder
+        self.device, self.dtype = device_and_dtype(config.device, config.dtype)
+        self.plans = {method: self._plan(method) for method in config.methods}
+        self.pipeline = self._load()
+        self.facts = self._facts()
+
+    def run(self) -> list[Line]:
+        """Warm up, `rounds` rounds, and one more with the clock for our own."""
+        from expansion.benchmarks.sampling_arms import some_items, synchronize
+        from expansion.common.phases import PhaseClock
+
+        count, plans = self.config.num_images_per_prompt, self.plans
+        records = next(iter(plans.values())).records
+        device = self.pipeline.device  # asked for once: diffusers looks through all modules for it
+        lines = [Line(contender, []) for contender in self._contenders()]
+        items = {
+            size: some_items(records, count, math.lcm(size, count))
+            for size in {1, *self.config.batch_sizes}
+        }
+        for line in lines:
+            line.contender.measure(items[line.contender.batch_size][: line.contender.batch_size])
+        for _ in range(self.config.rounds):
+            for line in lines:
+                line.measurements.append(line.contender.measure(items[line.contender.batch_size]))
+        for line in lines:
+            if line.contender.name in plans:
+                line.clock = PhaseClock(partial(synchronize, device))
+                chosen = items[line.contender.batch_size]
+                line.profiled = line.contender.measure(chosen, line.clock)
+        return lines
+
+    def _plan(self, method: str) -> Plan:
+        """As expand.py plans it; a method that is guided gets a classifier of random weights."""
+        config = self.config
+        given = {
+            "dataset": config.dataset,
+            "data_dir": config.data_dir,
+            "method": method,
+            "num_images_per_prompt": config.num_images_per_prompt,
+            "pretrained_model_name_or_path": config.pretrained_model_name_or_path,
+            "num_inference_steps": config.num_inference_steps,
+            "resolution": config.resolution,
+            "split": 0,
+            "total_split": 1,
+        }
+        fields = dataclasses.fields(import_object(expand.SAMPLERS[method][0]))
+        if "encoder_weight_path" in {field.name for field in fields}:
+            given["encoder_weight_path"] = self._random_guide()
+        line = [f"--{name}={value}" for name, value in given.items() if value is not None]
+        run_config, method_config, _ = expand.parse(line)
+        return make_plan(run_config, method_config)
+
+    def _random_guide(self) -> Path:
+        import torch
+
+        from expansion.classifier.backbones import Classifier, classifier_state
+        from expansion.classifier.recipe import Recipe
+        from expansion.data.datasets import load_dataset
+
+        dataset = load_dataset(self.config.dataset, self.config.data_dir)
+        recipe = dataset.config.classifier or {}
+        arch = self.config.guide_arch or recipe.get("arch", Recipe.arch)
+        size = recipe.get("image_size", Recipe.image_size)
+        path = self.folder / "guide.pth.tar"
+        state = classifier_state(Classifier(arch, len(dataset.class_names), size))
+        torch.save({**state, "class_names": list(dataset.class_names)}, path)
+        return path
+
+    def _load(self) -> StableDiffusionPipeline:
+        from expansion.benchmarks.sampling_arms import random_stable_diffusion
+        from expansion.diffusion.stable_diffusion import ddim_scheduler, load_pipeline
+
+        model = next(iter(self.plans.values())).model
+        pipeline = load_pipeline(model, self.dtype, self.device)
+        if self.config.full_size:
+            scheduler = ddim_scheduler(pipeline)
+            pipeline = random_stable_diffusion(
+                pipeline.tokenizer, scheduler, self.dtype, self.device
+            )
+            pipeline.set_progress_bar_config(disable=True)
+        if self.config.compile:
+            pipeline.unet.compile_repeated_blocks()
+        return pipeline
+
+    def _facts(self) -> dict[str, Any]:
+        import torch
+
+        from expansion.benchmarks.sampling_arms import matrix_rate, unet_flops
+        from expansion.diffusion.stable_diffusion import default_resolution
+
+        resolution = self.config.resolution or default_resolution(self.pipeline)
+        unet = self.pipeline.unet
+        name = "CPU"
+        if self.pipeline.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.pipeline.device)
+        return {
+            "device": name,
+            "threads": torch.get_num_threads(),
+            "dtype": self.dtype,
+            "resolution": resolution,
+            "num_images_per_prompt": self.config.num_images_per_prompt,
+            "rounds": self.config.rounds,
+            "flops_per_row": unet_flops(unet, resolution // self.pipeline.vae_scale_factor),
+            "matrix_rate": matrix_rate(self.pipeline.device, unet.dtype),
+        }
+
+    def _contenders(self) -> list[Contender]:
+        from expansion.benchmarks.sampling_arms import (
+            Contender,
+            diffusers_pipeline,
+            diffusers_run,
+            our_run,
+        )
+        from expansion.generation.loop import Job
+
+        found = []
+        for method, plan in self.plans.items():
+            job = Job(
+                method=method,
+                model="benchmark",
+                config_hash="benchmark",
+                seed=plan.config.seed,
+                resolution=self.facts["resolution"],
+                resize_mode=plan.method_config.resize_mode,
+                prompts=plan.prompts,
+                stems=plan.stems,
+            )
+
+            def ours(method=method, plan=plan, job=job):
+                sampler_class = import_object(expand.SAMPLERS[method][1])
+                sampler = sampler_class.build(
+                    plan.method_config, plan.dataset.class_names, lambda: self.pipeline
+                )
+                sampler.prepare(plan.records)
+                return our_run(sampler, job)
+
+            for size in self.config.batch_sizes:
+                found.append(Contender(method, size, self.pipeline, ours))
+            if method in RIVALS and self.config.rivals:
+                name, batches, arguments = RIVALS[method]
+                theirs = diffusers_pipeline(name, self.pipeline)
+                given = {arguments[key]: getattr(plan.method_config, key) for key in arguments}
+                run = diffusers_run(theirs, job, plan.method_config, **given)
+                for size in self.config.batch_sizes if batches else [1]:
+                    found.append(Contender(f"diffusers {name}", size, theirs, lambda run=run: run))
+        return found
+
+
+def report(lines: Sequence[Line], facts: Mapping[str, Any]) -> str:
+    """Both tables as text."""
+    head = (
+        f"{facts['device']}, {facts['threads']} threads, {facts['dtype']}, "
+        f"{facts['resolution']} pixels, n {facts['num_images_per_prompt']}, "
+        f"median of {facts['rounds']} rounds\n"
+        f"U-Net: {facts['flops_per_row'] / 1e9:.3g} GFLOP per row; matrix product: "
+        f"{facts['matrix_rate'] / 1e12:.3g} TFLOP/s\n"
+    )
+    speed = [("", "batch", "images/s", "slowest", "fastest", "rows/s", "rows/image", "peak GB")]
+    for line in lines:
+        found = line.figures()
+        rates = found["all_images_per_second"]
+        speed.append(
+            (
+                found["name"],
+                str(found["batch_size"]),
+                f"{found['images_per_second']:.3g}",
+                f"{min(rates):.3g}",
+                f"{max(rates):.3g}",
+                f"{found['rows_per_second']:.4g}",
+                f"{found['rows_per_image']:.4g}",
+                f"{found['peak_memory_bytes'] / 1e9:.2f}" if found["peak_memory_bytes"] else "-",
+            )
+        )
+    columns = (*MAIN_PHASES, "other", *BESIDE_PHASES)
+    parts = [("milliseconds per image", "batch", *columns, "overhead", "TFLOP/s", "of product")]
+    for line in lines:
+        if line.clock is None:
+            continue
+        seconds = line.seconds_per_image()
+        rate = facts["flops_per_row"] * line.profiled.rows
+        rate /= (seconds["denoise"] + seconds["guide"]) * line.profiled.images
+        parts.append(
+            (
+                line.contender.name,
+                str(line.contender.batch_size),
+                *(f"{1000 * seconds[name]:.3g}" for name in columns),
+                f"{100 * line.overhead():.1f} %",
+                f"{rate / 1e12:.3g}",
+                f"{100 * rate / facts['matrix_rate']:.0f} %",
+            )
+        )
+    notes = (
+        "load and write run in threads beside the rest; overhead: other + idle, as a share of the "
+        "time.\nTFLOP/s: forward passes of the U-Net over denoise + guide, against the product.\n"
+    )
+    return f"{head}\n{aligned(speed)}\n\n{aligned(parts)}\n{notes}"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,236 @@
+"""What `benchmark` compares: our samplers, from file to file, and diffusers' pipelines."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from expansion.common.phases import PhaseClock
+from expansion.data.datasets import ImageRecord
+from expansion.diffusion.sampler import Sampler
+from expansion.diffusion.sampler_config import SamplerConfig
+from expansion.diffusion.stable_diffusion import DTYPES
+from expansion.diffusion.variants import square_image
+from expansion.generation.loop import Job, generate
+from expansion.generation.sharding import make_units
+from expansion.store.expanded_set import Item
+from expansion.store.writer import ExpansionWriter
+
+Run = Callable[[Sequence[Item], Path, int], None]  # writes variants to a folder, by a batch size
+
+
+@dataclass
+class Measurement:
+    """One run: images made, U-Net rows, seconds, and peak GPU memory in bytes."""
+
+    images: int
+    rows: int
+    seconds: float
+    peak: int
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to make variants, at one batch size.
+
+    Attributes:
+        name: In the table.
+        batch_size: Images at a time.
+        pipeline: Whose U-Net rows are counted.
+        prepare: Gives a `Run`, without what an earlier one kept; its time does not count.
+    """
+
+    name: str
+    batch_size: int
+    pipeline: StableDiffusionPipeline
+    prepare: Callable[[], Run]
+
+    def measure(self, items: Sequence[Item], clock: PhaseClock | None = None) -> Measurement:
+        """Make and write the variants `items`, from files to files in a temporary folder."""
+        run = self.prepare()
+        device = self.pipeline.device
+        synchronize(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        with tempfile.TemporaryDirectory() as folder, counted_rows(self.pipeline.unet) as rows:
+            begun = time.perf_counter()
+            with clock.running() if clock is not None else nullcontext():
+                run(items, Path(folder), self.batch_size)
+                synchronize(device)
+            seconds = time.perf_counter() - begun
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        return Measurement(len(items), sum(rows), seconds, peak)
+
+
+def our_run(sampler: Sampler, job: Job) -> Run:
+    """The sampler in the loop that expand.py runs."""
+
+    def run(items: Sequence[Item], folder: Path, batch_size: int) -> None:
+        units = make_units(items, batch_size)
+        work = [(unit, {(record.file_name, v) for record, v in unit}) for unit in units]
+        with ExpansionWriter(folder, 0, 1) as writer:
+            outcome = generate(sampler, job, work, writer, lambda count: None)
+        if outcome.failed:
+            raise RuntimeError(f"{outcome.failed} images were not finite")
+
+    return run
+
+
+def diffusers_run(
+    pipeline: StableDiffusionPipeline, job: Job, config: SamplerConfig, **options: Any
+) -> Run:
+    """A pipeline of diffusers as a script calls it: open, resize, call, save.
+
+    Args:
+        options: Further arguments of the call; a text is repeated for every image.
+    """
+
+    def run(items: Sequence[Item], folder: Path, batch_size: int) -> None:
+        for start in range(0, len(items), batch_size):
+            unit = items[start : start + batch_size]
+            images = torch.stack(
+                [square_image(r.load(), job.resolution, job.resize_mode, 0) for r, _ in unit]
+            )
+            repeated = {
+                name: [value] * len(unit) if isinstance(value, str) else value
+                for name, value in options.items()
+            }
+            made = pipeline(
+                prompt=[job.prompts.prompt_of(r.file_name, r.label, v) for r, v in unit],
+                image=images,
+                strength=config.strength,
+                num_inference_steps=config.num_inference_steps,
+                guidance_scale=config.guidance_scale,
+                generator=[torch.Generator("cpu").manual_seed(start + i) for i in range(len(unit))],
+                **repeated,
+            ).images
+            for i, image in enumerate(made):
+                image.save(folder / f"{start + i}.png")
+
+    return run
+
+
+def diffusers_pipeline(name: str, pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """A pipeline class of diffusers around the parts of `pipeline`, with a DDIM scheduler."""
+    import diffusers
+
+    parts = dict(pipeline.components)
+    parts["scheduler"] = DDIMScheduler.from_config(pipeline.scheduler.config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        pipeline_class = getattr(diffusers, name)
+        if pipeline_class is not StableDiffusionImg2ImgPipeline:
+            parts.pop("image_encoder", None)
+        made = pipeline_class(**parts, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def random_stable_diffusion(
+    tokenizer: CLIPTokenizer, scheduler: DDIMScheduler, dtype: str, device: str
+) -> StableDiffusionPipeline:
+    """Stable Diffusion 1.x at its full size (1.07 billion parameters) with random weights.
+
+    Args:
+        tokenizer: Any; its vocabulary is smaller than the text encoder's.
+        scheduler: Its noise schedule is used.
+    """
+    down = ("DownEncoderBlock2D",) * 4
+    text_config = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+    )
+    with torch.device(device):
+        parts = {
+            "unet": UNet2DConditionModel(
+                sample_size=64, cross_attention_dim=768, attention_head_dim=8
+            ),
+            "vae": AutoencoderKL(
+                block_out_channels=(128, 256, 512, 512),
+                layers_per_block=2,
+                down_block_types=down,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                latent_channels=4,
+                sample_size=512,
+            ),
+            "text_encoder": CLIPTextModel(text_config),
+        }
+    for part in parts.values():
+        part.to(DTYPES[dtype]).eval().requires_grad_(False)
+        if device.startswith("cuda") and not isinstance(part, CLIPTextModel):
+            part.to(memory_format=torch.channels_last)
+    return StableDiffusionPipeline(
+        **parts,
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def unet_flops(unet: UNet2DConditionModel, side: int) -> int:
+    """Floating-point operations of one row through the U-Net at latents of `side` cells."""
+    latents = torch.zeros(1, unet.config.in_channels, side, side)
+    text = torch.zeros(1, 77, unet.config.cross_attention_dim)
+    inputs = (part.to(unet.device, unet.dtype) for part in (latents, text))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        unet(next(inputs), 1, encoder_hidden_states=next(inputs))
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large matrix product, the best of five."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = math.inf
+    for _ in range(6):
+        synchronize(device)
+        begun = time.perf_counter()
+        left @ right
+        synchronize(device)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU's queue."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def counted_rows(unet: nn.Module) -> Iterator[list[int]]:
+    """The numbers of rows of all calls of the U-Net inside."""
+    rows: list[int] = []
+    hook = unet.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+def some_items(records: Sequence[ImageRecord], num_variants: int, count: int) -> list[Item]:
+    """The first `count` (real image, variant), over and over the real images if there are few."""
+    cycle = itertools.cycle(records)
+    real = [next(cycle) for _ in range(math.ceil(count / num_variants))]
+    return [(record, variant) for record in real for variant in range(num_variants)][:count]

@@ -1,0 +1,1 @@
+"""Classifiers and what goes into them: networks, preprocessing, augmentations."""

@@ -1,0 +1,255 @@
+"""How a classifier is trained: the recipe's schema and its schedule. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+from expansion.common.config import option, require
+
+AUGMENTATIONS = (
+    "default",
+    "randaugment",
+    "autoaugment",
+    "augmix",
+    "random_erasing",
+    "cutout",
+    "gridmask",
+    "mixup",
+    "cutmix",
+)
+PAIRING = ("mixup", "cutmix")  # mix each image with another one of its batch
+NEEDS_LOSS = (*PAIRING, "augmix")  # change labels or loss, not images alone
+LARGEST_ADAMW_LR = 0.05  # beyond it nothing trains; the papers' commands give SGD's 0.1
+# Backbones whose residual blocks end in a batch normalisation that can start at zero.
+RESIDUAL = ("resnet", "resnext", "wide_resnet", "wideresnet")
+# Share of images (CutMix: of batches) that the augmentation acts on, where it is not 1.
+PROBABILITIES = {"random_erasing": 0.5, "gridmask": 0.8, "cutmix": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Optimiser, schedule and preprocessing of a classifier run; the papers' values by default."""
+
+    arch: str = option(
+        "resnet50",
+        "backbone: any torchvision classifier, clip_vit_b32 or open_clip_vit_b32 (image towers of "
+        "OpenAI's and LAION's CLIP), resnet18_cifar or resnet10_tiny (both for 32 pixels)",
+        flags=("-a",),
+    )
+    pretrained: bool = option(False, "start from ImageNet's weights, CLIP from its own")
+    weights: str | None = option(
+        None,
+        "which pretrained weights: a name that torchvision has for the backbone or a file of its "
+        "state dict (timm's too); for CLIP also a hub id or local folder; default: IMAGENET1K_V1, "
+        "or those that CLIP's name says",
+    )
+    zero_init_residual: bool = option(
+        False,
+        "start every residual block of a ResNet as the identity (gamma 0 in its last batch "
+        "normalisation), as timm does and so both papers' codes",
+    )
+    optimizer: str = option("sgd", "optimiser", choices=("sgd", "adamw"))
+    lr: float = option(0.1, "peak learning rate")
+    momentum: float = option(0.9, "SGD momentum")
+    nesterov: bool = option(True, "Nesterov momentum of SGD")
+    weight_decay: float = option(1e-4, "weight decay: L2 under SGD, decoupled under AdamW")
+    lr_warmup: float = option(
+        0.0, "share of the optimiser steps, the first ones, over which the rate rises linearly"
+    )
+    label_smoothing: float = option(0.0, "share of a label that is spread over all classes")
+    batch_size: int = option(64, "images per optimiser step, all processes together")
+    budget: str = option(
+        "epochs",
+        "length of training: passes over the training set, or optimiser steps, equal for all arms",
+        choices=("epochs", "steps"),
+    )
+    epochs: int = option(100, "passes over the training set; budget epochs")
+    max_train_steps: int | None = option(None, "optimiser steps; budget steps")
+    eval_steps: int | None = option(
+        None, "optimiser steps between evaluations; default: an epoch, or a tenth of the steps"
+    )
+    image_size: int = option(224, "side of the classifier's input, pixels")
+    resize_size: int = option(256, "side that images are resized to before the crop, pixels")
+    rotation: float = option(15.0, "random rotation of at most this many degrees")
+    horizontal_flip: bool = option(True, "mirror images at random; wrong for digits and text")
+    augment: str = option(
+        "default",
+        "augmentation of labelled images beside rotation, crop and flip",
+        choices=AUGMENTATIONS,
+    )
+    augment_probability: float | None = option(
+        None,
+        "share of images that random_erasing or gridmask (at the end of its ramp) act on, of "
+        "batches for cutmix; default: the papers' 0.5, 0.8, 0.5",
+    )
+    randaugment_ops: int = option(2, "operations of RandAugment")
+    randaugment_magnitude: int = option(9, "strength of RandAugment's operations, 0 to 30")
+    mix_alpha: float = option(1.0, "MixUp and CutMix: the share is drawn from Beta(alpha, alpha)")
+    jsd_weight: float = option(12.0, "AugMix: factor on the divergence of its three views")
+    val_fraction: float = option(
+        0.0, "share of the real training images held out to select the epoch that is reported"
+    )
+    mixed_precision: str = option("no", "autocast", choices=("no", "fp16", "bf16"))
+    compile: bool = option(
+        False,
+        "compile the network with torch.compile: quicker steps after a start of a minute or more; "
+        "needs a C++ compiler",
+    )
+    image_cache: str = option(
+        "auto",
+        "where decoded images are kept for the next passes and runs of the command: in memory, on "
+        "disk (TMPDIR, else /var/tmp), or auto: memory first, disk for the rest",
+        choices=("auto", "memory", "disk", "none"),
+        decides=False,
+    )
+    image_cache_gb: float | None = option(
+        None,
+        "most that they may take on this machine, GB; others are decoded in every pass; default: "
+        "half of the memory, and of the disk, that is free",
+        decides=False,
+    )
+    workers: int = option(
+        4,
+        "processes that load images, at most one per core; 0: none but the main one",
+        flags=("-j",),
+        decides=False,
+    )
+
+    def __post_init__(self):
+        require(
+            self.budget == "epochs" or self.max_train_steps is not None,
+            "--budget steps needs --max_train_steps",
+        )
+        require(
+            self.budget == "steps" or self.max_train_steps is None,
+            f"max_train_steps {self.max_train_steps} counts only with --budget steps",
+        )
+        for name in (
+            "batch_size",
+            "epochs",
+            "image_size",
+            "max_train_steps",
+            "eval_steps",
+            "randaugment_ops",
+            "mix_alpha",
+            "image_cache_gb",
+            "lr",
+        ):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name} {value}: give a positive number")
+        require(
+            self.resize_size >= self.image_size,
+            f"resize_size {self.resize_size} is smaller than image_size {self.image_size}",
+        )
+        require(0 <= self.val_fraction < 1, f"val_fraction {self.val_fraction}: give 0 to below 1")
+        require(
+            self.pretrained or self.weights is None,
+            f"weights {self.weights} count only with --pretrained",
+        )
+        for name in ("weight_decay", "rotation", "workers"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} {value}: give 0 or a positive number")
+        require(
+            not self.zero_init_residual or self.arch.startswith(RESIDUAL),
+            f"zero_init_residual: a {self.arch} has no residual blocks with a batch normalisation "
+            "to start at zero; leave it out",
+        )
+        require(
+            not (self.zero_init_residual and self.pretrained),
+            "zero_init_residual changes the start from scratch; pretrained weights replace it, so "
+            "leave it out",
+        )
+        self._check_optimizer()
+        self._check_augmentation()
+
+    def _check_optimizer(self) -> None:
+        require(
+            self.optimizer == "sgd" or self.lr <= LARGEST_ADAMW_LR,
+            f"lr {self.lr:g} is far too much for AdamW; give about 1e-3, or --optimizer sgd",
+        )
+        require(
+            self.momentum > 0 or not self.nesterov,
+            f"momentum {self.momentum:g} leaves nothing to Nesterov; add --no-nesterov",
+        )
+        for name in ("lr_warmup", "label_smoothing", "momentum"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{name} {value}: give 0 to below 1")
+
+    def _check_augmentation(self) -> None:
+        probability, kind = self.augment_probability, self.augment
+        require(
+            probability is None or kind in PROBABILITIES,
+            f"augment_probability {probability} counts only with --augment "
+            + ", ".join(PROBABILITIES),
+        )
+        require(
+            probability is None or 0 < probability <= 1,
+            f"augment_probability {probability}: give more than 0, at most 1",
+        )
+        require(
+            kind not in PAIRING or self.batch_size > 1,
+            f"batch_size {self.batch_size}: {kind} mixes images of a batch; give 2 or more",
+        )
+        require(
+            0 <= self.randaugment_magnitude <= 30,
+            f"randaugment_magnitude {self.randaugment_magnitude}: give 0 to 30",
+        )
+        require(self.jsd_weight >= 0, f"jsd_weight {self.jsd_weight}: give 0 or more")
+
+    @property
+    def probability(self) -> float:
+        """Share of images, or batches, that the augmentation acts on."""
+        if self.augment_probability is not None:
+            return self.augment_probability
+        return PROBABILITIES.get(self.augment, 1.0)
+
+    @property
+    def num_workers(self) -> int:
+        """Loading processes on this machine."""
+        return min(self.workers, os.cpu_count() or 1)
+
+
+class Schedule:
+    """Sizes of all batches, when to evaluate, and the learning rate.
+
+    Budget "epochs": passes over the training set, the last batch of each smaller, unless that
+    leaves fewer than `min_batch` images (batch normalisation cannot train on one); the cosine moves
+    once per epoch. Budget "steps": full batches over pass borders; the cosine moves every step.
+    """
+
+    def __init__(self, recipe: Recipe, num_images: int, min_batch: int = 2):
+        self.recipe = recipe
+        if recipe.budget == "epochs":
+            full, rest = divmod(num_images, recipe.batch_size)
+            epoch = [recipe.batch_size] * full + ([rest] if rest else [])
+            if len(epoch) > 1 and rest and rest < min_batch:
+                epoch[-2:] = [epoch[-2] + rest]
+            self.batch_sizes = epoch * recipe.epochs
+            self.steps_per_epoch: float = len(epoch)
+            self.eval_steps = recipe.eval_steps or len(epoch)
+        else:
+            self.batch_sizes = [recipe.batch_size] * recipe.max_train_steps
+            self.steps_per_epoch = num_images / recipe.batch_size
+            self.eval_steps = recipe.eval_steps or math.ceil(recipe.max_train_steps / 10)
+        self.warmup_steps = round(recipe.lr_warmup * len(self.batch_sizes))
+
+    def progress(self, step: int) -> float:
+        """Share of the run that is done before optimiser step `step`, from 0."""
+        return step / len(self.batch_sizes)
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of optimiser step `step`, from 0.
+
+        lr (1 + cos(pi done)) / 2, times min(1, (step + 1) / warmup_steps).
+        """
+        done = step
+        if self.recipe.budget == "epochs":
+            done = step - step % int(self.steps_per_epoch)
+        warmth = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        return 0.5 * self.recipe.lr * warmth * (1 + math.cos(math.pi * self.progress(done)))
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether the test set is evaluated after `step` steps."""
+        return step % self.eval_steps == 0 or step == len(self.batch_sizes)

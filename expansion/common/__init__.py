@@ -1,0 +1,1 @@
+"""Settings, errors, files, seeds: what everything stands on; loads no torch."""

@@ -1,0 +1,250 @@
+"""One schema for YAML files and command lines: frozen dataclasses.
+
+A field is declared once with `option(default, help)`. From it come the YAML key, the long option of
+the same name, its help text and the type check. `compose` merges several sources into several
+dataclasses; later sources win (defaults < method YAML < dataset YAML < command line).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expansion.common.errors import InputError, brief
+
+# What PyYAML raises for a file that is no YAML, for an impossible date or number, for a tag that
+# does not fit its value, and for lists within lists a thousand deep.
+YAML_ERRORS = (
+    yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError,
+    RecursionError,
+)  # fmt: skip
+# The same of json: JSONDecodeError is a ValueError, as is an integer of thousands of digits.
+JSON_ERRORS = (ValueError, RecursionError)
+
+LARGEST_INT = 2**63 - 1
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+CONFIG_DIR = PROJECT_ROOT / "configs"
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    words: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    decides: bool = True,
+) -> Any:
+    """Declare a dataclass field that is also a YAML key and a command-line option.
+
+    Args:
+        default: Value when neither YAML nor command line gives one.
+        help: What it is, with unit and range; shown by `--help`.
+        choices: The allowed strings, if only some are.
+        words: Strings that a number may also be, such as "auto".
+        flags: Further spellings, such as `-d`.
+        decides: Whether the value decides the result. Another value of an option that does not
+            (speed, memory, what is logged) lets a begun folder go on.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "words": tuple(words),
+        "flags": tuple(flags),
+        "decides": decides,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Values with the place they come from, so that an error can name it."""
+
+    values: Mapping[str, Any]
+    name: str
+
+
+def load_yaml(path: str | Path) -> Source:
+    """Read a YAML mapping. Raises InputError when the file is missing or is no mapping."""
+    path = home_expanded(str(path))
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the config {path}: {error}") from error
+    except YAML_ERRORS as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected 'key: value' lines, found {type(values).__name__}")
+    return Source(values, str(path))
+
+
+def compose(config_classes: Sequence[type], sources: Sequence[Source]) -> list[Any]:
+    """Build one config per class from all sources; a key goes to each class that declares it.
+
+    Raises:
+        InputError: A key no class declares, or a value of the wrong type; names key and source.
+    """
+    chosen: list[dict[str, Any]] = [{} for _ in config_classes]
+    hints = [typing.get_type_hints(config_class) for config_class in config_classes]
+    fields = [{f.name: f for f in dataclasses.fields(c)} for c in config_classes]
+    known = {name for names in fields for name in names}
+    for source in sources:
+        for key, value in source.values.items():
+            if key not in known:
+                shown = key if isinstance(key, str) else brief(key)
+                raise InputError(f"{source.name}: unknown key '{shown}'{_suggest(shown, known)}")
+            for i, names in enumerate(fields):
+                if key in names:
+                    where = f"{source.name}: {key}"
+                    chosen[i][key] = _checked(value, hints[i][key], names[key], where)
+    return [config_class(**values) for config_class, values in zip(config_classes, chosen)]
+
+
+def add_options(parser: argparse.ArgumentParser, config_class: type, title: str) -> None:
+    """Add one option per field of `config_class`; options that are not given stay absent."""
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        if not field.metadata:
+            continue
+        kind, is_list = _scalar_type(hints[field.name])
+        if kind is dict:
+            continue
+        default = field.default
+        if isinstance(default, tuple):
+            default = " ".join(map(str, default)) or None
+        shown = "" if default is None or default == "" else f" (default: {default})"
+        keywords: dict[str, Any] = {
+            "dest": field.name,
+            "default": argparse.SUPPRESS,
+            "help": field.metadata["help"].replace("%", "%%") + shown.replace("%", "%%"),
+        }
+        if kind is bool:
+            keywords["action"] = argparse.BooleanOptionalAction
+        else:
+            keywords["type"] = _number_or_word(kind, field.metadata["words"])
+            keywords["choices"] = field.metadata["choices"]
+            metavar = "|".join([kind.__name__.upper(), *field.metadata["words"]])
+            keywords["metavar"] = None if field.metadata["choices"] else metavar
+            if is_list:
+                keywords["nargs"] = "+"
+        action = group.add_argument(*field.metadata["flags"], f"--{field.name}", **keywords)
+        action.of_config = True
+
+
+def command_line_source(namespace: argparse.Namespace, ignore: Sequence[str] = ()) -> Source:
+    """The options that were given, as the source of highest precedence."""
+    values = {key: value for key, value in vars(namespace).items() if key not in ignore}
+    return Source(values, "command line")
+
+
+def deciding(config: Any) -> dict[str, Any]:
+    """The fields of a config that decide the result, with their values."""
+    fields = [f.name for f in dataclasses.fields(config) if f.metadata.get("decides", True)]
+    return {name: value for name, value in dataclasses.asdict(config).items() if name in fields}
+
+
+def config_hash(values: Any) -> str:
+    """Hash (12 hex digits) of anything JSON can hold, independent of key order."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def import_object(name: str) -> Any:
+    """The object that a registry names as "module:attribute"."""
+    module, attribute = name.split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def home_expanded(text: str) -> str:
+    """`text` with a leading `~/`, which the shell leaves alone after `=`, as the home folder."""
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InputError with `message` unless `condition` holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def unknown_name(kind: str, name: str, known: Sequence[str]) -> InputError:
+    """The error for a name that is in no registry, with a close name or the known ones."""
+    shown = name if isinstance(name, str) else brief(name)
+    suggestion = _suggest(shown, known)
+    listed = "" if suggestion and len(known) > 12 else f"; known: {', '.join(sorted(known))}"
+    return InputError(f"unknown {kind} '{shown}'{suggestion}{listed}")
+
+
+def _suggest(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1) if len(name) < 100 else []
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _scalar_type(hint: Any) -> tuple[type, bool]:
+    """The element type of a hint such as `tuple[int, ...]`, and whether it is a list."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    return typing.get_origin(hint) or hint, False
+
+
+def _number_or_word(kind: type, words: Sequence[str]) -> typing.Callable[[str], Any]:
+    """What reads a value of the command line; its name is in the parser's messages."""
+    if not words:
+        return kind
+
+    def read(text: str) -> Any:
+        return text if text in words else kind(text)
+
+    read.__name__ = " or ".join([kind.__name__, *words])
+    return read
+
+
+def _checked(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
+    """`value` converted to the field's type, or InputError."""
+    kind, is_list = _scalar_type(hint)
+    if value is None and type(None) in typing.get_args(hint):
+        return None
+    if isinstance(value, str) and value in field.metadata.get("words", ()):
+        return value
+    if is_list:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where}: expected a list, got {brief(value)}")
+        return tuple(_checked_scalar(item, kind, where) for item in value)
+    value = _checked_scalar(value, kind, where)
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        raise InputError(f"{where}: {brief(value)} is not one of {', '.join(choices)}")
+    return value
+
+
+def _checked_scalar(value: Any, kind: type, where: str) -> Any:
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        # YAML 1.1 reads "1e-4" (no dot) as a string.
+        try:
+            value = float(value)
+        except (ValueError, OverflowError):
+            pass  # refused below
+    finite = type(value) is not float or math.isfinite(value)
+    whole = type(value) is not int or abs(value) <= LARGEST_INT
+    if type(value) is str:
+        value = home_expanded(value)
+    if type(value) is not kind or not finite or not whole:
+        raise InputError(f"{where}: expected {kind.__name__}, got {brief(value)}")
+    return value

@@ -1,0 +1,1 @@
+"""Labelled sets of real images: layouts, splits, names, prompts, batches."""

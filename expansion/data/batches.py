@@ -1,0 +1,172 @@
+"""Endless shuffled batches in which every sample's randomness is a function of (seed, position).
+
+Two runs agree however many workers load the images and wherever a run was interrupted: position p
+of the stream always holds the same image with the same augmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from expansion.classifier.transforms import network_input
+from expansion.common.seeding import stable_seed
+from expansion.data.datasets import ImageRecord
+from expansion.images.pixel_cache import PixelCache
+
+EVAL_BATCH = 256  # images
+
+
+def stream_indices(num_items: int, start: int, count: int, seed: int) -> list[int]:
+    """Items at positions start .. start+count-1 of an endless stream of shuffled passes.
+
+    Args:
+        num_items: Items in one pass; each occurs once per pass.
+        start: First position, from 0.
+        count: Number of positions.
+        seed: Pass e is shuffled by (seed, e).
+    """
+    indices: list[int] = []
+    position = start
+    while len(indices) < count:
+        number, offset = divmod(position, num_items)
+        order = np.random.default_rng(stable_seed("pass", seed, number)).permutation(num_items)
+        taken = order[offset : offset + count - len(indices)]
+        indices.extend(int(i) for i in taken)
+        position += len(taken)
+    return indices
+
+
+class StreamBatches(Sampler[list[tuple[int, int]]]):
+    """Batch sampler: lists of (index, seed of the sample).
+
+    Args:
+        num_items: Size of the dataset.
+        batch_sizes: Size of every batch of the whole run, in order.
+        first: Batches before this one are left out (a resumed run).
+        seed: Decides order and augmentation.
+        rank: This process takes samples rank, rank + world_size, ... of each batch.
+        world_size: Number of data-parallel processes.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        batch_sizes: Sequence[int],
+        *,
+        seed: int,
+        first: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.num_items = num_items
+        self.batch_sizes = batch_sizes
+        self.first = first
+        self.seed = seed
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        start = sum(self.batch_sizes[: self.first])
+        for size in self.batch_sizes[self.first :]:
+            indices = stream_indices(self.num_items, start, size, self.seed)
+            samples = [
+                (index, stable_seed("sample", self.seed, start + i))
+                for i, index in enumerate(indices)
+            ]
+            start += size
+            yield samples[self.rank :: self.world_size]
+
+    def __len__(self) -> int:
+        return len(self.batch_sizes) - self.first
+
+
+class SeededImages(Dataset):
+    """Transformed images and labels; the transform sees a random state set by the sample's seed.
+
+    Args:
+        records: What to load.
+        transform: From a PIL image to what the model eats; may draw from torch's global generator.
+        cache: Keeps the images as the transform's first, fixed steps make them; by default files
+            are read again every time.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        transform: Callable[[Image.Image], Any],
+        cache: PixelCache | None = None,
+    ):
+        self.records = list(records)
+        self.transform = transform
+        self.cache = cache
+        self.places = cache.reserve(self.records) if cache else []
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[Any, int]:
+        index, seed = sample
+        record = self.records[index]
+        image = self.cache.load(record, self.places[index]) if self.cache else record.load()
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            return self.transform(image), record.label
+
+    def all_decoded(self) -> bool:
+        """Whether no file has to be read any more."""
+        return bool(self.cache) and all(place and place.filled for place in self.places)
+
+
+def stream_loader(
+    dataset: Dataset, batches: StreamBatches, num_workers: int, pin_memory: bool = False
+) -> DataLoader:
+    """DataLoader over `batches`; with workers, two batches per worker are prepared ahead.
+
+    The batches are those of all passes, so the workers live as long as the run.
+    """
+    return DataLoader(
+        dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory
+    )
+
+
+class InOrder:
+    """Every image once, in order, as often as wanted: batches of (transformed images, labels).
+
+    Args:
+        num_workers: Processes that help while images have to be decoded; none are needed later.
+    """
+
+    def __init__(self, images: SeededImages, num_workers: int, pin_memory: bool = False):
+        self.images, self.num_workers, self.pin_memory = images, num_workers, pin_memory
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        samples = [(index, 0) for index in range(len(self.images))]
+        starts = range(0, len(samples), EVAL_BATCH)
+        yield from DataLoader(
+            self.images,
+            batch_sampler=[samples[start : start + EVAL_BATCH] for start in starts],
+            num_workers=0 if self.images.all_decoded() else self.num_workers,
+            pin_memory=self.pin_memory,
+        )
+
+
+class OnDevice:
+    """Batches of `loader` on a device; images of 8 bits become the network's input there."""
+
+    def __init__(self, loader: Iterable[Sequence[Any]], device: torch.device):
+        self.loader, self.device = loader, device
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for batch in self.loader:
+            yield self._moved(batch)
+
+    def _moved(self, part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return network_input(part.to(self.device, non_blocking=True))
+        return [self._moved(each) for each in part]

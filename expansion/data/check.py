@@ -1,0 +1,183 @@
+"""What a dataset holds and what is wrong with it: counts, sizes, unreadable files, duplicates."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from expansion.common.errors import InputError, one_line
+from expansion.common.tables import aligned
+from expansion.data.naming import look_alikes, ordered_folders
+from expansion.images.generated_images import generated, message
+from expansion.images.pixel_report import PixelFacts, conversion_lines, facts_of, pixel_findings
+from expansion.images.records import ImageRecord, shown
+
+SPLITS = ("train", "test")
+SMALL_SIDE = 16  # pixels; a smaller image hardly shows its class
+FEW_CLASSES = 2
+
+
+@dataclass(frozen=True)
+class Look:
+    """What reading one image told.
+
+    Attributes:
+        size: (width, height) as the image is used, pixels.
+        mode: Pillow's mode of the file.
+        content: Hash of size and RGB pixels.
+        pixels: What was converted, and whether it shows anything.
+        problem: Why it cannot be read; then the rest means nothing.
+    """
+
+    size: tuple[int, int] = (0, 0)
+    mode: str = ""
+    content: str = ""
+    pixels: PixelFacts = PixelFacts()
+    problem: str = ""
+
+
+def check_splits(
+    title: str,
+    class_names: Sequence[str],
+    prompt_names: Sequence[str],
+    records_of: Callable[[str], list[ImageRecord]],
+    remarks: Sequence[str] = (),
+) -> tuple[str, int]:
+    """Read every training and test image of a dataset.
+
+    Args:
+        title: First line of the report.
+        class_names: In label order.
+        prompt_names: What prompts call them.
+        records_of: Split -> its images; raises InputError where something is missing.
+        remarks: What was chosen, and what lies there and is not used.
+
+    Returns:
+        The report, and the number of problems in it.
+    """
+    records: dict[str, list[ImageRecord]] = {}
+    problems: list[str] = []
+    for split in SPLITS:
+        try:
+            records[split] = records_of(split)
+        except InputError as error:
+            records[split] = []
+            problems = list(dict.fromkeys([*problems, str(error)]))
+    everything = [record for split in SPLITS for record in records[split]]
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        looks = dict(zip((r.file_name for r in everything), pool.map(_look, everything)))
+    problems += [look.problem for look in looks.values() if look.problem]
+    problems += _class_problems(class_names, records["train"])
+    pixels = [(r, looks[r.file_name].pixels) for r in everything if not looks[r.file_name].problem]
+    odd_pixels, pixel_notes = pixel_findings(pixels)
+    made = generated(everything)
+    problems += [message(made)] if made else []
+    across, notes = _duplicates(records, looks)
+    problems += odd_pixels
+    lines = [
+        title,
+        *_count_table(class_names, prompt_names, records),
+        *_image_lines(looks),
+        *conversion_lines(facts for _, facts in pixels),
+        *map(one_line, remarks),
+        *(f"note: {note}" for note in notes + pixel_notes + _small(looks)),
+        *(f"problem: {problem}" for problem in problems + across),
+    ]
+    num_problems = len(problems) + len(across)
+    plural = "" if num_problems == 1 else "s"
+    return "\n".join([*lines, f"{num_problems} problem{plural}", ""]), num_problems
+
+
+def _look(record: ImageRecord) -> Look:
+    try:
+        found = record.decoded()
+    except InputError as error:
+        return Look(problem=str(error))
+    image = found.image
+    content = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+    return Look(image.size, found.mode, content, facts_of(found))
+
+
+def _class_problems(class_names: Sequence[str], train: Sequence[ImageRecord]) -> list[str]:
+    found = []
+    if len(class_names) < FEW_CLASSES:
+        found.append(f"only the class {shown(class_names)}; a classifier needs two or more")
+    found += [
+        f"the classes {shown(map(repr, names))} look alike; write one name if they are one class"
+        for names in look_alikes(class_names)
+    ]
+    present = {record.label for record in train}
+    absent = [name for label, name in enumerate(class_names) if label not in present]
+    if train and absent:
+        found.append(f"no training image of {shown(absent)}")
+    return found
+
+
+def _duplicates(
+    records: dict[str, list[ImageRecord]], looks: dict[str, Look]
+) -> tuple[list[str], list[str]]:
+    """(problems, notes): images with the same pixels, across the splits and within training."""
+    places: dict[str, dict[str, list[ImageRecord]]] = defaultdict(lambda: defaultdict(list))
+    for split in SPLITS:
+        for record in records[split]:
+            look = looks[record.file_name]
+            if not look.problem:
+                places[look.content][split].append(record)
+    across = [p for p in places.values() if len(p) == len(SPLITS)]
+    within = [p["train"] for p in places.values() if len(p.get("train", ())) > 1]
+    torn = [group for group in within if len({r.label for r in group}) > 1]
+    problems, notes = [], []
+    if across:
+        pairs = [f"{p['train'][0].file_name} = {p['test'][0].file_name}" for p in across]
+        problems.append(f"{len(across)} images are in train and in test: {shown(pairs)}")
+    if torn:
+        pairs = [" = ".join(r.file_name for r in group[:2]) for group in torn]
+        problems.append(f"{len(torn)} training images bear several labels: {shown(pairs)}")
+    if within:
+        pairs = [" = ".join(r.file_name for r in group[:2]) for group in within]
+        notes.append(f"{len(within)} training images occur more than once: {shown(pairs)}")
+    return problems, notes
+
+
+def _count_table(
+    class_names: Sequence[str],
+    prompt_names: Sequence[str],
+    records: dict[str, list[ImageRecord]],
+) -> list[str]:
+    counts = {split: Counter(r.label for r in records[split]) for split in SPLITS}
+    folders = ordered_folders(class_names)
+    rows = [("label", *SPLITS, "class", "in prompts", "folder")]
+    rows += [
+        (str(label), *(str(counts[s][label]) for s in SPLITS), name, prompt, folders[name])
+        for label, (name, prompt) in enumerate(zip(class_names, prompt_names))
+    ]
+    totals = [str(len(records[split])) for split in SPLITS]
+    rows.append(("all", *totals, f"{len(class_names)} classes", "", ""))
+    return aligned(rows, left=range(len(rows[0]))).split("\n")
+
+
+def _image_lines(looks: dict[str, Look]) -> list[str]:
+    readable = [look for look in looks.values() if not look.problem]
+    if not readable:
+        return []
+    widths, heights = zip(*(look.size for look in readable))
+    sizes = Counter(look.size for look in readable)
+    (usual, count), *_ = sizes.most_common(1)
+    modes = Counter(look.mode for look in readable)
+    ranges = f"width {min(widths)} to {max(widths)}, height {min(heights)} to {max(heights)}"
+    return [
+        f"sizes: {len(sizes)}, {ranges}; most often {usual[0]}x{usual[1]} ({count})",
+        "modes: " + ", ".join(f"{mode} {n}" for mode, n in modes.most_common()),
+        f"unreadable: {len(looks) - len(readable)} of {len(looks)}",
+    ]
+
+
+def _small(looks: dict[str, Look]) -> list[str]:
+    small = [n for n, look in looks.items() if not look.problem and min(look.size) < SMALL_SIDE]
+    if not small:
+        return []
+    return [f"{len(small)} images have a side below {SMALL_SIDE} pixels: {shown(small)}"]

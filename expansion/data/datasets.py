@@ -1,0 +1,289 @@
+"""Labelled image sets: a dataset is a name or a folder, read by the reader of its layout.
+
+    python -m expansion.image_datasets check caltech-101
+    python -m expansion.image_datasets check path/to/classes --test_fraction 0.3
+
+`check` counts the images of each class and split, reads them all, and tells what does not fit. A
+dataset is a list of `ImageRecord` per split; labels are positions in the class list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from expansion.common.config import require
+from expansion.common.errors import InputError, brief, one_line, run_command
+from expansion.common.files import write_atomic
+from expansion.common.texts import NameIndex, keyed_by, stripped
+from expansion.data.check import check_splits
+from expansion.data.layouts.configs import READERS, DatasetConfig
+from expansion.data.layouts.resolve import find_layout
+from expansion.data.layouts.unused_files import unused_remarks
+from expansion.data.readers.folders import Reader
+from expansion.data.readers.split_folders import TESTING, folders_by_split
+from expansion.data.splits import SplitOptions, few_shot, listed_names, read_json
+from expansion.images.file_trees import image_files
+from expansion.images.pixels import Reading, check_reading
+from expansion.images.records import ImageRecord, require_text, shown
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_DATASET = "digits"
+DEFAULT_READING = Reading()
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDataset:
+    """A dataset on disk: `class_names` as in its files, `prompt_names` what prompts call them."""
+
+    name: str
+    root: Path
+    class_names: tuple[str, ...]
+    prompt_names: tuple[str, ...]
+    config: DatasetConfig
+    reader: Reader
+    chosen: tuple[str, ...] = ()  # how its layout was found, where that needs a word
+    _splits: dict[str, list[ImageRecord]] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def records(self, split: str) -> list[ImageRecord]:
+        """Images of a split, by class: "train", "test"; some have "unlabeled" or "prior".
+
+        Raises:
+            InputError: The split is missing or empty, or lists what is not there.
+        """
+        if split not in self._splits:
+            self._splits[split] = self._read(split)
+        return list(self._splits[split])
+
+    @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """Lines on what was chosen, and on what lies in the folder and is not used."""
+        found = [*self.chosen, *self.reader.remarks]
+        known = [*self.reader.known_folders]
+        try:
+            used = [record.path for record in self.records("train")]
+        except InputError:
+            return tuple(found)  # whoever needs the images gets the error
+        try:
+            used += [record.path for record in self.records("test")]
+        except InputError:
+            folders = folders_by_split(self.root)
+            known += [path.name for split in TESTING for path in folders.get(split, ())]
+        return tuple(found + unused_remarks(self.root, used, known))
+
+    def _read(self, split: str) -> list[ImageRecord]:
+        found = self.reader.records(split)
+        require(bool(found), f"{self.root}: its {split} split is empty; add images")
+        require_text((record.file_name for record in found), str(self.root))
+        if not self.config.crop_bottom and self.reading == Reading():
+            return found
+        further = {"crop_bottom": self.config.crop_bottom, "reading": self.reading}
+        return [dataclasses.replace(record, **further) for record in found]
+
+    @property
+    def reading(self) -> Reading:
+        """What its settings say of the images' background and range of values."""
+        return Reading(self.config.background, self.config.value_range)
+
+
+def load_dataset(
+    name: str,
+    data_dir: str | Path = "data",
+    test_fraction: float | None = None,
+    log_remarks: bool = True,
+) -> ImageDataset:
+    """Find a dataset by name or by folder and read its class list.
+
+    Args:
+        name: A name from `configs/datasets/`, a folder below `data_dir`, or a path to a folder.
+        data_dir: Where named datasets lie.
+        test_fraction: Share of each class for testing, of a dataset without a test split.
+        log_remarks: Tell what was chosen and what is not used; of several processes one does.
+
+    Raises:
+        InputError: No such dataset, or its folders are missing or empty.
+    """
+    found = find_layout(name, Path(data_dir))
+    layout = found.fields
+    can_split = test_fraction is not None and isinstance(layout, SplitOptions)
+    if can_split:
+        layout = dataclasses.replace(layout, test_fraction=test_fraction, train_per_class=None)
+    reader = READERS[found.config.reader][1](layout, found.root, found.title)
+    recognised = "".join(f" ({remark})" for remark in found.remarks)
+    require(
+        test_fraction is None or (can_split and reader.splits_by_seed),
+        f"--test_fraction {test_fraction}: dataset {name} has a test split{recognised}; leave the "
+        "option out",
+    )
+    config = found.config
+    check_reading(Reading(config.background, config.value_range), f"dataset {name}")
+    dataset = ImageDataset(
+        found.title,
+        found.root,
+        reader.class_names,
+        _prompt_names(name, found.config, reader),
+        found.config,
+        reader,
+        found.remarks,
+    )
+    if log_remarks and os.environ.get("RANK", "0") == "0":
+        for remark in dataset.remarks:
+            logger.info("%s: %s", dataset.name, one_line(remark))
+    return dataset
+
+
+def dataset_config(name: str, data_dir: str | Path = "data") -> DatasetConfig:
+    """Settings of a dataset without reading its folders; raises InputError for an unknown name."""
+    return find_layout(name, Path(data_dir)).config
+
+
+def dataset_title(name: str, data_dir: str | Path = "data") -> str:
+    """What folders of results call a dataset, found as in `dataset_config`."""
+    return find_layout(name, Path(data_dir)).title
+
+
+def unlabeled_records(folder: str | Path, reading: Reading = DEFAULT_READING) -> list[ImageRecord]:
+    """All images below `folder`, sorted; their label 0 means nothing.
+
+    Args:
+        reading: Of the labelled images that they go with.
+
+    Raises:
+        InputError: No such folder, or no image in it.
+    """
+    root = Path(folder)
+    files = image_files(root)
+    require(bool(files), f"unlabeled_dir {folder}: no images there; give a folder that holds some")
+    names = [path.relative_to(root).as_posix() for path in files]
+    require_text(names, f"unlabeled_dir {folder}")
+    return [ImageRecord(path, name, 0, "", reading=reading) for path, name in zip(files, names)]
+
+
+def choose_subset(
+    records: Sequence[ImageRecord], shots: int | None, subset_seed: int, path: str | None
+) -> list[ImageRecord]:
+    """`few_shot`, or the images that an existing list file names.
+
+    Args:
+        path: JSON file as `write_subset` makes it, or a bare JSON list of file names.
+
+    Raises:
+        InputError: The file names other images, or was made with other settings.
+    """
+    if path is None:
+        return few_shot(records, shots, subset_seed)
+    if not Path(path).is_file():
+        require(
+            shots is not None,
+            f"--subset_file {path} does not exist; give --shots as well, and it is made",
+        )
+        return few_shot(records, shots, subset_seed)
+    found = read_json(Path(path), (dict, list))
+    if isinstance(found, list):
+        found = {"files": found}
+    for key, value in (("shots", shots), ("subset_seed", subset_seed)):
+        require(
+            shots is None or found.get(key, value) == value,
+            f"--subset_file {path} was made with {key} {found.get(key)}, not {value}; "
+            "give another file",
+        )
+    names = listed_names(Path(path), found, "files")
+    index = NameIndex(record.file_name for record in records)
+    found_names = {name: index.find(name) for name in names}
+    absent = [name for name, there in found_names.items() if there is None]
+    require(
+        not absent,
+        f"--subset_file {path} names {len(absent)} files that are no training images: "
+        f"{shown(absent)}; give the list of this dataset",
+    )
+    require(bool(names), f"--subset_file {path} names no files")
+    wanted = set(found_names.values())
+    return [record for record in records if record.file_name in wanted]
+
+
+def write_subset(
+    records: Sequence[ImageRecord], shots: int | None, subset_seed: int, path: str | None
+) -> None:
+    """Store the chosen images as a file list, unless there is one."""
+    if path is None or Path(path).exists():
+        return
+    content = {
+        "shots": shots,
+        "subset_seed": subset_seed,
+        "files": [record.file_name for record in records],
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(Path(path), json.dumps(content, indent=0) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line above; returns 0 where nothing is wrong, else 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m expansion.image_datasets",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=("check",))
+    parser.add_argument("dataset", help="dataset name or folder")
+    parser.add_argument("--data_dir", default="data", help="where named datasets lie")
+    parser.add_argument("--test_fraction", type=float, help="share of each class for testing")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        dataset = load_dataset(options.dataset, options.data_dir, options.test_fraction, False)
+    except InputError as error:
+        sys.stdout.write(f"problem: {error}\n")
+        return 1
+    text, problems = check_splits(
+        f"dataset {dataset.name}, reader {dataset.config.reader}, in {dataset.root}",
+        dataset.class_names,
+        dataset.prompt_names,
+        dataset.records,
+        dataset.remarks,
+    )
+    sys.stdout.write(text)
+    return 1 if problems else 0
+
+
+def _prompt_names(name: str, config: DatasetConfig, reader: Reader) -> tuple[str, ...]:
+    """What prompts call the classes: as the YAML file says, as the dataset's files say, as is."""
+    spoken: dict[Any, Any] = {}
+    for given in (reader.spoken_names, config.class_names or {}):
+        spoken |= keyed_by(reader.class_names, given, f"dataset {name}: class_names")
+    stray = sorted(map(brief, set(spoken) - set(reader.class_names)))
+    unnamed = [c for c in reader.class_names if c not in spoken]
+    # Names for classes that a cut copy lacks are no mistake; beside unnamed classes they are.
+    require(
+        not (stray and unnamed),
+        f"dataset {name}: class_names has {stray[0]}, no such class" if stray else "",
+    )
+    for text in spoken.values():
+        number = type(text) in (int, float) and abs(text) < 1e15
+        require(
+            isinstance(text, str) or number,
+            f"dataset {name}: class_names: expected text, got {brief(text)}",
+        )
+    spoken = {c: stripped(str(text)) for c, text in spoken.items()}
+    blank = sorted(str(c) for c, text in spoken.items() if not text)
+    require(not blank, f"dataset {name}: class_names: the name of {shown(blank)} is empty")
+    plain = {c: c.replace("_", " ") for c in unnamed}
+    if config.lower_case:
+        plain = {c: text.lower() for c, text in plain.items()}
+    names = tuple({**plain, **spoken}[c] for c in reader.class_names)
+    require_text([*reader.class_names, *names], f"dataset {name}: class names")
+    return names
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,267 @@
+"""Prompts: a template with the class name in it, or a file of candidates to draw from.
+
+A prompts file is JSON, `{class: [prompts]}`, or JSON lines, `{"file_name": ..., "text": ...}`, with
+one line or more per real image. It is read and checked as a whole, before any weights load.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expansion.common.config import JSON_ERRORS, config_hash, require
+from expansion.common.errors import InputError, is_text
+from expansion.common.seeding import stable_seed
+from expansion.common.texts import NameIndex, parse_json, stripped
+
+logger = logging.getLogger(__name__)
+
+PROMPT_PER = ("image", "variant")
+NUM_SHOWN = 5  # names that an error lists before it only counts
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a run.
+
+    Attributes:
+        by_label: Candidates of each class.
+        by_file: file_name of a real image -> its own candidates, instead of those of its class.
+        per: "image": the variants of a real image share the candidate that is drawn for it;
+            "variant": they take the candidates in turn, beginning with the drawn one.
+        seed: Run seed of the draw.
+    """
+
+    by_label: Sequence[Sequence[str]]
+    by_file: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    per: str = "image"
+    seed: int = 0
+
+    def prompt_of(self, file_name: str, label: int, variant: int) -> str:
+        """Prompt of one variant; depends on no other image and not on the number of variants."""
+        texts = self.by_file[file_name] if self.by_file else self.by_label[label]
+        step = variant if self.per == "variant" else 0
+        return texts[(stable_seed("prompt", self.seed, file_name) + step) % len(texts)]
+
+    def fingerprint(self) -> str:
+        """Hash of what decides the prompts beside the run seed."""
+        if not self.by_file and all(len(texts) == 1 for texts in self.by_label):
+            return config_hash([text for (text,) in self.by_label])  # nothing to draw from
+        return config_hash([self.by_label, self.by_file, self.per])
+
+
+@dataclass(frozen=True)
+class PromptScope:
+    """What a prompts file can name, and what it must.
+
+    Attributes:
+        class_names: Class folders; `prompt_names` what prompts call them, in the same order.
+        labels: file_name -> label of all training images.
+        wanted: file_names of the real images of this run.
+    """
+
+    class_names: Sequence[str]
+    prompt_names: Sequence[str]
+    labels: Mapping[str, int]
+    wanted: Collection[str]
+
+
+def class_prompt(template: str, class_name: str) -> str:
+    """`template` with {} replaced by the class name; braces in the name are kept as they are."""
+    require(
+        template.count("{}") == 1,
+        f"prompt template {template!r}: write {{}} once, where the class name goes",
+    )
+    require(is_text(template), f"prompt template {template!r} is no UTF-8 text")
+    return template.replace("{}", class_name)
+
+
+def template_prompts(template: str, prompt_names: Sequence[str]) -> Prompts:
+    """One prompt per class. Raises InputError when `template` is none."""
+    return Prompts(by_label=[(class_prompt(template, name),) for name in prompt_names])
+
+
+def read_prompts(path: str | Path, scope: PromptScope, per: str, seed: int) -> Prompts:
+    """The candidates in a prompts file, see the head of this module.
+
+    Classes go by class name or prompt name; images by file_name, or by their path below the split
+    folder. Prompts that do not name their class are logged.
+
+    Args:
+        per: See `Prompts`; `seed` too.
+
+    Raises:
+        InputError: One message with all that is wrong in the file.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the prompts file {path}: {error}") from error
+    by_label: Sequence[Sequence[str]] = ()
+    by_file: Mapping[str, Sequence[str]] = {}
+    if _is_json_lines(text):
+        by_file = _read_lines(path, text, scope)
+        given = [(scope.labels[name], texts) for name, texts in by_file.items()]
+    else:
+        by_label = _read_classes(path, text, scope)
+        given = list(enumerate(by_label))
+    pairs = [(prompt, scope.prompt_names[label]) for label, texts in given for prompt in texts]
+    _warn_if_unnamed(path, pairs)
+    return Prompts(by_label, by_file, per, seed)
+
+
+def names_class(prompt: str, prompt_name: str) -> bool:
+    """Whether a word of the prompt begins with the class: "two Cats" names "cat", "bobcat" not.
+
+    Case does not matter, and "_" and "-" are read as spaces.
+    """
+    return re.search(rf"(?<!\w){re.escape(_plain(prompt_name))}", _plain(prompt)) is not None
+
+
+def overlong_warning(prompts: Iterable[str], tokenizer: Callable[..., Any]) -> str | None:
+    """A sentence on the prompts that are cut off by the tokenizer's window; None if all fit.
+
+    Args:
+        tokenizer: A transformers tokenizer; `model_max_length` is its window in tokens, the start
+            and end tokens included.
+    """
+    texts = sorted(set(prompts))
+    token_ids = tokenizer(texts, truncation=False, verbose=False).input_ids
+    window = tokenizer.model_max_length
+    count = sum(len(ids) > window for ids in token_ids)
+    if not count:
+        return None
+    length, longest = max((len(ids), text) for ids, text in zip(token_ids, texts))
+    return (
+        f"{count} of {len(texts)} prompts are longer than the {window} tokens that the text "
+        f"encoder reads, their ends are ignored; the longest has {length}: {longest!r}"
+    )
+
+
+def _is_json_lines(text: str) -> bool:
+    """Whether the first line is an object of its own: with a file_name, or with more lines."""
+    first, _, rest = text.lstrip().partition("\n")
+    try:
+        row = json.loads(first)
+    except JSON_ERRORS:
+        return False
+    return isinstance(row, dict) and ("file_name" in row or bool(rest.strip()))
+
+
+def _read_classes(path: str | Path, text: str, scope: PromptScope) -> list[tuple[str, ...]]:
+    """Candidates by label from {class: [prompts]}."""
+    try:
+        # Pairs instead of a dict, which would hide a class that is given twice.
+        pairs = json.loads(text, object_pairs_hook=tuple)
+    except JSON_ERRORS as error:
+        place = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(
+            f"prompts file {path}: invalid JSON{place} ({getattr(error, 'msg', error)}); expected "
+            "{class: [prompts]}, or one object with file_name and text per line"
+        ) from error
+    require(
+        isinstance(pairs, tuple),
+        f"prompts file {path}: not an object; expected {{class: [prompts]}}",
+    )
+    labels = {name: label for label, name in enumerate(scope.prompt_names)}
+    labels |= {name: label for label, name in enumerate(scope.class_names)}
+    index = NameIndex(labels)
+    found: dict[int, tuple[str, ...]] = {}
+    problems: dict[str, list[str]] = defaultdict(list)
+    for name, texts in pairs:
+        label = labels.get(index.find(name))
+        if label is None:
+            problems["no such class"].append(repr(name))
+        elif label in found:
+            problems["class given twice"].append(repr(name))
+        elif not isinstance(texts, list) or not all(map(_is_prompt, texts)):
+            problems["no list, or an empty or non-string prompt in it, for class"].append(
+                repr(name)
+            )
+            found[label] = ()
+        elif texts:
+            found[label] = tuple(map(stripped, texts))
+    problems["no prompts for class"] = [
+        repr(name) for label, name in enumerate(scope.class_names) if label not in found
+    ]
+    _raise_if_any(path, problems, "expected {class: [prompts]} with all classes of the dataset")
+    return [found[label] for label in range(len(scope.class_names))]
+
+
+def _read_lines(path: str | Path, text: str, scope: PromptScope) -> dict[str, list[str]]:
+    """Candidates by file_name of the dataset from lines of {file_name, text}."""
+    files = NameIndex(scope.labels)
+    # Paths below the split folder; one that several images would have stands for none.
+    below: dict[str, list[str]] = defaultdict(list)
+    for name in scope.labels:
+        below[name.partition("/")[2] or name].append(name)
+    short = NameIndex(below)
+    found: dict[str, list[str]] = {}
+    problems: dict[str, list[str]] = defaultdict(list)
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        row = _object(line)
+        if row is None:
+            problems["invalid JSON in line"].append(str(number))
+        elif not isinstance(row.get("file_name"), str):
+            problems["no file_name in line"].append(str(number))
+        elif not _is_prompt(row.get("text")):
+            problems["empty or non-string text in line"].append(str(number))
+        else:
+            whole, part = files.find(row["file_name"]), short.find(row["file_name"])
+            meant = [whole] if whole else below.get(part, [])
+            if len(meant) == 1:
+                found.setdefault(meant[0], []).append(stripped(row["text"]))
+            else:
+                kind = "name of several images" if meant else "no such training image"
+                problems[kind].append(repr(row["file_name"]))
+    problems["no line for the real image"] = [repr(n) for n in scope.wanted if n not in found]
+    _raise_if_any(
+        path, problems, 'expected {"file_name": ..., "text": ...} for each real image of the run'
+    )
+    return found
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    """The JSON object in a line, or None."""
+    try:
+        row = parse_json(line)
+    except JSON_ERRORS:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _is_prompt(text: object) -> bool:
+    return isinstance(text, str) and bool(stripped(text)) and is_text(text)
+
+
+def _raise_if_any(path: str | Path, problems: Mapping[str, Sequence[str]], remedy: str) -> None:
+    listed = [f"{kind}: {_shortened(names)}" for kind, names in problems.items() if names]
+    require(not listed, f"prompts file {path}: {'; '.join(listed)}; {remedy}")
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
+    return ", ".join(names[:NUM_SHOWN]) + more
+
+
+def _warn_if_unnamed(path: str | Path, pairs: Sequence[tuple[str, str]]) -> None:
+    """Log how many (prompt, prompt name) do not agree."""
+    unnamed = [(prompt, name) for prompt, name in pairs if not names_class(prompt, name)]
+    if unnamed:
+        prompt, name = unnamed[0]
+        logger.warning(
+            f"{path}: {len(unnamed)} of {len(pairs)} prompts do not name their class, "
+            f"such as {prompt!r} of {name!r}"
+        )
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub("[_-]", " ", text).casefold().split())

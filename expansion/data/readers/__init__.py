@@ -1,0 +1,1 @@
+"""Readers of datasets on disk: class folders, lists, MATLAB files, arrays."""

@@ -1,0 +1,306 @@
+"""The official array files: CIFAR batches, IDX (MNIST), STL-10 binaries and MedMNIST npz.
+
+Pickled files are read by an unpickler that makes nothing but arrays and plain values.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expansion.common.config import require
+from expansion.common.errors import InputError, brief
+from expansion.common.texts import class_text
+from expansion.images.records import shown
+
+# What can go wrong in a file that is cut off or no such file.
+DAMAGE = (
+    OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
+    UnicodeDecodeError, OverflowError, MemoryError, RecursionError, NotImplementedError,
+    ImportError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+LARGEST_ARRAYS = 4 << 30  # bytes; a small file can claim, or unpack to, any number
+LARGEST_CLASS = 2**31  # a larger number is no class
+IDX_UINT8 = 8  # the third byte of an IDX file
+STL10_SIDE = 96
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Split -> (images, labels), and the class names in label order if the files hold them.
+
+    Images are (N, H, W) or (N, H, W, C) uint8; labels are (N,) from 0, or None. `remarks` say what
+    of the files is not used.
+    """
+
+    splits: Mapping[str, tuple[np.ndarray, np.ndarray | None]]
+    class_names: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ArrayFiles:
+    """The files of a dataset: in its folder or up to two folders deeper.
+
+    Attributes:
+        name: Of the npz file, where the format has only one.
+    """
+
+    root: Path
+    name: str | None = None
+
+    def find(self, *names: str) -> Path:
+        """The file of the first of these names that there is.
+
+        Raises:
+            InputError: There is none, or there are several of one name.
+        """
+        for name in names:
+            for pattern in (name, f"*/{name}", f"*/*/{name}"):
+                found = sorted(p for p in self.root.glob(pattern) if p.is_file())
+                places = shown(p.relative_to(self.root).as_posix() for p in found)
+                require(len(found) < 2, f"{self.root} holds {name} twice: {places}; remove one")
+                if found:
+                    return found[0]
+        raise InputError(
+            f"{self.root} has no {' or '.join(names)}; INSTALL.md shows the expected layout"
+        )
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Makes arrays, bytes and plain containers; refuses every other object."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            "numpy.core.multiarray._reconstruct": np.empty(0).__reduce__()[0],
+            "numpy._core.multiarray._reconstruct": np.empty(0).__reduce__()[0],
+            "numpy.ndarray": np.ndarray,
+            "numpy.dtype": np.dtype,
+            "_codecs.encode": _latin1_bytes,  # how Python 3 pickles bytes for Python 2
+        }
+        if f"{module}.{name}" not in allowed:
+            raise pickle.UnpicklingError(f"it wants to make {module}.{name}, which no data needs")
+        return allowed[f"{module}.{name}"]
+
+
+def _latin1_bytes(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it wants to encode as {encoding}")
+    return text.encode("latin1")
+
+
+def load_pickle(path: Path) -> dict[str, Any]:
+    """A pickled dictionary of Python 2 or 3, without running what it may contain."""
+    try:
+        with path.open("rb") as file:
+            found = PlainUnpickler(file, encoding="latin1").load()
+    except DAMAGE as error:
+        raise InputError(f"cannot read {path}: {error}; download it again") from error
+    require(isinstance(found, dict), f"{path}: expected a dictionary, got {type(found).__name__}")
+    return {_word(path, key): value for key, value in found.items()}
+
+
+def read_cifar10(files: ArrayFiles) -> Arrays:
+    """Batches `data_batch_1` to `_5` and `test_batch`, names in `batches.meta`."""
+    paths = [files.find(f"data_batch_{i}") for i in range(1, 6)]
+    parts = [_cifar_batch(path, "labels") for path in paths]
+    train = tuple(np.concatenate(arrays) for arrays in zip(*parts))
+    test = _cifar_batch(files.find("test_batch"), "labels")
+    names = load_pickle(files.find("batches.meta")).get("label_names", ())
+    others = sorted({*paths[0].parent.glob("data_batch_*")} - {*paths})
+    remarks = tuple(f"ignored: {path.name}, no file of CIFAR-10" for path in others)
+    return Arrays({"train": train, "test": test}, _text(files.root, names), remarks)
+
+
+def read_cifar100(files: ArrayFiles) -> Arrays:
+    """`cifar-100-python/{train,test,meta}` with the 100 fine labels."""
+    folder = files.find("cifar-100-python/meta").parent
+    splits = {
+        split: _cifar_batch(ArrayFiles(folder).find(split), "fine_labels")
+        for split in ("train", "test")
+    }
+    return Arrays(splits, _text(folder, load_pickle(folder / "meta").get("fine_label_names", ())))
+
+
+def read_idx(files: ArrayFiles) -> Arrays:
+    """The four IDX files of MNIST and its likes, plain or gzipped."""
+    splits = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images, labels = (
+            _idx(files.find(*(f"{prefix}-{kind}{end}" for end in ("", ".gz")), f"{prefix}-{other}"))
+            for kind, other in (
+                ("images-idx3-ubyte", "images.idx3-ubyte"),
+                ("labels-idx1-ubyte", "labels.idx1-ubyte"),
+            )
+        )
+        splits[split] = (images, class_numbers(files.root, labels))
+    return Arrays(splits)
+
+
+def read_stl10(files: ArrayFiles) -> Arrays:
+    """`{train,test}_{X,y}.bin` and, if there, `unlabeled_X.bin`; labels 1 to 10.
+
+    The pixels of an image are stored by channel and, within it, column by column.
+    """
+    folder = files.find("train_X.bin").parent
+    place = ArrayFiles(folder)
+    splits: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+    for split in ("train", "test"):
+        labels = np.fromfile(place.find(f"{split}_y.bin"), dtype=np.uint8).astype(np.int64) - 1
+        splits[split] = (_stl10_images(place.find(f"{split}_X.bin")), labels)
+    if (folder / "unlabeled_X.bin").is_file():
+        splits["unlabeled"] = (_stl10_images(folder / "unlabeled_X.bin"), None)
+    names = place.find("class_names.txt").read_bytes().split()
+    return Arrays(splits, _text(folder, names))
+
+
+def read_npz(files: ArrayFiles) -> Arrays:
+    """`{train,test}_{images,labels}` of one npz file (MedMNIST); its val split is only remarked."""
+    require(files.name is not None, f"{files.root}: the YAML file names no npz file")
+    path = files.find(files.name)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_size(path, sum(member.file_size for member in archive.infolist()))
+        with np.load(path, allow_pickle=False) as found:
+            splits = {
+                split: (found[f"{split}_images"], class_numbers(path, found[f"{split}_labels"]))
+                for split in ("train", "test")
+            }
+            remarks = _unused_arrays(path.name, found, tuple(splits))
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(f"cannot read {path}: {error}; download it again") from error
+    return Arrays(splits, remarks=remarks)
+
+
+def _unused_arrays(
+    name: str, found: Mapping[str, np.ndarray], splits: Sequence[str]
+) -> tuple[str, ...]:
+    """Remarks on the further splits and arrays of an npz file."""
+    others = [key for key in found if not key.startswith(tuple(f"{s}_" for s in splits))]
+    counts = {
+        key.removesuffix("_images"): len(found[key.removesuffix("_images") + "_labels"])
+        for key in others
+        if key.endswith("_images") and key.removesuffix("_images") + "_labels" in others
+    }
+    rest = [key for key in others if key.rpartition("_")[0] not in counts]
+    remarks = [f"ignored: {count} {split} images of {name}" for split, count in counts.items()]
+    return (*remarks, *([f"ignored: the arrays {shown(rest)} of {name}"] if rest else []))
+
+
+def class_numbers(place: Path, labels: np.ndarray) -> np.ndarray:
+    """(N,) or (N, 1) class numbers of any numeric type as (N,) int64.
+
+    Raises:
+        InputError: Several labels per image, or what is no whole number: 0.5, NaN, a boolean.
+    """
+    flat = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
+    require(flat, f"{place}: labels of shape {labels.shape}; only one label per image can be used")
+    remedy = "give each image the number of its class"
+    require(
+        labels.dtype.kind in "iuf", f"{place}: labels of type {labels.dtype}, no numbers; {remedy}"
+    )
+    labels = labels.reshape(-1)
+    odd = np.flatnonzero(~(np.isfinite(labels) & (labels == np.floor(labels))))
+    odd = np.concatenate([odd, np.flatnonzero(np.abs(labels.astype(np.float64)) > LARGEST_CLASS)])
+    if len(odd):
+        first = int(odd[0])
+        raise InputError(
+            f"{place}: {len(odd)} labels are no class number, the first is "
+            f"{labels[first].item()} of image {first}; {remedy}"
+        )
+    return labels.astype(np.int64)
+
+
+FORMATS: Mapping[str, Callable[[ArrayFiles], Arrays]] = {
+    "cifar10": read_cifar10,
+    "cifar100": read_cifar100,
+    "idx": read_idx,
+    "stl10": read_stl10,
+    "npz": read_npz,
+}
+
+
+def _cifar_batch(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 32, 32, 3) images and (N,) labels; rows hold 1,024 red, green and blue values."""
+    batch = load_pickle(path)
+    pixels, labels = batch.get("data"), batch.get(key)
+    fits = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
+    fits = fits and pixels.ndim == 2 and pixels.shape[1] == 3072
+    if isinstance(labels, list) and all(type(n) in (int, float) for n in labels):
+        labels = np.asarray([n if abs(n) < LARGEST_CLASS else -1 for n in labels])
+    require(
+        fits and isinstance(labels, np.ndarray),
+        f"{path}: a batch lacks 'data' of 3072 8-bit values per image or numbers in {key!r}; "
+        "download it again",
+    )
+    require(
+        len(pixels) == len(labels),
+        f"{path}: {len(pixels)} images, but {len(labels)} labels; download it again",
+    )
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), class_numbers(path, labels)
+
+
+def _text(place: Path, names: Any) -> tuple[str, ...]:
+    require(isinstance(names, list | tuple), f"{place}: its class names are no list")
+    return tuple(class_text(str(place), _word(place, name)) for name in names)
+
+
+def _word(place: Path, name: Any) -> str:
+    """A key or a class name as text; Python 2 wrote it as bytes."""
+    require(isinstance(name, str | bytes), f"{place}: expected text, got {brief(name)}")
+    return name if isinstance(name, str) else name.decode("utf-8", "replace")
+
+
+def _check_size(path: Path, num_bytes: int) -> None:
+    require(
+        num_bytes <= LARGEST_ARRAYS,
+        f"{path} unpacks to {num_bytes >> 30} GiB, too much to hold in memory; lay its images out "
+        "as train/<class>/*.png",
+    )
+
+
+def _idx(path: Path) -> np.ndarray:
+    """An IDX file of unsigned bytes: header 0 0 8 <dimensions>, then big-endian sizes."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(4)
+            dims = start[3] if len(start) > 3 and start[:3] == bytes([0, 0, IDX_UINT8]) else 0
+            require(dims in (1, 3), f"{path} is no IDX file of bytes; download it again")
+            sizes = file.read(4 * dims)
+            shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4)]
+            _check_size(path, math.prod(shape))
+            # One byte more than there should be, so that too many are noticed.
+            values = np.frombuffer(file.read(math.prod(shape) + 1), dtype=np.uint8)
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(f"cannot read {path}: {error}; download it again") from error
+    require(
+        len(sizes) == 4 * dims and values.size == math.prod(shape),
+        f"{path}: {values.size} values, but its header says {' x '.join(map(str, shape))}; "
+        "download it again",
+    )
+    return values.reshape(shape)
+
+
+def _stl10_images(path: Path) -> np.ndarray:
+    """(N, 96, 96, 3), mapped from the file: the unlabelled part is 2.6 GB."""
+    size = 3 * STL10_SIDE**2
+    length = path.stat().st_size
+    require(
+        length > 0 and length % size == 0,
+        f"{path}: {length} bytes are no whole images; download it again",
+    )
+    stored = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 3, STL10_SIDE, STL10_SIDE)
+    return stored.transpose(0, 3, 2, 1)

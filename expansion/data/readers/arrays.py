@@ -1,0 +1,253 @@
+"""Datasets that come as arrays, unpacked once to PNG files that the folder reader reads.
+
+<root>/{train,test}/<class folder>/<index>.png
+<root>/unlabeled/<thousand>/<index>.png
+<root>/unpacked.json   settings, and number, name and folder of every class; written first
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from expansion.common.config import option, require
+from expansion.common.errors import brief
+from expansion.common.files import write_atomic
+from expansion.common.seeding import stable_seed
+from expansion.common.texts import class_text
+from expansion.data.naming import folder_names
+from expansion.data.readers.array_files import FORMATS, ArrayFiles
+from expansion.data.readers.folders import FolderLayout, FolderReader, require_root
+from expansion.data.splits import read_json
+from expansion.images.file_trees import image_files
+from expansion.images.records import shown
+
+logger = logging.getLogger(__name__)
+
+UNPACKED = "unpacked.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraysLayout:
+    """YAML fields of `reader: arrays`."""
+
+    format: str = option("npz", "kind of array files", choices=tuple(FORMATS))
+    file: str | None = option(None, "name of the npz file")
+    classes: tuple[str, ...] = option(
+        (), "class names in label order, where the files do not hold them"
+    )
+    train_per_class: int | None = option(
+        None, "keep so many training images of each class, chosen by seed"
+    )
+    split_seed: int = option(0, "which ones")
+    train_archive: str | None = option(
+        None, "folder of class folders that, where it is there, holds the training images instead"
+    )
+
+
+class UnpackedReader(FolderReader):
+    """Reader of unpacked folders.
+
+    Args:
+        told: What was not unpacked, a line each.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        folders: Mapping[str, str] | None,
+        known_folders: Sequence[str],
+        told: Sequence[str],
+    ):
+        super().__init__(FolderLayout(), root, name, folders, known_folders)
+        self._told = tuple(told)
+
+    @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """What is not used, a line each."""
+        return (*super().remarks, *self._told)
+
+
+def read_arrays(layout: ArraysLayout, root: Path, name: str) -> FolderReader:
+    """Reader of the unpacked folders; unpacks them first if need be.
+
+    Raises:
+        InputError: Array files missing, damaged, or unpacked before with other settings.
+    """
+    require_root(root)
+    if not (root / "train").is_dir():
+        _unpack(layout, root)
+    folders, told = None, []
+    if (root / UNPACKED).is_file():  # else folders that somebody else unpacked
+        found = read_json(root / UNPACKED, dict)
+        wanted = _settings(layout)
+        described = found.get("settings")
+        used = {key: described.get(key) for key in wanted} if isinstance(described, dict) else {}
+        require(
+            used == wanted,
+            f"{root} was unpacked with other settings ({brief(used)} there, {wanted} "
+            f"now); remove {UNPACKED} and the folders train and test to unpack again",
+        )
+        folders = _described_folders(root, found.get("classes"))
+        told = found.get("remarks", [])
+        is_list = isinstance(told, list) and all(isinstance(line, str) for line in told)
+        require(is_list, f"{root / UNPACKED}: remarks are no list of text; remove them")
+    known = [layout.train_archive] if layout.train_archive else []
+    return UnpackedReader(root, name, folders, known, told)
+
+
+def _described_folders(root: Path, rows: Any) -> dict[str, str]:
+    """Class -> its folder, from the rows of `unpacked.json`."""
+    is_rows = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+    texts = [row.get(key) for row in rows for key in ("name", "folder")] if is_rows else [None]
+    require(
+        all(isinstance(text, str) for text in texts),
+        f"{root / UNPACKED} does not describe the classes; remove it and the folders train and "
+        "test to unpack again",
+    )
+    return {row["name"]: row["folder"] for row in rows}
+
+
+@contextmanager
+def partial_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A temporary folder in `parent` whose content is to be renamed; removed at the end."""
+    parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
+    try:
+        partial.chmod(0o755)
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def move_whole(folder: Path, target: Path) -> None:
+    """Rename a finished folder; another process that was first wins."""
+    try:
+        folder.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def _settings(layout: ArraysLayout) -> dict[str, Any]:
+    """What decides the unpacked images; tuples as lists, as JSON has them."""
+    return json.loads(json.dumps(asdict(layout)))
+
+
+def _unpack(layout: ArraysLayout, root: Path) -> None:
+    """Write all splits; the training folder comes last and marks the end."""
+    found = FORMATS[layout.format](ArrayFiles(root, layout.file))
+    names = found.class_names or tuple(
+        class_text(f"{root}: classes of the YAML file", name) for name in layout.classes
+    )
+    require(bool(names), f"{root}: the files hold no class names; give classes in the YAML file")
+    require(len(set(names)) == len(names), f"{root}: a class name occurs twice in {names}")
+    folders = folder_names(names)
+    classes = [{"id": i, "name": n, "folder": folders[n]} for i, n in enumerate(names)]
+    archive = root / layout.train_archive if layout.train_archive else None
+    archive = archive if archive and archive.is_dir() else None
+    settings = {**_settings(layout), "archive_used": archive is not None}
+    remarks = list(found.remarks)
+    with partial_folder(root, "unpacking") as partial:
+        for split, (images, labels) in found.splits.items():
+            _check(root, split, images, labels, len(names))
+            logger.info("%s: unpacking %d %s images, once", root, len(images), split)
+            indices: Sequence[int] = range(len(images))
+            if split == "train" and layout.train_per_class is not None:
+                indices = _seeded(labels, names, layout.train_per_class, layout.split_seed)
+                if not archive:
+                    remarks.append(_left_out(len(images), indices, layout.train_per_class))
+            if split == "train" and archive:
+                remarks.append(f"used: the training images of {archive.name}/, not of the arrays")
+                _copy_archive(archive, folders, partial / split)
+            elif labels is None:
+                places = [f"{index // 1000:03d}" for index in indices]
+                _write(images, indices, places, partial / split)
+            else:
+                places = [folders[names[labels[index]]] for index in indices]
+                _write(images, indices, places, partial / split)
+        described = {"settings": settings, "classes": classes, "remarks": remarks}
+        write_atomic(root / UNPACKED, json.dumps(described, indent=1) + "\n")
+        for split in sorted(found.splits, key=lambda split: split == "train"):
+            move_whole(partial / split, root / split)
+
+
+def _check(
+    root: Path, split: str, images: np.ndarray, labels: np.ndarray | None, num_classes: int
+) -> None:
+    """Refuse what are no 8-bit images, or labels that do not belong to them."""
+    is_image = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
+    require(
+        is_image and images.dtype == np.uint8 and len(images) > 0,
+        f"{root}: expected {split} images as 8-bit values of shape (N, height, width[, 3]), got "
+        f"{images.dtype} {images.shape}",
+    )
+    if labels is None:
+        return
+    require(
+        len(labels) == len(images),
+        f"{root}: {len(images)} {split} images, but {len(labels)} labels; download both again",
+    )
+    low, high = int(labels.min()), int(labels.max())
+    require(
+        0 <= low and high < num_classes,
+        f"{root}: {split} labels from {low} to {high}, but there are {num_classes} class names, "
+        f"of the numbers 0 to {num_classes - 1}",
+    )
+
+
+def _seeded(labels: np.ndarray, names: Sequence[str], count: int, seed: int) -> list[int]:
+    """Indices of `count` images of each class, by a hash of seed and index; sorted."""
+    kept: list[int] = []
+    for label, name in enumerate(names):
+        members = np.flatnonzero(labels == label).tolist()
+        require(
+            len(members) >= count,
+            f"train_per_class {count}: class {name!r} has only {len(members)} images",
+        )
+        kept += sorted(members, key=lambda i: stable_seed("arrays", seed, i))[:count]
+    return sorted(kept)
+
+
+def _left_out(num_images: int, kept: Sequence[int], per_class: int) -> str:
+    count = num_images - len(kept)
+    return f"ignored: {count} of {num_images} training images (train_per_class {per_class})"
+
+
+def _write(images: np.ndarray, indices: Sequence[int], places: Sequence[str], target: Path) -> None:
+    """Save the images of these indices, each in its folder below `target`."""
+    for place in sorted(set(places)):
+        (target / place).mkdir(parents=True)
+    for index, place in zip(indices, places):
+        pixels = images[index]
+        pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+        Image.fromarray(np.ascontiguousarray(pixels)).save(target / place / f"{index:06d}.png")
+
+
+def _copy_archive(archive: Path, folders: Mapping[str, str], target: Path) -> None:
+    """Copy the images of an archive's class folders to the class folders here."""
+    present = sorted(p.name for p in archive.iterdir() if p.is_dir() and p.name[0] != ".")
+    odd = sorted(set(present) ^ set(folders))
+    require(
+        not odd,
+        f"{archive}: its folders are not the {len(folders)} classes: {shown(odd)}; remove it to "
+        "draw the images by seed",
+    )
+    for name in present:
+        files = image_files(archive / name)
+        require(bool(files), f"class folder {archive / name} holds no images")
+        (target / folders[name]).mkdir(parents=True)
+        for file in files:
+            shutil.copyfile(file, target / folders[name] / file.name)

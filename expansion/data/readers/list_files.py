@@ -1,0 +1,172 @@
+"""List files of datasets: text, JSON, JSON lines and tables (CSV), as (place, entry) pairs.
+
+A place names file and line for errors; an entry is a line of text or an object of named values.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from expansion.common.config import JSON_ERRORS, require
+from expansion.common.errors import InputError, brief
+from expansion.common.texts import parse_json, plain, stripped
+from expansion.data.splits import read_json
+from expansion.images.records import shown
+
+TABLES = (".csv", ".tsv")
+DELIMITERS = ",;\t"
+# Follows a table: where it is no row of its own, a quotation mark was left open.
+END = "(end of the table)"
+
+
+def read_list(root: Path, source: str) -> Iterator[tuple[str, Any]]:
+    """(place, text or object) of each entry of a list file; its form goes by the suffix.
+
+    Raises:
+        InputError: The file is missing, is no text, or has a line that is none of its form.
+    """
+    suffix = PurePosixPath(source).suffix.lower()
+    if suffix == ".json":
+        return _json_items(root, source)
+    if suffix in TABLES:
+        return _table(root, source)
+    if suffix == ".jsonl":
+        return _json_lines(root, source)
+    return text_lines(root, source)
+
+
+def text_lines(root: Path, name: str, comments: bool = True) -> Iterator[tuple[str, str]]:
+    """(place, line) of a text file, without blank lines and, if marked by #, comments."""
+    for number, line in enumerate(_text(root, name).split("\n"), start=1):
+        line = stripped(line)
+        if line and not (comments and line.startswith("#")):
+            yield f"{root / name}, line {number}", line
+
+
+def pairs(root: Path, name: str | None) -> dict[str, str]:
+    """Key -> value of a file of lines '<key> <value>'; none without a name.
+
+    Raises:
+        InputError: A line without a value, or a key with two values.
+    """
+    found: dict[str, str] = {}
+    for place, line in text_lines(root, name) if name is not None else ():
+        key, _, value = plain(line).replace("\t", " ").partition(" ")
+        value = stripped(value)
+        require(bool(value), f"{place}: {line!r}: expected a key and a value")
+        known = found.setdefault(key, value)
+        require(known == value, f"{place}: {key} is {value!r} here, but {known!r} further up")
+    return found
+
+
+def lack(root: Path, split: str, names: Iterable[str]) -> str:
+    """The error for missing label files, with the folder where they seem to be."""
+    names = list(names)
+    first = PurePosixPath(names[0])
+    for place in (root.parent, *sorted(p for p in root.iterdir() if p.is_dir())):
+        if (place / first).is_file():
+            return f"{root} has no {first}, but {place} has: lay the dataset one level differently"
+    return (
+        f"{root} lacks the labels of the {split} images: {' or '.join(names)}; "
+        "INSTALL.md shows the expected layout"
+    )
+
+
+def named_value(place: str, entry: Mapping[str, Any], column: str) -> Any:
+    """The value of a column of an object or row; capitals do not matter. None without one.
+
+    Raises:
+        InputError: Several columns of that name.
+    """
+    keys = [key for key in entry if key.casefold() == column.casefold()]
+    require(len(keys) < 2, f"{place}: {' and '.join(map(repr, keys))} are one column; keep one")
+    return entry[keys[0]] if keys else None
+
+
+def _text(root: Path, name: str) -> str:
+    path = root / name
+    require(path.is_file(), lack(root, "training", [name]))
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {path} as UTF-8 text: {error}; save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+def _json_items(root: Path, name: str) -> Iterator[tuple[str, Any]]:
+    path = root / name
+    require(path.is_file(), lack(root, "training", [name]))
+    for number, item in enumerate(read_json(path, list), start=1):
+        place = f"{path}, item {number}"
+        yield place, _entry(place, item)
+
+
+def _json_lines(root: Path, name: str) -> Iterator[tuple[str, Any]]:
+    for place, line in text_lines(root, name, comments=False):
+        try:
+            found = parse_json(line)
+        except JSON_ERRORS as error:
+            raise InputError(f"{place}: no JSON ({error})") from error
+        yield place, _entry(place, found)
+
+
+def _entry(place: str, found: Any) -> str | dict[str, Any]:
+    """Text, or an object with its keys stripped."""
+    if isinstance(found, str):
+        return stripped(found)
+    require(isinstance(found, dict), f"{place}: expected text or an object, got {brief(found)}")
+    return dict(zip(_distinct_columns(place, list(found)), found.values()))
+
+
+def _table(root: Path, name: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, column -> cell) of each row; rows of nothing but blank cells are none."""
+    path, text = root / name, _text(root, name)
+    lines = io.StringIO(f"{text}\n{END}", newline="\n")
+    # Blanks before a quotation mark are skipped; those after cells are stripped here.
+    reader = csv.reader(lines, delimiter=_delimiter(text), skipinitialspace=True)
+    columns: Sequence[str] | None = None
+    try:
+        for place, cells in _placed(path, reader):
+            cells = [stripped(cell) for cell in cells]
+            if not any(cells) or cells == [END]:
+                continue
+            require(END not in cells[-1], f"{place}: a quotation mark is opened and never closed")
+            if columns is None:
+                columns = _distinct_columns(place, cells)
+                continue
+            require(
+                len(cells) == len(columns),
+                f"{place}: {len(cells)} cells, but the header has {len(columns)} "
+                f"({shown(columns)}); put cells that hold the separator in quotation marks",
+            )
+            yield place, dict(zip(columns, cells))
+    except csv.Error as error:
+        raise InputError(f"cannot read {path} as CSV: line {reader.line_num}: {error}") from error
+
+
+def _placed(path: Path, reader: Any) -> Iterator[tuple[str, list[str]]]:
+    """(place, cells) of the rows of a csv reader; a row may span lines, its first one counts."""
+    first = 1
+    for cells in reader:
+        yield f"{path}, line {first}", cells
+        first = reader.line_num + 1
+
+
+def _delimiter(text: str) -> str:
+    """What separates the names in the first line: a comma if it holds one, else ; or tab."""
+    header = stripped(text).partition("\n")[0]
+    return next((sign for sign in DELIMITERS if sign in header), ",")
+
+
+def _distinct_columns(place: str, names: Sequence[Any]) -> list[str]:
+    """Names of columns in their plain form. Unnamed ones cannot be asked for."""
+    columns = [plain(name) for name in names]
+    twice = [name for name, count in Counter(columns).items() if count > 1 and name]
+    require(not twice, f"{place}: the column {shown(map(repr, twice))} occurs twice; keep one")
+    return columns

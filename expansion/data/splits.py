@@ -1,0 +1,265 @@
+"""Which images are for training: few-shot subsets, held-out images, seeded splits as file lists.
+
+Every choice is a function of a seed and the file names, never of their order.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expansion.common.config import JSON_ERRORS, option, require
+from expansion.common.errors import InputError, brief
+from expansion.common.files import write_atomic
+from expansion.common.seeding import stable_seed
+from expansion.common.texts import NameIndex, parse_json
+from expansion.images.records import ImageRecord, shown
+
+logger = logging.getLogger(__name__)
+
+STORED_SPLIT = re.compile(r"split-.+-(test-[\d.e-]+|\d+-per-class)-seed\d+\.json")
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """How a set without a test split is split by class, and by what seed."""
+
+    train_per_class: int | None = option(
+        None, "images of each class for training where there is no test split; the rest is tested"
+    )
+    test_fraction: float | None = option(
+        None, "share of each class for testing where there is no test split; 0 to 1"
+    )
+    split_seed: int = option(0, "which images that split takes")
+
+    def __post_init__(self):
+        count, fraction = self.train_per_class, self.test_fraction
+        require(
+            count is None or fraction is None,
+            f"train_per_class {count} and test_fraction {fraction}: give only one of them",
+        )
+        require(count is None or count > 0, f"train_per_class {count}: give a positive number")
+        require(
+            fraction is None or 0 < fraction < 1,
+            f"test_fraction {fraction}: give a share between 0 and 1, such as 0.3",
+        )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is to be a split at all."""
+        return self.train_per_class is not None or self.test_fraction is not None
+
+    @property
+    def title(self) -> str:
+        """The setting as the name of the stored split says it."""
+        if self.train_per_class is not None:
+            return f"{self.train_per_class}-per-class"
+        return f"test-{self.test_fraction:g}"
+
+
+def few_shot(
+    records: Sequence[ImageRecord], shots: int | None, subset_seed: int = 0
+) -> list[ImageRecord]:
+    """Keep `shots` images of each class, chosen by a hash of seed and file name.
+
+    The choice does not depend on the other images, and fewer shots are a subset of more.
+    """
+    if shots is None:
+        return list(records)
+    require(shots > 0, f"--shots {shots}: give a positive number of images per class")
+
+    def count(members: Sequence[ImageRecord]) -> int:
+        require(
+            len(members) >= shots,
+            f"--shots {shots}: class {members[0].class_name!r} has only {len(members)} images",
+        )
+        return shots
+
+    chosen = _choose(records, count, "shots", subset_seed)
+    return sorted((r for r in records if r.file_name in chosen), key=lambda r: r.file_name)
+
+
+def hold_out(
+    records: Sequence[ImageRecord], fraction: float, seed: int
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """(training, validation): of each class the share `fraction`, at least one image, is held out.
+
+    Raises:
+        InputError: A class would be left without training images.
+    """
+    if fraction == 0:
+        return list(records), []
+    return _parted(
+        records, _share(fraction, f"val_fraction {fraction}"), salt="hold out", seed=seed
+    )
+
+
+def split_by_class(
+    records: Sequence[ImageRecord], options: SplitOptions
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """(training, test) images, so many or such a share of each class; at least one for each side.
+
+    Raises:
+        InputError: A class has too few images.
+    """
+    kept = options.train_per_class
+    if kept is None:
+        count = _share(options.test_fraction, f"test_fraction {options.test_fraction}")
+        return _parted(records, count, salt="split", seed=options.split_seed)
+
+    def rest(members: Sequence[ImageRecord]) -> int:
+        require(
+            len(members) > kept,
+            f"train_per_class {kept}: class {members[0].class_name!r} has only {len(members)} "
+            "images, so none is left for testing; give fewer or drop the class",
+        )
+        return len(members) - kept
+
+    return _parted(records, rest, salt="split", seed=options.split_seed)
+
+
+def stored_split(
+    records: Sequence[ImageRecord], options: SplitOptions, root: Path, name: str
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """`split_by_class`, kept as a file list in the dataset folder.
+
+    A stored list is followed; without a wish for a split, the only one that is there. Where the
+    folder cannot be written, the same split is made anew each time.
+
+    Raises:
+        InputError: The stored list does not fit the images.
+    """
+    if options.wanted:
+        path = root / f"split-{name}-{options.title}-seed{options.split_seed}.json"
+    else:
+        path = find_stored_split(root)
+    if path.is_file():
+        lists = read_json(path, dict)
+        return _follow(path, lists, "train", records), _follow(path, lists, "test", records)
+    train, test = split_by_class(records, options)
+    lists = {"train": [r.file_name for r in train], "test": [r.file_name for r in test]}
+    try:
+        write_atomic(path, json.dumps(lists, indent=0) + "\n")
+        logger.info("%s: %d images for training, %d for testing", path, len(train), len(test))
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+    return train, test
+
+
+def find_stored_split(root: Path) -> Path | None:
+    """The list that an earlier command left in a dataset folder; None if there is none.
+
+    Raises:
+        InputError: There are several.
+    """
+    found = sorted(path for path in root.glob("split-*.json") if STORED_SPLIT.fullmatch(path.name))
+    require(
+        len(found) < 2,
+        f"{root} holds the splits {shown([path.name for path in found])}; remove all but one, or "
+        "give the --test_fraction of the one that counts",
+    )
+    return found[0] if found else None
+
+
+def read_json(path: Path, kind: type | tuple[type, ...]) -> Any:
+    """A JSON file of the given top-level type. Raises InputError, naming it, otherwise."""
+    try:
+        found = parse_json(path.read_text(encoding="utf-8-sig"))
+    except (OSError, *JSON_ERRORS) as error:
+        raise InputError(f"cannot read {path} as JSON: {error}") from error
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    expected = " or ".join({dict: "an object", list: "a list"}[k] for k in kinds)
+    require(isinstance(found, kinds), f"{path}: expected {expected}, got {brief(found)}")
+    return found
+
+
+def listed_names(path: Path, found: dict[str, Any], key: str) -> list[str]:
+    """The list of file names under a key of a stored list. Raises InputError otherwise."""
+    names = found.get(key)
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    require(is_list, f"{path}: expected a list of file names under '{key}'")
+    return names
+
+
+def _share(fraction: float, title: str) -> Callable[[Sequence[ImageRecord]], int]:
+    """How many of a class make up `fraction` of it: at least one, and not all."""
+
+    def count(members: Sequence[ImageRecord]) -> int:
+        number = max(1, round(fraction * len(members)))
+        plural = "" if len(members) == 1 else "s"
+        require(
+            number < len(members),
+            f"{title}: class {members[0].class_name!r} has only {len(members)} image{plural}, so "
+            "none is left for training; add images or take the class away",
+        )
+        return number
+
+    return count
+
+
+def _choose(
+    records: Sequence[ImageRecord],
+    count: Callable[[Sequence[ImageRecord]], int],
+    salt: str,
+    seed: int,
+) -> set[str]:
+    """File names of the first `count(members)` of each class, in the order of their hashes."""
+    by_class: dict[int, list[ImageRecord]] = {}
+    for record in sorted(records, key=lambda r: stable_seed(salt, seed, r.file_name)):
+        by_class.setdefault(record.label, []).append(record)
+    members_by_label = (by_class[label] for label in sorted(by_class))
+    return {r.file_name for members in members_by_label for r in members[: count(members)]}
+
+
+def _parted(
+    records: Sequence[ImageRecord],
+    count: Callable[[Sequence[ImageRecord]], int],
+    *,
+    salt: str,
+    seed: int,
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """(the rest, the chosen), both in the order of `records`."""
+    chosen = _choose(records, count, salt, seed)
+    return (
+        [r for r in records if r.file_name not in chosen],
+        [r for r in records if r.file_name in chosen],
+    )
+
+
+def _follow(
+    path: Path, lists: dict[str, Any], split: str, records: Sequence[ImageRecord]
+) -> list[ImageRecord]:
+    """The records that the stored list names; it must name just those that there are."""
+    index = NameIndex(record.file_name for record in records)
+    names, others = (
+        {name: index.find(name) for name in listed_names(path, lists, key)}
+        for key in (split, _other(split))
+    )
+    absent = sorted(name for name, there in names.items() if there is None)
+    require(
+        not absent,
+        f"{path} names {len(absent)} images that are not there: {shown(absent)}; "
+        "bring them back, or remove the file to split anew",
+    )
+    wanted, unwanted = set(names.values()), set(others.values())
+    new = sorted({record.file_name for record in records} - wanted - unwanted)
+    require(
+        not new,
+        f"{path} does not name {len(new)} images: {shown(new)}; "
+        "remove them, or remove the file to split anew",
+    )
+    both = sorted(wanted & unwanted)
+    require(not both, f"{path} has {shown(both)} in both splits; remove the file to split anew")
+    return [record for record in records if record.file_name in wanted]
+
+
+def _other(split: str) -> str:
+    return "test" if split == "train" else "train"

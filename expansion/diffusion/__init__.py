@@ -1,0 +1,1 @@
+"""Stable Diffusion: checkpoints, encoders, denoising, and what a sampler is."""

@@ -1,0 +1,158 @@
+"""Classifier-free guided denoising of latents; differentiable where gradients are enabled.
+
+Step arithmetic is diffusers' `DDIMScheduler`, or another solver of `SOLVERS`, in float32 (epsilon
+or v prediction); only the U-Net runs in its own dtype. S steps T[0] > T[1] > ... > T[S-1]; x0hat
+is `pred_original_sample`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor
+
+from expansion.common.phases import phase
+from expansion.diffusion.model_configs import check_steps, noise_schedule
+from expansion.diffusion.sampler_config import SamplerConfig
+from expansion.diffusion.stable_diffusion import ddim_scheduler, weight_dtype
+
+# All that decides a step beside the model's noise schedule: the published second-order solvers, in
+# their deterministic data-prediction form (x0hat is `model_outputs`), on the schedule's own sigmas.
+SECOND_ORDER = {
+    "steps_offset": 1,
+    "solver_order": 2,
+    "thresholding": False,
+    "lower_order_final": True,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_flow_sigmas": False,
+    "final_sigmas_type": "zero",
+}
+DPMSOLVER = {
+    **SECOND_ORDER,
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "euler_at_final": False,
+    "use_lu_lambdas": False,
+    "lambda_min_clipped": -float("inf"),
+    "variance_type": None,
+}
+UNIPC = {**SECOND_ORDER, "predict_x0": True, "solver_type": "bh2", "disable_corrector": []}
+
+
+class Denoiser:
+    """Runs stretches of the reverse process of one checkpoint.
+
+    Args:
+        pipeline: Its U-Net predicts; its scheduler's noise schedule is used with DDIM.
+        config: Number of steps, strength, solver and guidance scale.
+
+    Raises:
+        InputError: The checkpoint's noise schedule has not these steps.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, config: SamplerConfig):
+        self.unet = pipeline.unet
+        self.guidance_scale = config.guidance_scale
+        self.scheduler = ddim_scheduler(pipeline)
+        self.config = config
+        check_steps(self.scheduler.config, config, "this checkpoint")
+        self.all_timesteps: list[int] = self._new_solver().timesteps.tolist()
+        self.timesteps = self.all_timesteps[-config.executed_steps :]
+        placed = torch.tensor(self.all_timesteps, device=pipeline.device)
+        # Copied to the device once: a copy in every step would wait for all work in the queue.
+        self._on_device = dict(zip(self.all_timesteps, placed))
+
+    @property
+    def uses_guidance(self) -> bool:
+        return self.guidance_scale > 1
+
+    def add_noise(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """Latents at the first executed step: sqrt(a_t) z_0 + sqrt(1 - a_t) noise."""
+        return self.scheduler.add_noise(latents, noise, torch.tensor(self.timesteps[:1]))
+
+    def predict(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> Tensor:
+        """Guided prediction e_u + g (e_c - e_u), float32.
+
+        Args:
+            latents: (B, 4, h, w), float32.
+            timestep: Training timestep.
+            prompt_embeds: (2B, L, D), unconditional rows first; (B, L, D) without guidance.
+        """
+        rows = torch.cat([latents, latents]) if self.uses_guidance else latents
+        return self.guide(self.unet_rows(rows, timestep, prompt_embeds))
+
+    def unet_rows(self, rows: Tensor, timestep: int | Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The U-Net's own prediction for every row, float32.
+
+        Args:
+            rows: (R, 4, h, w), float32.
+            timestep: Training timestep, one for all rows or (R,).
+            prompt_embeds: (R, L, D).
+        """
+        if not isinstance(timestep, Tensor):
+            timestep = self._on_device[timestep]
+        with phase("denoise"):
+            output = self.unet(
+                rows.to(weight_dtype(self.unet)), timestep, encoder_hidden_states=prompt_embeds
+            )
+        return output.sample.float()
+
+    def guide(self, prediction: Tensor) -> Tensor:
+        """Rows as `predict` gives them to the U-Net, (2B or B, 4, h, w), to (B, 4, h, w)."""
+        return guide(prediction, self.guidance_scale) if self.uses_guidance else prediction
+
+    def run(
+        self, latents: Tensor, timesteps: Sequence[int], prompt_embeds: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Deterministic steps (DDIM: eta 0) at `timesteps`, in this order.
+
+        Solvers of second order begin every stretch anew, with a step of first order.
+
+        Args:
+            latents: (B, 4, h, w) at timesteps[0], float32.
+            timesteps: A stretch of `self.timesteps`.
+            prompt_embeds: See `predict`.
+
+        Returns:
+            Latents after the last step, and x0hat of every step.
+        """
+        solver, predictions = self.scheduler, []
+        if timesteps and self.config.solver != "ddim":
+            solver = self._new_solver()
+            solver.set_begin_index(self.all_timesteps.index(timesteps[0]))
+        for timestep in timesteps:
+            noise_pred = self.predict(latents, timestep, prompt_embeds)
+            step = solver.step(noise_pred, timestep, latents)
+            latents = step.prev_sample
+            if solver is self.scheduler:
+                predictions.append(step.pred_original_sample)
+            else:
+                predictions.append(solver.model_outputs[-1])
+        return latents, predictions
+
+    def _new_solver(self) -> SchedulerMixin:
+        """The solver with all its timesteps; DDIM's keeps no state and is always the same."""
+        config, solver = self.config, self.scheduler
+        schedule = noise_schedule(solver.config)
+        schedule.pop("set_alpha_to_one", None)  # DDIM's alone: the others end without noise
+        if config.solver == "dpmsolver++":
+            solver = DPMSolverMultistepScheduler(**schedule, **DPMSOLVER)
+        elif config.solver == "unipc":
+            solver = UniPCMultistepScheduler(**schedule, **UNIPC)
+        solver.set_timesteps(config.num_inference_steps)
+        return solver
+
+
+def guide(prediction: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance e_u + g (e_c - e_u); (2B, 4, h, w), unconditional rows first."""
+    unconditional, conditional = prediction.chunk(2)
+    return unconditional + guidance_scale * (conditional - unconditional)

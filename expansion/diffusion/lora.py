@@ -1,0 +1,78 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) for a loaded pipeline, added to its weights.
+
+W becomes W + scale (alpha / rank) B A. peft is needed, and asked for before weights load.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from expansion.common.config import require
+from expansion.common.errors import InputError
+from expansion.diffusion.weight_files import find_lora, num_lora_layers, safetensors_header
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+
+def check_lora(name: str, model: str) -> None:
+    """Raise InputError if `--lora` is missing, is none, or is part of the checkpoint already.
+
+    Args:
+        name: Folder or file.
+        model: The checkpoint that it is added to.
+    """
+    path = find_lora(name)
+    require(
+        not path.resolve().is_relative_to(Path(model).resolve()),
+        f"--lora {name} lies in the checkpoint {model}, to whose weights it was added already; "
+        "leave --lora out, or give the checkpoint that it was trained on",
+    )
+    require(
+        importlib.util.find_spec("peft") is not None,
+        f"--lora {name} needs the package peft: pip install peft",
+    )
+
+
+def add_lora(pipeline: StableDiffusionPipeline, name: str, scale: float) -> None:
+    """Add an adapter to the weights of U-Net and text encoder.
+
+    Args:
+        pipeline: Its networks are changed.
+        name: Folder or file.
+        scale: Factor on what the adapter adds.
+
+    Raises:
+        InputError: It was made for other networks.
+    """
+    from expansion.common.quiet import quiet_libraries
+
+    path = find_lora(name)
+    wanted = num_lora_layers(safetensors_header(path))
+    try:
+        with quiet_libraries():
+            pipeline.load_lora_weights(
+                str(path.parent), weight_name=path.name, use_safetensors=True, local_files_only=True
+            )
+            found = sum(
+                ".lora_A." in key
+                for part in (pipeline.unet, pipeline.text_encoder)
+                for key, _ in part.named_parameters()
+            )
+            if found == wanted:
+                pipeline.fuse_lora(lora_scale=scale)
+            pipeline.unload_lora_weights()
+    except Exception as error:  # layers of another network make diffusers and peft fail in any way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"cannot add --lora {name}: {reason}; give one that was trained on this checkpoint"
+        ) from error
+    require(
+        found == wanted,
+        f"cannot add --lora {name}: of its {wanted} layers {found} fit this checkpoint; give one "
+        "that was trained on it",
+    )
+    for part in (pipeline.unet, pipeline.text_encoder):
+        part.requires_grad_(False)

@@ -1,0 +1,145 @@
+"""Sampling within the memory there is: parts after a shortage, and how large a batch fits."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Generator, Tensor
+
+from expansion.common.errors import InputError
+from expansion.diffusion.samples import Batch, Samples
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH_SIZE = 64  # beyond it speed no longer grows
+PIXELS_ON_CPU = 8 * 512 * 512  # of a batch where memory cannot be asked for
+ALWAYS_TRIED = 8  # images; larger batches where the set is large beside them:
+IMAGES_PER_TRIAL = 32  # in the set, for each image of a batch that is tried
+
+
+class CanSample(Protocol):
+    """What is needed here of a sampler, which itself samples through this module."""
+
+    pipeline: StableDiffusionPipeline
+
+    def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples: ...
+
+    def save_memory(self) -> bool: ...
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    message = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in message or "not enough memory" in message
+    )
+
+
+class FittingSampler:
+    """Samples batches whole, or in parts once that exceeded the memory.
+
+    Parts change an image by rounding only. The sampler is first asked to use less memory.
+    """
+
+    def __init__(self, sampler: CanSample):
+        self.sampler = sampler
+        self.largest: int | None = None  # images at a time; None: no shortage was met
+
+    def sample(self, batch: Batch, generators: Callable[[], list[Generator]]) -> Samples:
+        """The sampler's `sample` of the batch.
+
+        Args:
+            generators: Makes fresh generators, so that a repetition sees the same noise.
+
+        Raises:
+            InputError: One image alone does not fit.
+        """
+        while True:
+            size = min(self.largest or len(batch), len(batch))
+            samples = _in_parts(self.sampler, batch, generators(), size)
+            if samples is not None:
+                return samples
+            _release()
+            if self.sampler.save_memory():
+                logger.warning("out of memory with %d images; computing more, keeping less", size)
+                continue
+            if size == 1:
+                raise InputError(
+                    "one image alone exceeds the memory; give a smaller --resolution, --dtype "
+                    "float16 or bfloat16, or a larger device"
+                )
+            self.largest = (size + 1) // 2
+            logger.warning(
+                "out of memory with %d images; going on with %d at a time", size, self.largest
+            )
+
+
+def fitting_batch_size(
+    sampler: CanSample, make_batch: Callable[[int], Batch], num_images: int
+) -> int:
+    """The largest power of two that fits, at most `MAX_BATCH_SIZE`.
+
+    On a GPU by trying, which costs at most a sixteenth of a large set's work; elsewhere from the
+    number of pixels, since a system without memory left becomes slow before it says so.
+
+    Args:
+        make_batch: A batch of so many variants.
+        num_images: Images of the whole set.
+    """
+    limit = min(num_images, MAX_BATCH_SIZE)
+    if sampler.pipeline.device.type != "cuda":
+        height, width = make_batch(1).images.shape[-2:]
+        return power_of_two(min(limit, PIXELS_ON_CPU // (height * width)))
+    limit = min(limit, max(ALWAYS_TRIED, num_images // IMAGES_PER_TRIAL))
+    size = 1
+    while 2 * size <= limit and _fits(sampler, make_batch(2 * size)):
+        size *= 2
+    return size
+
+
+def _fits(sampler: CanSample, batch: Batch) -> bool:
+    generators = [Generator().manual_seed(i) for i in range(len(batch))]
+    fits = _in_parts(sampler, batch, generators, len(batch)) is not None
+    _release()
+    return fits
+
+
+def _in_parts(
+    sampler: CanSample, batch: Batch, generators: list[Generator], size: int
+) -> Samples | None:
+    """None if memory ran out."""
+    try:
+        parts = [
+            sampler.sample(batch.part(i, i + size), generators[i : i + size])
+            for i in range(0, len(batch), size)
+        ]
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
+            raise
+        return None
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _release() -> None:
+    """Free what a failed attempt left; to be called where nothing refers to its error any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def power_of_two(number: int) -> int:
+    """The largest one that is at most `number`; 1 for less."""
+    return 1 << (max(1, number).bit_length() - 1)
+
+
+def _joined(parts: list[Samples]) -> Samples:
+    details = {name: torch.cat([part.details[name] for part in parts]) for name in parts[0].details}
+    images: Tensor = torch.cat([part.images for part in parts])
+    return Samples(images, details)

@@ -1,0 +1,247 @@
+"""What a checkpoint's JSON files say it needs; what this project does not give is refused before
+weights load. Imports no torch.
+
+A U-Net is given noisy latents, a timestep and text embeddings, nothing else. Of a scheduler's
+config, `noise_schedule` takes what describes the model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from expansion.common.config import JSON_ERRORS, require
+from expansion.common.errors import InputError, brief
+from expansion.images.records import shown
+
+if TYPE_CHECKING:
+    from expansion.diffusion.sampler_config import SamplerConfig
+
+LARGEST_SIZE = 1_000_000  # number of channels, tokens or steps in a config
+LARGEST_DEPTH = 256  # number of layers in it
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
+SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "set_alpha_to_one",
+    "timestep_spacing",
+)
+# Key of a U-Net's config -> what a U-Net with it needs beside latents, timestep and text.
+UNET_NEEDS = {
+    "class_embed_type": "class labels or an image embedding, as in Stable unCLIP",
+    "num_class_embeds": "class labels, as in the x4 upscaler",
+    "addition_embed_type": "added embeddings, as in Stable Diffusion XL",
+    "time_cond_proj_dim": "an embedding of the guidance scale, as in latent consistency models",
+    "encoder_hid_dim_type": "projected embeddings, as with an IP-Adapter or in Kandinsky",
+    "encoder_hid_dim": "projected embeddings, as in DeepFloyd IF",
+    "dual_cross_attention": "an image beside the text, as in Versatile Diffusion",
+}
+# Latent channels that a U-Net takes -> which kind it is then.
+OTHER_INPUTS = {
+    5: "a depth map beside the latents (depth2img)",
+    7: "a low-resolution image beside the latents (x4 upscaler)",
+    8: "an image beside the latents (InstructPix2Pix, latent upscaler)",
+    9: "a mask and a masked image beside the latents (inpainting)",
+}
+REMEDY = "give a text-to-image checkpoint of Stable Diffusion 1.x or 2.x"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A component's JSON object. Raises InputError for damage and for sizes beyond any use."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, *JSON_ERRORS) as error:
+        raise InputError(f"cannot read {path}: {error}; copy the whole folder again") from error
+    require(isinstance(config, dict), f"{path}: expected an object, got {brief(config)}")
+    for key, value in config.items():
+        largest = LARGEST_DEPTH if "layers" in key else LARGEST_SIZE
+        for number in value if isinstance(value, list) else [value]:
+            fits = not isinstance(number, int) or abs(number) <= largest
+            require(fits, f"{path}: {key} is {brief(number)}; copy the whole folder again")
+    return config
+
+
+def noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scheduler's config says about the model; the solver's settings are this project's own.
+
+    The model's are the noise variances, what its U-Net predicts, which timesteps it is made for
+    (`timestep_spacing`) and the noise that its latents end with (`set_alpha_to_one`). With these,
+    and with latents not clipped and timesteps that start at 1, DDIM equals diffusers' img2img.
+    Everything else (algorithm, order, spacing of sigmas, clipping, thresholding) says how another
+    program took its steps, and is left out.
+    """
+    defaults = config.get("_use_default_values") or ()  # another scheduler's, as diffusers sees it
+    return {key: config[key] for key in SCHEDULE_KEYS if key in config and key not in defaults}
+
+
+def check_scheduler(config: Mapping[str, Any], name: str) -> None:
+    """Raise InputError unless DDIM can run, forward and backward, on this noise schedule.
+
+    Args:
+        config: A diffusers scheduler's config.
+        name: Where it comes from, for the message.
+    """
+    if config.get("use_flow_sigmas") or not {"beta_schedule", "trained_betas"} & set(config):
+        raise InputError(
+            f"{name}: {config.get('_class_name', 'the scheduler')} has no noise variances (betas), "
+            "so DDIM cannot run on it; use a Stable Diffusion 1.x or 2.x checkpoint"
+        )
+    predicted = config.get("prediction_type", "epsilon")
+    if config.get("predict_epsilon", True) is not True:  # how old files say "sample"
+        predicted = "sample"
+    choices = (
+        ("prediction_type", predicted, PREDICTION_TYPES),
+        ("beta_schedule", config.get("beta_schedule", "linear"), BETA_SCHEDULES),
+        ("timestep_spacing", config.get("timestep_spacing", "leading"), TIMESTEP_SPACINGS),
+    )
+    for key, value, known in choices:
+        if value not in known:
+            raise InputError(f"{name}: {key} {brief(value)} is not one of {', '.join(known)}")
+    if config.get("thresholding"):
+        raise InputError(
+            f"{name}: thresholding is for pixels and cannot be inverted on latents; set it to false"
+        )
+    for key in ("rescale_betas_zero_snr", "set_alpha_to_one"):
+        value = config.get(key, False)
+        require(type(value) is bool, f"{name}: {key} {brief(value)} is neither true nor false")
+    _check_betas(config, name)
+
+
+def _check_betas(config: Mapping[str, Any], name: str) -> None:
+    """Raise InputError for variances of which no schedule can be made."""
+    steps = config.get("num_train_timesteps", 1000)
+    require(
+        type(steps) is int and steps > 0, f"{name}: num_train_timesteps {brief(steps)} is no count"
+    )
+    trained = config.get("trained_betas")
+    if trained is not None:
+        fits = isinstance(trained, list | tuple) and len(trained) == steps
+        fits = fits and all(type(beta) in (int, float) and 0 < beta <= 1 for beta in trained)
+        require(fits, f"{name}: trained_betas are not {steps} numbers above 0 and at most 1")
+        return
+    for key, default in (("beta_start", 0.0001), ("beta_end", 0.02)):
+        beta = config.get(key, default)
+        fits = type(beta) in (int, float) and 0 < beta < 1
+        require(fits, f"{name}: {key} {brief(beta)} is no number between 0 and 1")
+
+
+def check_steps(schedule: Mapping[str, Any], config: SamplerConfig, name: str) -> None:
+    """Raise InputError if the steps of `config` cannot be taken on this noise schedule.
+
+    Args:
+        schedule: A scheduler's config that passed `check_scheduler`.
+        config: Number of steps, strength and solver.
+        name: Where it comes from, for the message.
+    """
+    last = schedule.get("num_train_timesteps", 1000) - 1
+    steps, most = config.num_inference_steps, last + 1
+    if config.solver != "ddim" and schedule.get("timestep_spacing", "leading") != "trailing":
+        most = last  # their grids have a point more
+    require(
+        steps <= most,
+        f"num_inference_steps {steps}: {name} was trained on {last + 1} timesteps; give at most "
+        f"{most}",
+    )
+    trailing = schedule.get("timestep_spacing", "leading") == "trailing"
+    require(
+        not trailing or len(np.arange(most, 0, -most / steps)) == steps,
+        f"num_inference_steps {steps}: rounding errors make diffusers' trailing spacing end below "
+        f"timestep 0 for {name}; give another number",
+    )
+    first = first_timestep(schedule, config)
+    require(
+        first <= last,
+        f"num_inference_steps {steps} at strength {config.strength}: the first step would be at "
+        f"timestep {first}, {name} was trained up to {last}; give fewer steps or less strength",
+    )
+    trained = schedule.get("trained_betas")
+    ends_in_noise = schedule.get("rescale_betas_zero_snr") or (trained and trained[-1] == 1)
+    require(
+        not ends_in_noise
+        or schedule.get("prediction_type", "epsilon") == "v_prediction"
+        or first < last,
+        f"{name}: its schedule ends in pure noise (zero terminal SNR) but its U-Net predicts the "
+        f"noise, from which no image can be told at timestep {last}; lower --strength "
+        f"{config.strength}, or give a checkpoint with prediction_type v_prediction",
+    )
+
+
+def first_timestep(schedule: Mapping[str, Any], config: SamplerConfig) -> int:
+    """Training timestep of the first step that `config` runs, as diffusers' solvers place it."""
+    total = schedule.get("num_train_timesteps", 1000)
+    spacing = schedule.get("timestep_spacing", "leading")
+    steps, executed = config.num_inference_steps, config.executed_steps
+    extra = 0 if config.solver == "ddim" else 1  # the other solvers' grids also hold the end, 0
+    if spacing == "leading":
+        return (executed - 1 + extra) * (total // (steps + extra)) + 1
+    if spacing == "trailing":
+        return round(total - (steps - executed) * total / steps) - 1
+    intervals = max(1, steps - 1 + extra)
+    return round((executed - 1 + extra) * (total - 1) / intervals)
+
+
+def check_networks(folder: Path) -> None:
+    """Raise InputError for a U-Net that needs more than this project gives, or foreign latents."""
+    unet, vae, text = (
+        read_config(folder / part / "config.json") for part in ("unet", "vae", "text_encoder")
+    )
+    for key, need in UNET_NEEDS.items():
+        value = unet.get(key)
+        require(
+            value is None or value is False,
+            f"cannot load the model {folder}: its unet needs {need} ({key} {brief(value)}); "
+            f"{REMEDY}",
+        )
+    latents = vae.get("latent_channels", 4)
+    channels = unet.get("in_channels", 4)
+    need = OTHER_INPUTS.get(
+        channels if type(channels) is int else 0, "other latents than its vae's"
+    )
+    require(
+        channels == latents,
+        f"cannot load the model {folder}: its unet takes {brief(channels)} channels, its vae makes "
+        f"{brief(latents)}, so it needs {need}; {REMEDY}",
+    )
+    made = unet.get("out_channels", 4)
+    require(
+        made == channels,
+        f"cannot load the model {folder}: its unet predicts {brief(made)} channels from "
+        f"{brief(channels)}, so variances too, or other latents; {REMEDY}",
+    )
+    for key in ("in_channels", "out_channels"):
+        value = vae.get(key, 3)
+        require(
+            value == 3,
+            f"cannot load the model {folder}: {key} of its vae is {brief(value)}, but images are "
+            f"RGB; {REMEDY}",
+        )
+    shifted = [key for key in ("shift_factor", "latents_mean", "latents_std") if vae.get(key)]
+    require(
+        not shifted,
+        f"cannot load the model {folder}: its vae moves latents by {shown(shifted)}, as newer "
+        f"models do; {REMEDY}",
+    )
+    factor = vae.get("scaling_factor", 0.18215)
+    require(
+        type(factor) in (int, float) and math.isfinite(factor) and factor > 0,
+        f"cannot load the model {folder}: scaling_factor of its vae is {brief(factor)}; copy the "
+        "whole folder again",
+    )
+    widths = unet.get("cross_attention_dim", 1280), text.get("hidden_size")
+    require(
+        widths[1] is None or widths[0] == widths[1],
+        f"cannot load the model {folder}: its unet looks at texts of width {brief(widths[0])}, its "
+        f"text_encoder makes {brief(widths[1])}; copy both from one checkpoint",
+    )

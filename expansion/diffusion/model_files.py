@@ -1,0 +1,254 @@
+"""Stable Diffusion checkpoints as files: completeness and identity. Imports no torch.
+
+A checkpoint is a diffusers folder, a hub id (unseen until it is loaded), or one file as other
+programs write it, whose configs and tokenizer come from a diffusers folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expansion.common.config import PROJECT_ROOT, require
+from expansion.common.errors import InputError, brief
+from expansion.diffusion.model_configs import (
+    check_networks,
+    check_scheduler,
+    check_steps,
+    read_config,
+)
+from expansion.diffusion.weight_files import (
+    LORA_FILE,
+    SINGLE_FILES,
+    check_single_file,
+    weight_files,
+)
+from expansion.images.records import shown
+
+if TYPE_CHECKING:
+    from expansion.diffusion.sampler_config import SamplerConfig
+
+# Component -> the only classes that are loaded. A model_index.json may name others, of any library,
+# or code that lies in the folder, which diffusers refuses only once it loads.
+CLASSES = {
+    "scheduler": ("diffusers", r"\w+Scheduler"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer(Fast)?"),
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
+UNUSED = ("safety_checker", "feature_extractor")  # parts that change no image
+LARGEST_RESOLUTION = 16_384  # pixels
+NETWORKS = ("text_encoder", "unet", "vae")
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+
+
+def locate_model(name_or_path: str) -> str:
+    """`name_or_path`, or the same path below this project if the working folder lacks it."""
+    in_project = PROJECT_ROOT / name_or_path
+    if not Path(name_or_path).exists() and in_project.is_dir():
+        return str(in_project)
+    return name_or_path
+
+
+def check_model_folder(name_or_path: str, single_file_config: str | None = None) -> None:
+    """Raise InputError for a local checkpoint that is incomplete or unsuitable; hub ids pass.
+
+    Args:
+        name_or_path: Diffusers folder, single file or hub id.
+        single_file_config: Diffusers folder whose configs and tokenizer go with a single file.
+    """
+    path = Path(name_or_path)
+    require(
+        single_file_config is None or path.is_file(),
+        f"--single_file_config {single_file_config} goes with a checkpoint in one file, which "
+        f"{name_or_path} is not; leave it out",
+    )
+    if path.is_file():
+        check_single_file(path)
+        if single_file_config is not None:
+            _check_configs(Path(single_file_config))
+    elif path.is_dir():
+        _check_folder(path)
+    elif (
+        path.is_absolute()
+        or name_or_path.startswith((".", "~"))
+        or name_or_path.count("/") != 1
+        or path.suffix in SINGLE_FILES
+    ):
+        raise InputError(
+            f"model folder {name_or_path} does not exist; give a diffusers folder, a single "
+            ".safetensors file or a hub id such as CompVis/stable-diffusion-v1-4"
+        )
+
+
+def check_model_steps(name_or_path: str, config: SamplerConfig) -> None:
+    """Raise InputError if a local folder's schedule has not the steps of `config`; others pass."""
+    path = Path(name_or_path, "scheduler", "scheduler_config.json")
+    if path.is_file():
+        check_steps(read_config(path), config, name_or_path)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise InputError unless the folder has all parts, with weights, of a model that is usable."""
+    require(
+        (folder / "model_index.json").is_file() or not (folder / LORA_FILE).is_file(),
+        f"{folder} holds a LoRA ({LORA_FILE}), no checkpoint: expand.py takes it as --lora "
+        f"{folder} beside the checkpoint that it was trained on",
+    )
+    missing = [
+        f"{part}/*.safetensors"
+        for part in NETWORKS
+        if (folder / part).is_dir()
+        and not any((folder / part).glob("*.safetensors"))
+        and not any((folder / part).glob("*.bin"))
+    ]
+    _check_configs(folder, missing)
+    for part in NETWORKS:
+        weight_files(folder, part)
+
+
+def _check_configs(folder: Path, further: Iterable[str] = ()) -> None:
+    """Raise InputError unless the folder has all parts and their configs suit.
+
+    Args:
+        folder: With or without weights.
+        further: What else is missing in it.
+    """
+    require(
+        (folder / "model_index.json").is_file(),
+        f"{folder} has no model_index.json, so it is no diffusers checkpoint; give a diffusers "
+        "folder, or one .safetensors file that holds the whole checkpoint",
+    )
+    missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
+    missing += further
+    if missing:
+        raise InputError(
+            f"the checkpoint {folder} lacks {', '.join(missing)}; copy the whole folder again"
+        )
+    _check_files(folder)
+    _check_index(folder / "model_index.json")
+    scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    check_scheduler(read_config(scheduler_file), str(scheduler_file))
+    check_networks(folder)
+    model_resolution(str(folder))
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what a library would wait for for ever: a pipe, a device, a link to nothing."""
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        require(path.is_file() or path.is_dir(), f"{path} is no file; copy the whole folder again")
+
+
+def _check_index(path: Path) -> None:
+    """Refuse a model_index.json that names other classes than those of Stable Diffusion."""
+    index = read_config(path)
+    for part, (library, name) in CLASSES.items():
+        named = index.get(part)
+        fits = isinstance(named, list) and len(named) == 2 and named[0] == library
+        fits = fits and isinstance(named[1], str) and re.fullmatch(name, named[1])
+        require(
+            bool(fits),
+            f"{path}: its {part} is {brief(named)}, not one of {library} that Stable Diffusion 1.x "
+            "or 2.x has; give another checkpoint",
+        )
+    custom = [
+        part for part in sorted(index) if not part.startswith("_") and _is_foreign(index[part])
+    ]
+    require(
+        isinstance(index.get("_class_name"), str) and not custom,
+        f"{path} names code of its own ({shown(custom) or '_class_name'}); give a checkpoint of "
+        "Stable Diffusion 1.x or 2.x",
+    )
+    further = [
+        part
+        for part, named in sorted(index.items())
+        if isinstance(named, list) and named[0] and part not in (*CLASSES, *UNUSED)
+    ]
+    require(
+        not further,
+        f"{path}: a {index['_class_name']} needs more than text ({shown(further)}); give a "
+        "text-to-image checkpoint of Stable Diffusion 1.x or 2.x",
+    )
+
+
+def _is_foreign(value: Any) -> bool:
+    """Whether an entry of a model_index.json would be imported from elsewhere."""
+    known = (None, "diffusers", "transformers", "stable_diffusion")
+    return isinstance(value, list) and (len(value) != 2 or value[0] not in known)
+
+
+def model_fingerprint(
+    name_or_path: str, revision: str | None = None, single_file_config: str | None = None
+) -> str:
+    """Identity of a checkpoint: the hub id with revision, or a hash over the files that are loaded.
+
+    Of every file, name and size are hashed, with its content or, above 1 MiB, 16 evenly spaced
+    blocks of 64 KiB; a training step changes all weights, so these suffice.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        files = {"single file": path}  # wherever it lies and whatever it is called
+        if single_file_config is not None:
+            files |= _loaded_files(Path(single_file_config), with_weights=False)
+    elif path.is_dir():
+        files = _loaded_files(path, with_weights=True)
+    else:
+        return f"{name_or_path}@{revision or 'main'}"
+    digest = hashlib.sha256()
+    for name, file in files.items():
+        _add_to(digest, name, file)
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _loaded_files(folder: Path, with_weights: bool) -> dict[str, Path]:
+    """Of each component its config and weights, or all files of those without, by name."""
+    files: list[Path] = []
+    for part in COMPONENTS:
+        if part in NETWORKS:
+            weights = weight_files(folder, part) if with_weights else []
+            files += sorted([folder / part / "config.json", *weights])
+        else:
+            files += sorted(path for path in (folder / part).glob("*") if path.is_file())
+    return {f"{path.parent.name}/{path.name}": path for path in files}
+
+
+def _add_to(digest: hashlib._Hash, name: str, path: Path) -> None:
+    size = path.stat().st_size
+    digest.update(f"{name}:{size};".encode())
+    with path.open("rb") as file:
+        if size <= 1 << 20:
+            digest.update(file.read())
+            return
+        for i in range(16):
+            file.seek(i * (size - (1 << 16)) // 15)
+            digest.update(file.read(1 << 16))
+
+
+def model_resolution(name_or_path: str) -> int:
+    """Side in pixels that a local checkpoint was trained for; 512 for hub ids, unseen."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return 512
+    unet, vae = (read_config(folder / part / "config.json") for part in ("unet", "vae"))
+    size, channels = unet.get("sample_size"), vae.get("block_out_channels")
+    require(
+        type(size) is int and isinstance(channels, list) and 0 < len(channels) < 10,
+        f"{folder}: sample_size {brief(size)} of its unet and block_out_channels {brief(channels)} "
+        "of its vae give no resolution; copy the whole folder again",
+    )
+    resolution = size * 2 ** (len(channels) - 1)
+    require(
+        0 < resolution <= LARGEST_RESOLUTION,
+        f"{folder}: its configs give a resolution of {resolution} pixels; copy it again",
+    )
+    return resolution
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """SHA-256 of a file's content, shortened."""
+    with open(path, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"

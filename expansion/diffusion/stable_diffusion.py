@@ -1,0 +1,382 @@
+"""Loading and saving Stable Diffusion checkpoints, and the three maps around the U-Net:
+text -> embeddings, images -> latents, latents -> images.
+
+Spaces: `images` [0, 1]; `pixel_values` [-1, 1]; `latents` are the autoencoder's latents times
+`vae.config.scaling_factor`. Loading never runs code from a checkpoint: safetensors, and of old
+single files what torch.load reads with weights_only.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from expansion.common.config import require
+from expansion.common.errors import InputError, brief
+from expansion.common.hub import hub_failure, no_vain_requests, only_cached, unreachable
+from expansion.common.phases import phase
+from expansion.common.quiet import quiet_libraries
+from expansion.diffusion.caching import RecentlyUsed
+from expansion.diffusion.model_configs import check_scheduler, noise_schedule, read_config
+from expansion.diffusion.model_files import check_model_folder
+from expansion.diffusion.samples import Batch
+from expansion.diffusion.weight_files import CONVERSION, PICKLES, weight_variant
+from expansion.images.records import shown
+
+LATENTS_AT_ONCE = 4 * 64 * 64  # latent cells in one call of the decoder: four images of 512 pixels
+
+MODEL_REMEDY = (
+    "copy its folder (2 to 5 GB) from where there is a network, as by: hf download {name} "
+    "--local-dir FOLDER, and give --pretrained_model_name_or_path FOLDER; "
+    "assets/tiny-sd-digits of this project shows the commands meanwhile"
+)
+DECODER_REMEDY = (
+    "copy its folder (10 MB) from where there is a network, as by: hf download {name} --local-dir "
+    "FOLDER, and give --guidance_decoder FOLDER"
+)
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_pipeline(
+    name_or_path: str,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    single_file_config: str | None = None,
+) -> StableDiffusionPipeline:
+    """Load an SD-1.x or 2.x checkpoint, frozen and in eval mode, without a safety checker.
+
+    Its scheduler is DDIM with the checkpoint's noise schedule, whatever sampler it names.
+
+    Args:
+        name_or_path: Hub id, diffusers folder, or single file.
+        dtype: A key of `DTYPES`.
+        device: Where the weights go.
+        revision: Branch, tag or commit on the hub.
+        single_file_config: Diffusers folder whose configs and tokenizer go with a single file.
+
+    Raises:
+        InputError: The folder is incomplete, or the hub cannot be reached or lacks the id.
+    """
+    check_model_folder(name_or_path, single_file_config)
+    try:
+        with quiet_libraries():
+            if Path(name_or_path).is_file():
+                pipeline = _from_single_file(name_or_path, dtype, single_file_config)
+            else:
+                pipeline = _from_folder(_local_folder(name_or_path, revision), dtype)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged config or file makes the libraries fail in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"cannot load the model {name_or_path}: {reason}") from error
+    _check_parts(pipeline, name_or_path)
+    pipeline.scheduler = ddim_scheduler(pipeline)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.requires_grad_(False)
+        part.eval()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    if pipeline.device.type == "cuda":  # what tensor cores convolve; no gain was seen on a CPU
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vae.to(memory_format=torch.channels_last)
+    return pipeline
+
+
+def _local_folder(name_or_path: str, revision: str | None) -> str:
+    """The folder itself, or the one into which the hub's files are downloaded, once for ever."""
+    if Path(name_or_path).is_dir():
+        return name_or_path
+    options = {"revision": revision, "use_safetensors": True, "safety_checker": None}
+    options["local_files_only"] = only_cached(name_or_path)
+    try:
+        try:
+            folder = StableDiffusionPipeline.download(name_or_path, **options)
+        except OSError as error:
+            if "variant=None" not in str(error):  # of what diffusers says where plain files lack
+                raise
+            folder = StableDiffusionPipeline.download(name_or_path, variant="fp16", **options)
+    except (OSError, ValueError) as error:
+        raise hub_failure("model", name_or_path, error, MODEL_REMEDY) from error
+    check_model_folder(str(folder))
+    return str(folder)
+
+
+def _from_folder(folder: str, dtype: str) -> StableDiffusionPipeline:
+    """A pipeline from a local diffusers folder; of each part the variant that is there."""
+    schedule = read_config(Path(folder, "scheduler", "scheduler_config.json"))
+    parts: dict[str, Any] = {"scheduler": _ddim(schedule)}
+    for part, network in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+        parts[part] = network.from_pretrained(
+            folder,
+            subfolder=part,
+            variant=weight_variant(Path(folder), part),
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+        )
+    return StableDiffusionPipeline.from_pretrained(
+        folder,
+        text_encoder=_text_encoder(folder, dtype),
+        **parts,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _from_single_file(
+    path: str, dtype: str, single_file_config: str | None
+) -> StableDiffusionPipeline:
+    """A pipeline from one file; without a folder for its configs, the hub's are guessed from it."""
+    guess = single_file_config is None
+    try:
+        with no_vain_requests() if guess else nullcontext():
+            return StableDiffusionPipeline.from_single_file(
+                path,
+                config=single_file_config,
+                dtype=DTYPES[dtype],
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+                local_files_only=not guess,
+            )
+    except Exception as error:  # files of other networks make diffusers fail in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if Path(path).suffix in PICKLES and "Unable to load weights" in reason:
+            raise InputError(
+                f"cannot load {path}: it is damaged or holds more than tensors, which could run "
+                "code; give the .safetensors file of this model"
+            ) from error
+        if "meta tensor" in reason:
+            raise InputError(
+                f"cannot load {path}: it lacks weights of a network; copy the file again"
+            ) from error
+        if not guess:
+            raise
+        if unreachable():
+            reason = f"the configs of its kind were not downloaded before, and {unreachable()}"
+        raise InputError(
+            f"cannot load {path}: {reason}; for its configs and tokenizer give expand.py a "
+            "diffusers folder with the same kind of networks, --single_file_config FOLDER, or "
+            f"{CONVERSION.format(name=path)}"
+        ) from error
+
+
+def load_tiny_decoder(name_or_path: str, pipeline: StableDiffusionPipeline) -> AutoencoderTiny:
+    """A distilled autoencoder (TAESD and its kin) for the latents of `pipeline`, frozen.
+
+    Raises:
+        InputError: It cannot be loaded, or makes images of another size.
+    """
+    is_folder = Path(name_or_path).is_dir()
+    try:
+        with quiet_libraries():
+            decoder = AutoencoderTiny.from_pretrained(
+                name_or_path,
+                variant=weight_variant(Path(name_or_path), ".") if is_folder else None,
+                dtype=weight_dtype(pipeline.vae),
+                use_safetensors=True,
+                local_files_only=only_cached(name_or_path),
+            )
+    except (OSError, ValueError) as error:
+        raise hub_failure("tiny decoder", name_or_path, error, DECODER_REMEDY) from error
+    factor = 2 ** (len(decoder.config.decoder_block_out_channels) - 1)
+    if factor != pipeline.vae_scale_factor:
+        raise InputError(
+            f"the tiny decoder {name_or_path} enlarges latents {factor} times, the checkpoint "
+            f"{pipeline.vae_scale_factor} times; give the one that was made for it"
+        )
+    return decoder.eval().requires_grad_(False).to(pipeline.device)
+
+
+def _text_encoder(folder: str, dtype: str) -> CLIPTextModel:
+    """The text encoder alone. Raises ValueError where weights are missing.
+
+    The pipeline would fill them with random numbers and say nothing.
+    """
+    encoder, found = CLIPTextModel.from_pretrained(
+        folder,
+        subfolder="text_encoder",
+        variant=weight_variant(Path(folder), "text_encoder"),
+        dtype=DTYPES[dtype],
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if found["missing_keys"]:
+        raise ValueError(f"its text_encoder lacks {min(found['missing_keys'])}")
+    return encoder
+
+
+def _check_parts(pipeline: StableDiffusionPipeline, name: str) -> None:
+    """Raise InputError for parts that lack weights or were not made for each other."""
+    for part in ("text_encoder", "unet", "vae"):
+        absent = [
+            key for key, value in getattr(pipeline, part).state_dict().items() if value.is_meta
+        ]
+        require(not absent, f"cannot load the model {name}: its {part} lacks {shown(absent, 1)}")
+    unet, vae, text = (part.config for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
+    for left, right, meaning in (
+        (unet.in_channels, vae.latent_channels, "latent channels of unet and vae"),
+        (unet.cross_attention_dim, text.hidden_size, "widths of unet and text_encoder"),
+        (pipeline.tokenizer.model_max_length, text.max_position_embeddings, "token windows"),
+    ):
+        require(
+            left == right,
+            f"cannot use the model {name}: {meaning} are {brief(left)} and {brief(right)}; give a "
+            "text-to-image checkpoint whose parts belong together",
+        )
+    largest = max(pipeline.tokenizer.get_vocab().values(), default=0)
+    require(
+        largest < text.vocab_size,
+        f"cannot use the model {name}: its tokenizer has token {largest}, its text_encoder only "
+        f"{text.vocab_size}; copy both from one checkpoint",
+    )
+
+
+def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
+    """Write a diffusers folder with weights in `dtype`; the pipeline itself is left in float32.
+
+    The text encoder's config says float32, so that a plain `from_pretrained` gives parts of one
+    dtype.
+    """
+    with quiet_libraries():
+        pipeline.to(dtype=DTYPES[dtype]).save_pretrained(folder, safe_serialization=True)
+        pipeline.to(dtype=torch.float32)
+    for part in ("text_encoder", "vae", "unet"):
+        path = folder / part / "config.json"
+        values = json.loads(path.read_text())
+        values.pop("_name_or_path", None)
+        if "dtype" in values:
+            values["dtype"] = "float32"
+        path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def ddim_scheduler(pipeline: StableDiffusionPipeline) -> DDIMScheduler:
+    """DDIM with the checkpoint's noise schedule, whatever sampler its folder names.
+
+    Raises:
+        InputError: The checkpoint's noise schedule does not suit DDIM.
+    """
+    return _ddim(pipeline.scheduler.config)
+
+
+def _ddim(config: Mapping[str, Any]) -> DDIMScheduler:
+    """DDIM for a scheduler's config; see `noise_schedule` for what is the model's in it.
+
+    As diffusers' pipelines correct them: latents are not clipped, timesteps start at 1.
+    """
+    check_scheduler(config, "the checkpoint's scheduler")
+    try:
+        return DDIMScheduler(
+            **noise_schedule(config), steps_offset=1, clip_sample=False, thresholding=False
+        )
+    except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError among them
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the checkpoint's noise schedule cannot be used: {reason}") from error
+
+
+def default_resolution(pipeline: StableDiffusionPipeline) -> int:
+    """Side in pixels that the U-Net was trained for."""
+    return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+
+
+def weight_dtype(network: nn.Module) -> torch.dtype:
+    """Of the first weight; diffusers' own `dtype` walks over all of them, which takes 1 ms."""
+    return next(network.parameters()).dtype
+
+
+class PromptEncoder:
+    """Prompt embeddings, computed once per distinct text, one text at a time.
+
+    Args:
+        pipeline: Its tokenizer and text encoder are used.
+        max_texts: Embeddings kept in memory.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, max_texts: int = 2048):
+        self.pipeline = pipeline
+        self.embed = functools.lru_cache(max_texts)(self._embed)
+
+    def _embed(self, text: str, dtype: torch.dtype) -> Tensor:
+        with phase("encode"):
+            embeds, _ = self.pipeline.encode_prompt(
+                text,
+                self.pipeline.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
+            )
+        return embeds[0].to(dtype)
+
+    def __call__(self, prompts: Sequence[str], negative_prompt: str | None) -> Tensor:
+        """Embeddings (B, L, D); with a negative prompt (2B, L, D), its B rows first."""
+        negative = [] if negative_prompt is None else [negative_prompt] * len(prompts)
+        dtype = self.pipeline.text_encoder.dtype
+        return torch.stack([self.embed(text, dtype) for text in (*negative, *prompts)])
+
+
+class LatentCodec:
+    """Images [0, 1] to scaled latents and back.
+
+    A real image's posterior is computed once, alone, and kept while its variants follow each other,
+    so that it does not depend on what else is in a batch.
+
+    Args:
+        pipeline: Its autoencoder is used.
+        max_sources: Posteriors kept in memory.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, max_sources: int = 256):
+        self.vae = pipeline.vae
+        self.posteriors: RecentlyUsed[DiagonalGaussianDistribution] = RecentlyUsed(max_sources)
+
+    def encode(self, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
+        """A posterior sample per variant, times `scaling_factor`: (B, 4, h, w), float32."""
+        samples = [
+            self.encode_one(batch.sources[index], batch.images[index], generator)
+            for index, generator in zip(batch.source_index.tolist(), generators, strict=True)
+        ]
+        return torch.cat(samples)
+
+    def encode_one(self, source: str, image: Tensor, generator: torch.Generator) -> Tensor:
+        """A posterior sample (1, 4, h, w) of the real image (3, H, W) that `source` names."""
+        posterior = self.posteriors.get(
+            (source, weight_dtype(self.vae)), lambda: self._posterior(image[None] * 2 - 1)
+        )
+        return posterior.sample(generator).float() * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1], float32."""
+        with phase("decode"):
+            return (self.decode_raw(latents) / 2 + 0.5).clamp(0, 1)
+
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """The decoder's own output: about [-1, 1], not clamped; (B, 3, H, W), float32."""
+        scaled = (latents / self.vae.config.scaling_factor).to(weight_dtype(self.vae))
+        parts = scaled.split(decoded_at_once(latents))
+        return torch.cat([self.vae.decode(part).sample.float() for part in parts])
+
+    def _posterior(self, pixel_values: Tensor) -> DiagonalGaussianDistribution:
+        with phase("encode"):
+            images = pixel_values.to(self.vae.device, weight_dtype(self.vae))
+            return self.vae.encode(images).latent_dist
+
+
+def decoded_at_once(latents: Tensor) -> int:
+    """How many latents of this size, (B, 4, h, w), the decoder takes in one call."""
+    return max(1, LATENTS_AT_ONCE // latents[0, 0].numel())

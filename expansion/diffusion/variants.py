@@ -1,0 +1,163 @@
+"""From real images to variants in memory: batches, their noise, and images without NaN."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+from torchvision.transforms.v2 import functional as F
+
+from expansion.classifier.transforms import BICUBIC, to_unit_tensor
+from expansion.common.config import require
+from expansion.common.seeding import image_generator, stable_seed
+from expansion.diffusion.memory import CanSample, FittingSampler
+from expansion.diffusion.samples import Batch, Samples
+from expansion.diffusion.stable_diffusion import default_resolution
+from expansion.generation.sharding import make_units
+from expansion.images.records import ImageRecord
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One image to make: variant `number` of a real image.
+
+    Attributes:
+        record: The real image; its file name and the number decide the noise.
+        prompt: What it is to show.
+    """
+
+    record: ImageRecord
+    number: int
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What decides the variants beside the sampler: run seed, side in pixels, `resize_mode`."""
+
+    seed: int
+    resolution: int
+    resize_mode: str
+
+
+def square_image(image: Image.Image, resolution: int, mode: str, seed: int) -> Tensor:
+    """A real image as (3, resolution, resolution) in [0, 1].
+
+    Args:
+        image: RGB.
+        resolution: Side, pixels.
+        mode: "center_crop" and "random_crop" resize the shorter side first, "squash" both.
+        seed: Place of the random crop.
+    """
+    if mode == "squash":
+        return to_unit_tensor(F.resize(image, [resolution, resolution], BICUBIC))
+    image = F.resize(image, [resolution], BICUBIC)
+    if mode == "center_crop":
+        return to_unit_tensor(F.center_crop(image, [resolution, resolution]))
+    place = np.random.default_rng(seed)
+    left = int(place.integers(image.width - resolution + 1))
+    top = int(place.integers(image.height - resolution + 1))
+    return to_unit_tensor(image.crop((left, top, left + resolution, top + resolution)))
+
+
+def make_batch(variants: Sequence[Variant], drawing: Drawing) -> Batch:
+    """Read the real images, each once unless its crop differs by variant."""
+    images: dict[str, Tensor] = {}
+    index = []
+    for variant in variants:
+        record = variant.record
+        source, seed = record.file_name, 0
+        if drawing.resize_mode == "random_crop":
+            source = f"{record.file_name}#{variant.number}"
+            seed = stable_seed("crop", drawing.seed, source)
+        if source not in images:
+            images[source] = square_image(
+                record.load(), drawing.resolution, drawing.resize_mode, seed
+            )
+        index.append(list(images).index(source))
+    return Batch(
+        images=torch.stack(list(images.values())),
+        sources=tuple(images),
+        source_index=torch.tensor(index),
+        prompts=[variant.prompt for variant in variants],
+        targets=torch.tensor([variant.record.label for variant in variants]),
+        source_seeds=[stable_seed("source", drawing.seed, source) for source in images],
+    )
+
+
+def sample_finite(
+    fitting: FittingSampler, batch: Batch, generators: Callable[[], list[Generator]]
+) -> Samples:
+    """`fitting.sample`, repeated once in float32 if a 16-bit network gave a NaN or infinity.
+
+    Args:
+        generators: Makes fresh generators, so that the repetition sees the same noise.
+    """
+    samples = fitting.sample(batch, generators)
+    pipeline = fitting.sampler.pipeline
+    dtype = pipeline.unet.dtype
+    if dtype == torch.float32 or samples.images.isfinite().all():
+        return samples
+    logger.warning("an image was not finite in %s; repeating its batch in float32", dtype)
+    pipeline.to(dtype=torch.float32)
+    try:
+        return fitting.sample(batch, generators)
+    finally:
+        pipeline.to(dtype=dtype)
+
+
+def eight_bit(images: Tensor) -> np.ndarray:
+    """Images (B, 3, H, W) in [0, 1] as (B, H, W, 3) uint8; what is no number becomes 0."""
+    pixels = (images.nan_to_num() * 255).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def variants_of(
+    sampler: CanSample, variants: Sequence[Variant], drawing: Drawing, batch_size: int
+) -> list[Image.Image]:
+    """The variants in their order.
+
+    Raises:
+        InputError: One is not finite, in float32 either.
+    """
+    fitting, made = FittingSampler(sampler), []
+    for unit in make_units(variants, batch_size):
+        samples = sample_finite(
+            fitting,
+            _named_by_content(make_batch(unit, drawing)),
+            lambda unit=unit: [
+                image_generator(drawing.seed, v.record.file_name, v.number) for v in unit
+            ],
+        )
+        finite = samples.images.isfinite().flatten(1).all(dim=1).tolist()
+        for variant, is_finite in zip(unit, finite, strict=True):
+            require(
+                is_finite,
+                f"variant {variant.number} of image {variant.record.file_name} is not finite; "
+                "try another seed or smaller steps",
+            )
+        made += map(Image.fromarray, eight_bit(samples.images))
+    return made
+
+
+def _named_by_content(batch: Batch) -> Batch:
+    """Names that no other image of a later call has: samplers keep work by them."""
+    names = [
+        f"{name} {hashlib.sha256(image.numpy().tobytes()).hexdigest()} {tuple(image.shape)}"
+        for name, image in zip(batch.sources, batch.images, strict=True)
+    ]
+    return dataclasses.replace(batch, sources=names)
+
+
+def own_resolution(sampler: CanSample) -> int:
+    """Side in pixels that the sampler's checkpoint was trained for."""
+    return default_resolution(sampler.pipeline)

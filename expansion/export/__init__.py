@@ -1,0 +1,1 @@
+"""Real and generated images in one folder that others can use."""

@@ -1,0 +1,1 @@
+"""Making an expanded set: plan, shards, loop, status."""

@@ -1,0 +1,67 @@
+"""What an expansion is: all that decides its images, and what reports show beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+from expansion.common.config import config_hash, deciding
+from expansion.diffusion.model_files import file_fingerprint, model_fingerprint
+from expansion.diffusion.weight_files import find_lora
+from expansion.generation.plan import Plan, own_resolution
+from expansion.images.content import content_summary
+
+
+def facts_of(plan: Plan) -> dict[str, Any]:
+    """What reports show beside the images: where real ones and model lie, what one costs."""
+    config, model = plan.config, plan.model
+    return {
+        "model": os.path.relpath(model, plan.output_dir) if os.path.isdir(model) else model,
+        "dataset": config.dataset,
+        "data_dir": os.path.relpath(config.data_dir, plan.output_dir),
+        "root": os.path.relpath(plan.dataset.root, plan.output_dir),
+        "test_fraction": config.test_fraction,
+        "unet_rows_per_image": plan.method_config.unet_rows_per_image(config.num_images_per_prompt),
+    }
+
+
+def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
+    """Everything that decides the images, and nothing else."""
+    settings = deciding(plan.method_config)
+    for name, path in plan.method_config.input_files().items():
+        settings[name] = file_fingerprint(path)
+    trained_for = own_resolution(plan)
+    identity = {
+        "method": plan.config.method,
+        "settings": settings,
+        "model": model_fingerprint(
+            plan.model, plan.config.revision, plan.config.single_file_config
+        ),
+        "resolution": None if plan.config.resolution == trained_for else plan.config.resolution,
+        "crop_bottom": plan.dataset.config.crop_bottom,
+        "reading": dataclasses.asdict(plan.dataset.reading),
+        "dtype": dtype,
+        "seed": plan.config.seed,
+        "prompts": plan.prompts.fingerprint(),
+        "classes": config_hash(plan.dataset.class_names),
+    }
+    if plan.config.lora is not None:
+        identity["lora"] = file_fingerprint(find_lora(plan.config.lora))
+        identity["lora_scale"] = plan.config.lora_scale
+    if plan.method_config.depends_on_dataset:
+        identity["images"] = content_summary(plan.records)
+    return identity
+
+
+def layout_of(plan: Plan) -> dict[str, Any]:
+    """What decides, beside `identity_of`, which image lies in which tar; nothing for files."""
+    if plan.tars is None:
+        return {}
+    return {
+        "output_format": plan.config.output_format,
+        "tars": plan.tars.pattern,
+        "images_per_tar": plan.config.images_per_tar,
+        "num_images_per_prompt": plan.config.num_images_per_prompt,
+        "images": content_summary(plan.records),
+    }

@@ -1,0 +1,344 @@
+"""The plan of an expansion: images, shard, output folder, identity. Loads no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from expansion.common.config import option, require
+from expansion.common.files import check_outside, to_yaml
+from expansion.data.datasets import (
+    DEFAULT_DATASET,
+    ImageDataset,
+    ImageRecord,
+    choose_subset,
+    load_dataset,
+)
+from expansion.data.naming import image_stems, ordered_folders
+from expansion.data.prompts import (
+    PROMPT_PER,
+    Prompts,
+    PromptScope,
+    read_prompts,
+    template_prompts,
+)
+from expansion.diffusion.lora import check_lora
+from expansion.diffusion.model_files import (
+    LARGEST_RESOLUTION,
+    check_model_folder,
+    check_model_steps,
+    locate_model,
+    model_resolution,
+)
+from expansion.diffusion.sampler_config import SamplerConfig
+from expansion.generation.batch_size import remembered_batch_size
+from expansion.generation.sharding import Shard, make_units, resolve_shard, take_shard
+from expansion.images.content import readable_records
+from expansion.store.expanded_set import Item, Sources
+from expansion.store.tars import TarLayout, tar_prefix
+
+IDENTITY_FILE = "expansion.yaml"
+LARGEST_COUNT = 1_000_000  # variants or images of a batch; the plan lists every variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandConfig:
+    """Settings of a run that every method shares."""
+
+    dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
+    method: str | None = option(None, "how images are generated; the methods are listed below")
+    data_dir: str = option("data", "where named datasets lie")
+    name: str | None = option(
+        None, "what folders of results call the dataset; default: its name or last folder"
+    )
+    exp: str | None = option(None, "name of the expanded set; default: <method>_<n>x")
+    output_dir: str | None = option(
+        None, "folder of the expanded set; default: <data_dir>/<dataset>_expansion/<exp>"
+    )
+    num_images_per_prompt: int = option(5, "n: variants of each real image")
+    pretrained_model_name_or_path: str = option(
+        "CompVis/stable-diffusion-v1-4",
+        "Stable Diffusion checkpoint: hub id, diffusers folder or single .safetensors file",
+    )
+    revision: str | None = option(None, "branch, tag or commit of a hub id")
+    single_file_config: str | None = option(
+        None, "diffusers folder with the configs and tokenizer for a checkpoint that is one file"
+    )
+    lora: str | None = option(
+        None, "adapters that are added to the checkpoint: folder or .safetensors file; needs peft"
+    )
+    lora_scale: float = option(1.0, "factor on what --lora adds")
+    resolution: int | None = option(
+        None, "side of the images, pixels; default: the checkpoint's own"
+    )
+    prompt_template: str | None = option(
+        None, "prompt, {} is the class name; default: the dataset's"
+    )
+    prompts_file: str | None = option(
+        None, "JSON {class: [prompts]} or JSON lines {file_name, text}; default: the template"
+    )
+    prompt_per: str = option(
+        "image",
+        "one prompt drawn per real image, shared by its variants, or one per variant",
+        choices=PROMPT_PER,
+    )
+    batch_size: int | str = option(
+        8,
+        "images that are denoised together; auto: as many as fit, found once for the folder",
+        words=("auto",),
+    )
+    seed: int = option(42, "run seed; with the real image's path and n it decides the noise")
+    shots: int | None = option(None, "use only this many real images per class")
+    subset_seed: int = option(0, "which images --shots keeps")
+    subset_file: str | None = option(
+        None, "JSON list of the images that --shots kept: read if it exists, else written"
+    )
+    test_fraction: float | None = option(
+        None, "share of each class for testing, of a dataset without a test split"
+    )
+    output_format: str = option(
+        "images",
+        "a PNG file per image, or tar shards as the webdataset library reads them",
+        choices=("images", "webdataset"),
+    )
+    images_per_tar: int = option(500, "images of each tar of --output_format webdataset")
+    split: int | None = option(None, "number of this shard, from 0")
+    total_split: int | None = option(None, "number of shards")
+    join: bool = option(
+        False, "help with whatever is missing of all shards, beside processes that run already"
+    )
+    device: str = option("auto", "cuda, cpu, ...; auto: a GPU if there is one")
+    dtype: str = option(
+        "auto",
+        "number format of the networks; auto: float16 on a GPU, else float32",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
+    compile: bool = option(
+        False, "torch.compile the U-Net's transformer blocks: slow start, then faster"
+    )
+    on_error: str = option("fail", "what an unreadable real image does", choices=("fail", "skip"))
+
+    def __post_init__(self):
+        for name in ("num_images_per_prompt", "batch_size", "images_per_tar"):
+            value = getattr(self, name)
+            if value != "auto":
+                require(value > 0, f"{name} {value}: give a positive number")
+                require(value <= LARGEST_COUNT, f"{name} {value}: give at most {LARGEST_COUNT}")
+        resolution = self.resolution
+        require(
+            resolution is None or 0 < resolution <= LARGEST_RESOLUTION,
+            f"resolution {resolution}: give 1 to {LARGEST_RESOLUTION} pixels",
+        )
+        require(
+            self.prompts_file is None or self.prompt_template is None,
+            f"prompts_file {self.prompts_file} and prompt_template {self.prompt_template!r}: "
+            "give only one of them",
+        )
+        require(
+            self.lora is not None or self.lora_scale == 1,
+            f"lora_scale {self.lora_scale} scales what --lora adds; give --lora too",
+        )
+        require(
+            not self.join or (self.split is None and self.total_split is None),
+            f"--join helps every shard; leave out --split {self.split} and "
+            f"--total_split {self.total_split}",
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run with its work laid out; nothing is loaded yet.
+
+    Attributes:
+        sources: All training images by file name, also those that are not expanded now.
+        batch_size: Images of a unit; None while it is to be measured.
+        shard: None: help all shards.
+    """
+
+    config: ExpandConfig
+    method_config: SamplerConfig
+    dataset: ImageDataset
+    records: list[ImageRecord]
+    sources: Sources
+    num_skipped: int
+    prompts: Prompts
+    stems: dict[str, str]
+    folders: dict[str, str]
+    exp: str
+    output_dir: Path
+    model: str
+    batch_size: int | None
+    shard: Shard | None
+
+    def with_batch_size(self, batch_size: int) -> Plan:
+        """The same plan, cut into units of `batch_size` images."""
+        return dataclasses.replace(self, batch_size=batch_size)
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """Every (real image, variant) of all shards, in order."""
+        count = self.config.num_images_per_prompt
+        return [(record, variant) for record in self.records for variant in range(count)]
+
+    @cached_property
+    def units(self) -> list[list[Item]]:
+        """The units of all shards."""
+        return make_units(self.items, self.batch_size)
+
+    @property
+    def shard_units(self) -> list[tuple[int, list[Item]]]:
+        """The units of this shard, or of all, with their numbers."""
+        numbered = list(enumerate(self.units))
+        return take_shard(numbered, *self.shard[:2]) if self.shard else numbered
+
+    @property
+    def shard_items(self) -> list[Item]:
+        """The images of this shard; of all while the units are not cut yet."""
+        if self.batch_size is None:
+            return self.items
+        return [item for _, unit in self.shard_units for item in unit]
+
+    @property
+    def shard_name(self) -> str:
+        """What the summary calls the work of this process."""
+        return str(self.shard or "all shards")
+
+    @cached_property
+    def tars(self) -> TarLayout | None:
+        """Which image goes into which tar; None where images are files."""
+        if self.config.output_format == "images":
+            return None
+        return TarLayout(tar_prefix(self.exp), self.items, self.config.images_per_tar)
+
+
+def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
+    """Find and check everything that can be checked before weights load."""
+    shard = None if config.join else resolve_shard(config.split, config.total_split)
+    model = locate_model(config.pretrained_model_name_or_path)
+    check_model_folder(model, config.single_file_config)
+    check_model_steps(model, method_config)
+    if config.lora is not None:
+        check_lora(config.lora, model)
+    method_config.check_run()
+    for name, path in method_config.input_files().items():
+        require(
+            Path(path).is_file(),
+            f"{name} {path} does not exist; train the classifier first with train_original.py",
+        )
+    dataset = load_dataset(config.dataset, config.data_dir, config.test_fraction)
+    everything = dataset.records("train")
+    records = choose_subset(everything, config.shots, config.subset_seed, config.subset_file)
+    records, problems = readable_records(records, config.on_error)
+    present = {record.label for record in records}
+    absent = [name for label, name in enumerate(dataset.class_names) if label not in present]
+    require(not absent, f"{dataset.root}: no readable training image of {', '.join(absent)}")
+    folders = ordered_folders(dataset.class_names)
+    output_dir = output_folder(config, dataset.name)
+    check_outside(output_dir, {"the dataset": dataset.root, "the model": model})
+    _check_folders(output_dir, folders.values())
+    return Plan(
+        config=config,
+        method_config=method_config,
+        dataset=dataset,
+        records=records,
+        sources={record.file_name: record for record in (*everything, *records)},
+        num_skipped=len(problems),
+        prompts=_prompts(config, dataset, everything, records),
+        stems=image_stems(everything, folders),
+        folders=folders,
+        exp=exp_name(config),
+        output_dir=output_dir,
+        model=model,
+        batch_size=_batch_size(config, output_dir),
+        shard=shard,
+    )
+
+
+def _batch_size(config: ExpandConfig, output_dir: Path) -> int | None:
+    """As it was given, or found for this folder by an earlier command; None: to be measured."""
+    if config.batch_size != "auto":
+        return config.batch_size
+    begun = (output_dir / IDENTITY_FILE).is_file()  # else what was found was for other settings
+    return remembered_batch_size(output_dir) if begun else None
+
+
+def exp_name(config: ExpandConfig) -> str:
+    """Name of the expanded set."""
+    return config.exp or f"{config.method}_{config.num_images_per_prompt}x"
+
+
+def output_folder(config: ExpandConfig, dataset_title: str) -> Path:
+    """Folder of the expanded set."""
+    title = config.name or dataset_title
+    default = Path(config.data_dir) / f"{title}_expansion" / exp_name(config)
+    return Path(config.output_dir) if config.output_dir else default
+
+
+def _check_folders(output_dir: Path, folders: Iterable[str]) -> None:
+    """Raise InputError for one that would carry files elsewhere, or can hold none.
+
+    Args:
+        folders: Of the classes; hidden ones, for what is not finished, are checked besides.
+    """
+    hidden = (path for path in output_dir.glob(".*") if path.is_symlink())
+    for path in (*hidden, *(output_dir / folder for folder in folders)):
+        require(
+            not path.is_symlink(),
+            f"{path} is a symbolic link, so files would be written outside {output_dir}; "
+            "remove it, or link the whole folder",
+        )
+        require(path.is_dir() or not path.exists(), f"{path} is no folder; remove it")
+
+
+def _prompts(
+    config: ExpandConfig,
+    dataset: ImageDataset,
+    everything: list[ImageRecord],
+    records: list[ImageRecord],
+) -> Prompts:
+    """Prompts from the file, else from the template."""
+    if config.prompts_file is None:
+        template = config.prompt_template or dataset.config.prompt_template
+        return template_prompts(template, dataset.prompt_names)
+    scope = PromptScope(
+        class_names=dataset.class_names,
+        prompt_names=dataset.prompt_names,
+        labels={record.file_name: record.label for record in everything},
+        wanted=[record.file_name for record in records],
+    )
+    return read_prompts(config.prompts_file, scope, config.prompt_per, config.seed)
+
+
+def own_resolution(plan: Plan) -> int:
+    """Side in pixels that the checkpoint was trained for."""
+    return model_resolution(plan.config.single_file_config or plan.model)
+
+
+def describe(plan: Plan) -> str:
+    """The resolved settings and the size of the work, as text."""
+    resolution = plan.config.resolution or own_resolution(plan)
+    first = plan.records[0]
+    prompt = plan.prompts.prompt_of(first.file_name, first.label, variant=0)
+    rows = plan.method_config.unet_rows_per_image(plan.config.num_images_per_prompt)
+    settings = {**dataclasses.asdict(plan.config), **dataclasses.asdict(plan.method_config)}
+    if plan.batch_size is None:
+        share = "units are cut once the batch size is measured"
+        mine = len(plan.items) // (plan.shard.total_split if plan.shard else 1)
+    else:
+        mine = len(plan.shard_items)
+        share = f"{mine} images in {len(plan.shard_units)} units of up to {plan.batch_size}"
+    gigabytes = mine * resolution**2 * 1.7e-9  # a PNG takes about 1.7 bytes per pixel
+    return (
+        f"{to_yaml(settings)}\n"
+        f"real images: {len(plan.records)} in {len(plan.dataset.class_names)} classes"
+        f" ({plan.num_skipped} unreadable ones left out)\n"
+        f"prompt of {first.file_name}: {prompt}\n"
+        f"images to generate: {len(plan.items)}, {resolution}x{resolution} pixels\n"
+        f"{plan.shard_name}: {share}\n"
+        f"U-Net rows: {rows:g} per image, {rows * mine:.3g} for this shard\n"
+        f"disk space: about {gigabytes:.2g} GB for this shard\n"
+        f"output: {plan.output_dir}{f'/{plan.tars.pattern}' if plan.tars else ''}"
+    )

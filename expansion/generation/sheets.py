@@ -1,0 +1,37 @@
+"""The pictures of an expansion at a glance: a row for every class, real image and variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from expansion.generation.plan import Plan
+from expansion.images.records import ImageRecord
+from expansion.pictures.figures import save_contact_sheets
+from expansion.store.expanded_set import generated_record
+
+MAX_COLUMNS = 8  # variants in a row
+
+
+def write_contact_sheets(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
+    """`contact_sheet.png`, and `contact_sheet_2.png` and so on where the classes need more pages.
+
+    Args:
+        rows: Of the manifest; must list all images of the plan.
+
+    A row is the first real image of a class and its first variants.
+    """
+    columns = range(min(MAX_COLUMNS, plan.config.num_images_per_prompt))
+    found = {(row["source"], row["variant"]): row for row in rows}
+    first: dict[int, ImageRecord] = {}
+    for record in plan.records:
+        first.setdefault(record.label, record)
+    lines = []
+    for label, record in sorted(first.items()):
+        variants = [
+            generated_record(plan.output_dir, found[record.file_name, k], record).load()
+            for k in columns
+        ]
+        lines.append((plan.dataset.prompt_names[label], [record.load(), *variants]))
+    headings = ["real", *(f"variant {k}" for k in columns)]
+    save_contact_sheets(lines, plan.output_dir / "contact_sheet.png", headings)

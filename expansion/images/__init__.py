@@ -1,0 +1,1 @@
+"""One image file: its record, pixels and content."""

@@ -1,0 +1,159 @@
+"""What image files contain: the SHA-256 of their bytes, and what reading them told.
+
+Sets and runs are keyed by content, not by file names. To read and decode 100,000 images only once,
+what was found is kept between commands, one file per dataset folder:
+
+    $XDG_CACHE_HOME/dataset-expansion/<hash of the folder>.json      (default: ~/.cache/...)
+
+An entry counts as long as size, inode, modification and change time of the image file stay as they
+were; the change time moves even where a tool restores the modification time. Without a place to
+write it, everything is read anew by each command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import PIL
+
+from expansion.common.config import JSON_ERRORS, config_hash, require
+from expansion.common.errors import InputError
+from expansion.common.files import write_atomic
+from expansion.images.generated_images import is_generated, message
+from expansion.images.pixel_report import PixelFacts, facts_of, warn_of_pixels
+from expansion.images.records import ImageRecord
+
+logger = logging.getLogger(__name__)
+
+# Another Pillow may read other files; the number counts up when this project's reading changes.
+READ_BY = f"{PIL.__version__}/2"
+AT_REST_NS = 2 * 10**9  # a file changed this recently may change again within one tick of its clock
+
+
+def readable_records(
+    records: Sequence[ImageRecord], on_error: str
+) -> tuple[list[ImageRecord], list[str]]:
+    """Find the images that cannot be read, before any long work, and what the others contain.
+
+    Args:
+        records: Images to check; each is hashed and decoded, unless an earlier command did so.
+        on_error: "fail" raises at the first unreadable image, "skip" leaves it out.
+
+    Returns:
+        The readable records, their `content` filled in, and one message per image left out.
+
+    Raises:
+        InputError: An image cannot be read and `on_error` is "fail", or images that this project
+            generated stand among the real ones.
+    """
+    known: dict[Path, _Known] = {}
+    for root in {_root(record) for record in records}:
+        known[root] = _Known(root)
+
+    def look(record: ImageRecord) -> tuple[ImageRecord, PixelFacts] | str:
+        try:
+            content, facts = known[_root(record)].look(record)
+        except InputError as error:
+            return str(error)
+        return dataclasses.replace(record, content=content), facts
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        looked_at = list(pool.map(look, records))
+    generated = sorted(name for each in known.values() for name in each.generated)
+    require(not generated, message(generated))
+    for each in known.values():
+        each.save()
+    problems = [result for result in looked_at if isinstance(result, str)]
+    if problems and on_error == "fail":
+        raise InputError(problems[0])
+    for problem in problems:
+        logger.warning("skipped: %s", problem)
+    found = [result for result in looked_at if not isinstance(result, str)]
+    warn_of_pixels(found)
+    return [record for record, _ in found], problems
+
+
+def content_summary(records: Sequence[ImageRecord]) -> str:
+    """Identity of images: their names, labels and contents, as a count and a hash.
+
+    Args:
+        records: As `readable_records` returns them; their order counts.
+    """
+    facts = [
+        (r.file_name, r.label, r.class_name, r.source, r.crop_bottom, str(r.reading), r.content)
+        for r in records
+    ]
+    return f"{len(records)} images, content {config_hash(facts)}"
+
+
+class _Known:
+    """What earlier commands found out about the images below one folder."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+        self.path = Path(base, "dataset-expansion", f"{name}.json")
+        self.entries = self._read()
+        self.num_new = 0
+        self.generated: list[str] = []  # images of our own making that are taken for real ones
+
+    def look(self, record: ImageRecord) -> tuple[str, PixelFacts]:
+        """SHA-256 of the image's bytes and what reading it told; InputError if it cannot be read."""
+        try:
+            stat = record.path.stat()
+        except OSError:
+            record.load()  # says what is wrong
+            raise
+        now = time.time_ns()
+        key = f"{os.path.relpath(record.path, self.root)}?{record.reading}"
+        if record.byte_range:
+            key += "#{}+{}".format(*record.byte_range)
+        state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+        entry = self.entries.get(key)
+        if entry and entry[0] == state:
+            notes, top, flat = entry[2]
+            return entry[1], PixelFacts(tuple(notes), top, flat)
+        encoded = record.read_bytes()
+        if record.source is None and is_generated(encoded):
+            self.generated.append(record.file_name)
+        digest = hashlib.sha256(encoded).hexdigest()
+        facts = facts_of(record.decoded())
+        if now - max(stat.st_mtime_ns, stat.st_ctime_ns) > AT_REST_NS:
+            self.entries[key] = [state, digest, dataclasses.astuple(facts)]
+            self.num_new += 1
+        return digest, facts
+
+    def save(self) -> None:
+        """Keep what is new, together with what other processes have kept meanwhile."""
+        if not self.num_new:
+            return
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            entries = {**self._read(), **self.entries}
+            write_atomic(self.path, json.dumps({"read_by": READ_BY, "entries": entries}))
+
+    def _read(self) -> dict[str, list]:
+        with contextlib.suppress(OSError, *JSON_ERRORS, KeyError, TypeError):
+            kept = json.loads(self.path.read_bytes())
+            if isinstance(kept, dict) and kept.get("read_by") == READ_BY:
+                return dict(kept["entries"])
+        return {}
+
+
+def _root(record: ImageRecord) -> Path:
+    """The folder that `file_name` counts from; of an image in a tar, the tar's."""
+    if record.byte_range is not None:
+        return record.path.parent
+    depth = record.file_name.count("/")
+    parents = record.path.parents
+    return parents[min(depth, len(parents) - 1)]

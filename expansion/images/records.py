@@ -1,0 +1,140 @@
+"""One labelled image file: what identifies it and how it is read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from expansion.common.config import require
+from expansion.common.errors import InputError, is_text
+from expansion.images.pixels import Decoded, Reading, decode, decode_image, why_unreadable
+
+Picture = Image.Image | str | Path  # what a caller of the library has of a real image
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image file with its label.
+
+    Attributes:
+        file_name: Path relative to the dataset folder, with "/"; identifies the image in seeds and
+            manifests.
+        source: `file_name` of the real image that a generated one was made from; None for a real
+            image.
+        true_label: What a generated image really shows, where `label` was made wrong on purpose.
+        crop_bottom: Rows of pixels cut off below: a credit line.
+        reading: What its dataset says of background and range of values.
+        byte_range: (First byte, number of bytes) of the image where `path` is a tar of many.
+        content: SHA-256 of the image's bytes, hexadecimal; None until it was looked at.
+    """
+
+    path: Path
+    file_name: str
+    label: int
+    class_name: str
+    source: str | None = None
+    true_label: int | None = None
+    crop_bottom: int = 0
+    reading: Reading = Reading()
+    byte_range: tuple[int, int] | None = None
+    content: str | None = None
+
+    def load(self) -> Image.Image:
+        """The image as upright RGB, by the rule of `expansion.images.pixels`.
+
+        Raises:
+            InputError: It cannot be read; names the file.
+        """
+        return self.decoded().image
+
+    def decoded(self) -> Decoded:
+        """`load`'s image with notes on what was done to it; raises as `load` does."""
+        file: Path | io.BytesIO = self.path
+        try:
+            file = self._file()
+            found = decode(file, self.reading)
+        except Exception as error:  # a damaged file makes Pillow's decoders fail in any way
+            raise InputError(
+                f"cannot read the image {self._shown()} ({why_unreadable(file, error)}); replace "
+                "or remove it, or go on without it with --on_error skip"
+            ) from error
+        image = found.image
+        if not 0 < self.crop_bottom < image.height:
+            return found
+        kept = image.crop((0, 0, image.width, image.height - self.crop_bottom))
+        return replace(found, image=kept)
+
+    def read_bytes(self) -> bytes:
+        """The file, or the image's bytes alone where the file is a tar of many."""
+        first, num_bytes = self.byte_range or (0, -1)
+        with self.path.open("rb") as file:
+            file.seek(first)
+            return file.read(num_bytes)
+
+    def _file(self) -> Path | io.BytesIO:
+        """What Pillow opens."""
+        return self.path if self.byte_range is None else io.BytesIO(self.read_bytes())
+
+    def _shown(self) -> str:
+        return f"{self.path}" if self.byte_range is None else f"{self.file_name} in {self.path}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldRecord(ImageRecord):
+    """One whose image, `held`, is in memory already."""
+
+    held: Image.Image
+
+    def decoded(self) -> Decoded:
+        return Decoded(self.held, self.held.mode)
+
+
+def given_records(
+    images: Sequence[Picture],
+    names: Sequence[str] | None = None,
+    labels: Sequence[int] | None = None,
+) -> list[ImageRecord]:
+    """Records of Pillow images or paths.
+
+    Args:
+        names: File names, of which each may occur once; default: "0", "1", ...
+        labels: From 0; default: 0, which then means nothing.
+
+    Raises:
+        InputError: The lists differ in length or an image in memory has odd pixels.
+    """
+    single = isinstance(images, (str, Path, Image.Image))
+    require(not single and len(images) > 0, "give a list of images, with one or more in it")
+    names = [str(i) for i in range(len(images))] if names is None else list(names)
+    labels = [0] * len(images) if labels is None else [int(label) for label in labels]
+    for title, values in (("names", names), ("labels", labels)):
+        require(
+            len(values) == len(images),
+            f"{len(values)} {title} for {len(images)} images; give one for each",
+        )
+    require(len(set(names)) == len(names), "two images have one name, so they would share noise")
+    require(min(labels) >= 0, f"label {min(labels)}: labels count from 0")
+    records = []
+    for image, name, label in zip(images, names, labels, strict=True):
+        if isinstance(image, Image.Image):
+            held = decode_image(image)
+            records.append(HeldRecord(Path(name), name, label, str(label), held=held))
+        else:
+            records.append(ImageRecord(Path(image), name, label, str(label)))
+    return records
+
+
+def require_text(names: Iterable[str], place: str) -> None:
+    """Raise InputError for names that no manifest, prompt or image text can hold."""
+    odd = [name for name in dict.fromkeys(names) if not is_text(name)]
+    require(not odd, f"{place}: {len(odd)} names are no UTF-8 text: {shown(odd)}; rename them")
+
+
+def shown(names: Iterable[str], count: int = 5) -> str:
+    """The first few names, as an error or a report lists them."""
+    names = list(names)
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

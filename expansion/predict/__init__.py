@@ -1,0 +1,1 @@
+"""Finished classifiers on new images."""

@@ -1,0 +1,1 @@
+"""The page that tells what came of the runs below a folder."""

@@ -1,0 +1,121 @@
+"""Where results come from: settings, commands, versions, and whether it was a rehearsal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expansion.common.config import PROJECT_ROOT, load_yaml
+from expansion.common.errors import InputError
+from expansion.diffusion.model_files import model_fingerprint
+from expansion.metrics.classification import METRICS
+from expansion.metrics.runs import flat, is_plain
+from expansion.report.sets import ExpandedSet
+from expansion.report.verdict import Findings
+
+TINY_MODEL = PROJECT_ROOT / "assets" / "tiny-sd-digits"
+TINY_DATASET = "digits"  # what the tiny model is for
+# Facts of a run that are results or names, not settings.
+RESULTS = {
+    *METRICS, "seconds", "seed", "arm", "folder", "acceptance_rate", "accepted_accuracy",
+    "seed_accuracy", "val_accuracy", "expanded_set.folder",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of the arms; `values` are one for all, or one per arm."""
+
+    name: str
+    values: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        return len(set(self.values)) > 1
+
+
+def common_settings(findings: Findings) -> list[Setting]:
+    """The settings of all arms; those of the expanded sets are told apart, by `set_settings`."""
+    rows = [arm.row for arm in findings.arms]
+    keys = dict.fromkeys(key for row in rows for run in row.runs for key in run.facts)
+    return [
+        Setting(key, tuple(row.text(key) for row in rows))
+        for key in keys
+        if key not in RESULTS and not key.startswith("expanded_set.")
+    ]
+
+
+def set_settings(sets: Sequence[ExpandedSet]) -> tuple[list[str], list[Setting]]:
+    """Names of the sets, and their settings with one value per set."""
+    facts = [_facts_of_set(each) for each in sets]
+    keys = dict.fromkeys(key for each in facts for key in each)
+    lines = [Setting(key, tuple(_shown(each.get(key)) for each in facts)) for key in keys]
+    return [each.name for each in sets], lines
+
+
+def _facts_of_set(each: ExpandedSet) -> Mapping[str, Any]:
+    identity = {k: v for k, v in each.identity.items() if k not in ("made_with", "format")}
+    facts = flat(identity)
+    named = {key.removeprefix("settings."): value for key, value in facts.items()}
+    return {key: value for key, value in named.items() if is_plain(value)}
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Commands:
+    """How it was done.
+
+    Attributes:
+        lines: Commands in the order in which they can be repeated.
+        versions: "torch 2.9.0", ... and the commit.
+        num_unknown: Run folders and sets that do not say their command, being older.
+    """
+
+    lines: list[str]
+    versions: list[str]
+    num_unknown: int
+
+
+def commands(found: Sequence[Findings], sets: Sequence[ExpandedSet]) -> Commands:
+    """What was typed: real images first, then the sets, then the arms that learn from them."""
+    arms = [arm for each in found for arm in each.arms]
+    plain, generated = ([a for a in arms if a.generated is kind] for kind in (False, True))
+    made_with = [
+        *(_made_with(run.folder) for arm in plain for run in arm.row.runs),
+        *(each.identity.get("made_with") for each in sets),
+        *(_made_with(run.folder) for arm in generated for run in arm.row.runs),
+    ]
+    known = [facts if isinstance(facts, dict) else {} for facts in made_with]
+    typed = [str(facts["command"]) for facts in known if facts.get("command")]
+    versions: dict[str, None] = {}
+    for facts in known:
+        libraries = facts.get("versions")
+        named = libraries.items() if isinstance(libraries, dict) else ()
+        versions |= dict.fromkeys(f"{name} {number}" for name, number in named)
+        if facts.get("commit"):
+            versions[f"commit {str(facts['commit'])[:12]}"] = None
+    return Commands(list(dict.fromkeys(typed)), list(versions), len(known) - len(typed))
+
+
+def _made_with(folder: str) -> Any:
+    try:
+        return load_yaml(Path(folder, "options.yaml")).values.get("made_with")
+    except InputError:
+        return None
+
+
+def rehearsal(sets: Sequence[ExpandedSet]) -> bool:
+    """Whether the tiny model made images of something else than what it is for."""
+    others = {
+        each.identity.get("model")
+        for each in sets
+        if TINY_DATASET not in (each.dataset, each.facts.get("dataset"))
+    }
+    if not others or not TINY_MODEL.is_dir():
+        return False
+    return model_fingerprint(str(TINY_MODEL)) in others

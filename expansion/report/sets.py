@@ -1,0 +1,171 @@
+"""Expanded sets for the page: where they lie, which images they hold, and what they cost."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expansion.common.config import CONFIG_DIR, JSON_ERRORS, load_yaml
+from expansion.common.errors import InputError
+from expansion.data.datasets import load_dataset
+from expansion.generation.plan import IDENTITY_FILE
+from expansion.images.records import ImageRecord
+from expansion.metrics.runs import Row, Run, folders_below, natural_key
+from expansion.store.expanded_set import Asked, Pair
+from expansion.store.manifest import ManifestReader, read_manifest
+from expansion.store.places import image_place
+
+SET_FOLDER = "expanded_set.folder"  # in results.yaml, relative to the run's folder
+
+
+@dataclass(eq=False)
+class ExpandedSet:
+    """What is known of a set on disk.
+
+    Attributes:
+        dataset: Name; "" where it is not known.
+        identity: Settings that it was begun with.
+        facts: What the last expand.py asked for; see `expansion.generation.identity.facts_of`.
+        rows: Manifest rows of the images that were asked for.
+        seconds: Of all processes together; None in sets of older versions.
+        num_bytes: Of all files.
+    """
+
+    folder: Path
+    dataset: str
+    identity: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    rows: Mapping[Pair, Mapping[str, Any]]
+    seconds: float | None
+    num_bytes: int
+    images: Mapping[str, Pair] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def unet_rows(self) -> float | None:
+        """U-Net rows of all images; None where it is not known."""
+        per_image = self.facts.get("unet_rows_per_image")
+        known = type(per_image) in (int, float) and 0 <= per_image < 1e9
+        return per_image * len(self.rows) if known else None
+
+    def record(self, row: Mapping[str, Any]) -> ImageRecord:
+        """The image of a manifest row; raises InputError for a place outside the folder."""
+        path, byte_range = image_place(self.folder, row)
+        return ImageRecord(
+            path, row["file_name"], 0, row["class"], row["source"], byte_range=byte_range
+        )
+
+    def real_images(self) -> dict[str, ImageRecord]:
+        """The real images by file name, as they are now; raises InputError if they are gone."""
+        dataset, root = self.facts.get("dataset"), self.facts.get("root")
+        if not isinstance(dataset, str) or not isinstance(root, str):
+            raise InputError(
+                f"{self.folder} does not say where its real images lie; run the same expand.py "
+                "command again, which notes it"
+            )
+        named = (CONFIG_DIR / "datasets" / f"{dataset}.yaml").is_file()
+        name = dataset if named else os.path.normpath(self.folder / root)
+        data_dir = os.path.normpath(self.folder / str(self.facts.get("data_dir", "data")))
+        if named and not os.path.isdir(os.path.normpath(self.folder / root)):
+            raise InputError(f"{root}, seen from {self.folder}, is not there any more")
+        found = load_dataset(name, data_dir, self.facts.get("test_fraction")).records("train")
+        return {record.file_name: record for record in found}
+
+
+def find_sets(root: str, rows: Iterable[Row]) -> tuple[list[ExpandedSet], list[str]]:
+    """The sets below `root` and those that the runs learnt from, and why others are left out."""
+    datasets: dict[str, str] = {}
+    for row in rows:
+        for run in row.runs:
+            folder = set_folder(run)
+            if folder is not None:
+                datasets.setdefault(os.path.realpath(folder), row.text("dataset"))
+    below = [folder for folder, files in folders_below(root) if IDENTITY_FILE in files]
+    for folder in sorted(below, key=natural_key):
+        datasets.setdefault(os.path.realpath(folder), "")
+    sets, problems = [], []
+    for folder, dataset in datasets.items():
+        try:
+            found = read_set(Path(folder), dataset)
+        except (InputError, OSError) as error:
+            problems.append(str(error))
+            continue
+        if found.rows:
+            sets.append(found)
+    return sets, problems
+
+
+def set_folder(run: Run) -> Path | None:
+    """The folder of the generated images that a run was trained on; None where it is not known."""
+    folder = run.facts.get(SET_FOLDER)
+    path = Path(os.path.normpath(Path(run.folder, str(folder)))) if folder else None
+    return path if path is not None and path.is_dir() else None
+
+
+def read_set(folder: Path, dataset: str = "") -> ExpandedSet:
+    """A set by its folder; raises InputError where its files hold something else."""
+    path = folder / IDENTITY_FILE
+    identity = load_yaml(path).values if path.is_file() else {}
+    asked = Asked.read(folder)
+    rows = {}
+    wanted = set(asked.sources) if asked else None
+    for row in read_manifest(folder):
+        if asked is None or (row["source"] in wanted and row["variant"] < asked.num_variants):
+            rows[row["source"], row["variant"]] = row
+    facts = asked.facts if asked else {}
+    return ExpandedSet(
+        folder=folder,
+        dataset=dataset or _dataset_of(folder, facts),
+        identity=identity,
+        facts=facts,
+        rows=rows,
+        seconds=_seconds(folder),
+        num_bytes=sum(_sizes(folder)),
+        images={row["file_name"]: pair for pair, row in rows.items()},
+    )
+
+
+def _dataset_of(folder: Path, facts: Mapping[str, Any]) -> str:
+    if folder.parent.name.endswith("_expansion"):
+        return folder.parent.name.removesuffix("_expansion")
+    root = facts.get("root")
+    return os.path.basename(os.path.normpath(folder / root)) if isinstance(root, str) else ""
+
+
+def _seconds(folder: Path) -> float | None:
+    """Seconds that the units of all processes took, added up."""
+    total, found = 0.0, False
+    for line in ManifestReader(folder).new_lines():
+        if not line.is_event:
+            continue
+        try:
+            event = json.loads(line.text)
+            if event["event"] == "unit":
+                total, found = total + max(float(event["seconds"]), 0.0), True
+        except (*JSON_ERRORS, KeyError, TypeError):
+            continue
+    return total if found else None
+
+
+def _sizes(folder: Path) -> Iterable[int]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                yield os.stat(os.path.join(parent, name)).st_size
+            except OSError:
+                continue
+
+
+def by_dataset(sets: Sequence[ExpandedSet]) -> dict[str, list[ExpandedSet]]:
+    """Sets that have their real images in common."""
+    groups: dict[str, list[ExpandedSet]] = {}
+    for each in sets:
+        groups.setdefault(each.dataset, []).append(each)
+    return groups

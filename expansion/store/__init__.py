@@ -1,0 +1,1 @@
+"""An expanded set on disk: images or tars, and the manifests that vouch for them."""

@@ -1,0 +1,333 @@
+"""What an expanded set holds on disk: which images are whole, and the images as records.
+
+Manifest rows are claims of the past. They are held against the real images as they are now: an
+image that was made under another label, of a real image that is gone, beyond the number of variants
+asked for, or twice, does not count. One whose real image has other content by now is an error.
+
+    <output>/plan.json   what the last expand.py asked for: n and the real images
+    <output>.stale/      images that expand.py moved out of the way of loaders of folders
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from expansion.common.errors import InputError
+from expansion.common.files import write_atomic
+from expansion.data.naming import variant_name
+from expansion.data.splits import listed_names, read_json
+from expansion.images.records import ImageRecord, shown
+from expansion.store.manifest import ManifestReader, read_manifest
+from expansion.store.places import Place, holds_image, image_place
+
+logger = logging.getLogger(__name__)
+
+Item = tuple[ImageRecord, int]  # (real image, variant number)
+Pair = tuple[str, int]  # (file_name of the real image, variant number)
+Sources = Mapping[str, ImageRecord]  # file_name -> real image as it is now
+
+PLAN_FILE = "plan.json"
+# Why an image does not count.
+GONE = "of real images that are not there any more"
+RELABELLED = "made under another label than their real image has now"
+SURPLUS = "beyond the number of variants asked for"
+TWICE = "made twice"
+OTHERS = "of real images that are not trained on"
+CHANGED = "of real images whose content has changed"
+
+
+def fault_of(row: Mapping[str, Any], sources: Sources) -> str | None:
+    """Why the image of a manifest row is not one of the present real images; None if it is."""
+    source = sources.get(row["source"])
+    if source is None:
+        return GONE
+    if row["class"] != source.class_name:
+        return RELABELLED
+    # Rows of older versions do not say what their real image held.
+    contents = row.get("source_sha256"), source.content
+    return CHANGED if None not in contents and contents[0] != contents[1] else None
+
+
+def refuse_other_content(output_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Raise InputError if there are `rows`, whose real images have other content by now."""
+    names = sorted({row["source"] for row in rows})
+    if names:
+        raise InputError(
+            f"{output_dir} was made from other images of the same names: {len(names)} have "
+            f"another content now ({shown(names, 3)}); give another --exp, or --name if this is "
+            "another dataset, or give the new images new names, or remove the folder"
+        )
+
+
+class _Stored(NamedTuple):
+    """An image as a manifest lists it."""
+
+    file_name: str
+    place: Place
+    checksum: str | None
+
+
+class StoredSet:
+    """The images that are whole on disk, whoever made them; `refresh` looks for new ones.
+
+    Args:
+        output_dir: Folder of the expanded set.
+        stems: file_name of a real image -> `<class folder>/<stem>`.
+        sources: The real images as they are now.
+
+    Attributes:
+        staged: Rows of images that were made for a tar.
+        stale: Rows that do not count, by the reason.
+    """
+
+    def __init__(self, output_dir: Path, stems: Mapping[str, str], sources: Sources):
+        self.output_dir = output_dir
+        self.stems = stems
+        self.sources = sources
+        self.staged: dict[Pair, dict[str, Any]] = {}
+        self.stale: dict[str, list[dict[str, Any]]] = {}
+        self._images: dict[Pair, list[_Stored]] = {}
+        self._manifests = ManifestReader(output_dir)
+        self.refresh()
+
+    def refresh(self, growing_only: bool = False) -> None:
+        """Read what manifests list since the last time; see `ManifestReader.new_lines`."""
+        for line in self._manifests.new_lines(growing_only):
+            if line.is_event:
+                continue
+            row = line.row()
+            fault = fault_of(row, self.sources)
+            if fault:
+                self.stale.setdefault(fault, []).append(row)
+                continue
+            pair = row["source"], row["variant"]
+            place = image_place(self.output_dir, row)
+            listed = self._images.setdefault(pair, [])
+            image = _Stored(row["file_name"], place, row.get("png_crc32"))
+            if "staged" in row:
+                self.staged[pair] = row
+            elif "tar" in row:
+                self.staged.pop(pair, None)
+            if image not in listed:
+                listed.insert(0, image)  # the latest first: a tar after what was staged for it
+
+    def name(self, item: Item) -> str:
+        """The path in the set under which the image is to be made."""
+        record, variant = item
+        return variant_name(self.stems[record.file_name], variant)
+
+    def lists(self, item: Item) -> bool:
+        """Whether a manifest has a row of the image, whole or not."""
+        return (item[0].file_name, item[1]) in self._images
+
+    def place(self, item: Item) -> Place | None:
+        """Where the image is whole; None if nowhere."""
+        for image in self._images.get((item[0].file_name, item[1]), ()):
+            if holds_image(image.place, image.checksum):
+                return image.place
+        return None
+
+    def missing(self, items: Iterable[Item]) -> set[Pair]:
+        """Those of `items` that are not listed or not whole."""
+        return {(item[0].file_name, item[1]) for item in items if not self.place(item)}
+
+    def check_sources(self) -> None:
+        """Raise InputError if the set was made from other images than the present ones."""
+        refuse_other_content(self.output_dir, self.stale.get(CHANGED, ()))
+        if GONE in self.stale and not self._images and RELABELLED not in self.stale:
+            names = sorted({row["source"] for row in self.stale[GONE]})
+            raise InputError(
+                f"{self.output_dir} was made from another dataset: none of its {len(names)} real "
+                f"images is here ({shown(names, 3)}); give another --exp, or --name to tell "
+                "datasets of one name apart"
+            )
+
+    def set_stale_aside(self) -> None:
+        """Move images that do not count into `<output>.stale`; loaders of folders would take them.
+
+        Only those that are files of their own, and still are what their row says.
+        """
+        aside = self.output_dir.with_name(f"{self.output_dir.name}.stale")
+        for reason in (GONE, RELABELLED):
+            num_moved = 0
+            for row in self.stale.get(reason, ()):
+                place = image_place(self.output_dir, row)
+                if place[1] is not None or not holds_image(place, row.get("png_crc32")):
+                    continue
+                target = aside / row["file_name"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                    place[0].replace(target)
+                    num_moved += 1
+                with contextlib.suppress(OSError):  # unless the class has other images
+                    place[0].parent.rmdir()
+            if num_moved:
+                logger.info(f"{num_moved} images {reason}: moved to {aside}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the last expand.py asked for.
+
+    Attributes:
+        num_variants: n, of each real image.
+        sources: file_name of every real image.
+        facts: What reports show besides: where the real images lie, what an image costs.
+    """
+
+    num_variants: int
+    sources: Sequence[str]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, output_dir: Path) -> None:
+        """Keep it for the commands that use the set."""
+        content = {
+            "num_images_per_prompt": self.num_variants,
+            **self.facts,
+            "real_images": list(self.sources),
+        }
+        write_atomic(output_dir / PLAN_FILE, json.dumps(content, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def read(cls, output_dir: Path) -> Asked | None:
+        """As it was kept; None in a folder of an older version.
+
+        Raises:
+            InputError: The file holds something else.
+        """
+        path = output_dir / PLAN_FILE
+        if not path.is_file():
+            return None
+        content = read_json(path, dict)
+        number = content.get("num_images_per_prompt")
+        if type(number) is not int or number < 1:
+            raise InputError(f"{path}: expected num_images_per_prompt; run expand.py again")
+        names = listed_names(path, content, "real_images")
+        known = ("num_images_per_prompt", "real_images")
+        return cls(number, names, {k: v for k, v in content.items() if k not in known})
+
+
+def current_rows(
+    output_dir: Path, rows: Iterable[dict[str, Any]], sources: Sources, num_variants: int | None
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """The rows that count, at most one per real image and variant.
+
+    Args:
+        rows: As `read_manifest` gives them.
+        sources: The real images as they are now.
+        num_variants: Variants that are asked for; None: all.
+
+    Returns:
+        The rows, sorted by file name, and how many others there are, by the reason.
+
+    Raises:
+        InputError: Real images have other content than the images were made from.
+    """
+    chosen: dict[Pair, dict[str, Any]] = {}
+    left_out: Counter[str] = Counter()
+    changed = []
+    for row in rows:
+        pair = row["source"], row["variant"]
+        fault = fault_of(row, sources)
+        if fault is None and num_variants is not None and row["variant"] >= num_variants:
+            fault = SURPLUS
+        if fault is None and pair in chosen:
+            fault = TWICE
+            place = image_place(output_dir, row)
+            if not holds_image(image_place(output_dir, chosen[pair]), None) and holds_image(
+                place, row.get("png_crc32")
+            ):
+                chosen[pair] = row
+        if fault is None:
+            chosen[pair] = row
+            continue
+        left_out[fault] += 1
+        if fault == CHANGED:
+            changed.append(row)
+    refuse_other_content(output_dir, changed)
+    return sorted(chosen.values(), key=lambda row: row["file_name"]), left_out
+
+
+def read_expansion(
+    output_dir: Path, sources: Sources, on_incomplete: str = "fail", others: Sources | None = None
+) -> list[ImageRecord]:
+    """The images of a set that count, as records with the present labels of their real images.
+
+    What is left out, and why, is logged.
+
+    Args:
+        sources: The real images whose variants are wanted, as they are now, by file name.
+        on_incomplete: What images that were asked for and are not there do: "fail" raises, "use"
+            goes on with the others. Either way the number is said.
+        others: Further real images of the dataset; their variants are left out.
+
+    Raises:
+        InputError: No manifest, a file outside the folder, images of other real images, or images
+            are missing and `on_incomplete` is "fail".
+    """
+    rows = read_manifest(output_dir)
+    if not rows:
+        raise InputError(f"{output_dir} holds no expanded set; make it first with expand.py")
+    asked = Asked.read(output_dir)
+    known = {**(others or {}), **sources}
+    rows, left_out = current_rows(output_dir, rows, known, asked.num_variants if asked else None)
+    left_out[OTHERS] = sum(row["source"] not in sources for row in rows)
+    rows = [row for row in rows if row["source"] in sources]
+    for reason, number in sorted((+left_out).items()):
+        logger.info(f"{output_dir}: {number} images are left out, {reason}")
+    records = _records_that_are_there(output_dir, rows, sources)
+    expected = {(row["source"], row["variant"]) for row in rows}
+    if asked:
+        numbers = range(asked.num_variants)
+        expected = {(name, k) for name in asked.sources if name in sources for k in numbers}
+    absent = expected - set(records)
+    if absent:
+        _report_absent(output_dir, absent, len(expected), on_incomplete)
+    return list(records.values())
+
+
+def _records_that_are_there(
+    output_dir: Path, rows: Iterable[Mapping[str, Any]], sources: Sources
+) -> dict[Pair, ImageRecord]:
+    sizes: dict[Path, int] = {}
+    records: dict[Pair, ImageRecord] = {}
+    for row in rows:
+        record = generated_record(output_dir, row, sources[row["source"]])
+        if record.path not in sizes:
+            sizes[record.path] = record.path.stat().st_size if record.path.is_file() else -1
+        if sum(record.byte_range or (0, 0)) <= sizes[record.path]:
+            records[row["source"], row["variant"]] = record
+    return records
+
+
+def generated_record(output_dir: Path, row: Mapping[str, Any], source: ImageRecord) -> ImageRecord:
+    """The image of a manifest row, whether it is there or not, labelled as its real image."""
+    path, byte_range = image_place(output_dir, row)
+    return ImageRecord(
+        path,
+        row["file_name"],
+        source.label,
+        source.class_name,
+        row["source"],
+        byte_range=byte_range,
+    )
+
+
+def _report_absent(
+    output_dir: Path, absent: Iterable[Pair], num_expected: int, on_incomplete: str
+) -> None:
+    names = [f"variant {number} of {source}" for source, number in sorted(absent)]
+    message = f"{output_dir}: {len(names)} of {num_expected} images are missing ({shown(names, 3)})"
+    if on_incomplete == "fail":
+        raise InputError(
+            f"{message}; run the same expand.py command again to make them (every shard, if there "
+            "were several), or go on without them with --on_incomplete use"
+        )
+    logger.warning(message)

@@ -1,0 +1,66 @@
+"""Where the image of a manifest row lies, and whether the file there is that image.
+
+An image is a file of its own, or a byte range of a tar that its row names ("tar"); until its tar is
+complete it is a hidden file ("staged"). Its row holds the last checksum of the PNG ("png_crc32"),
+so that a file that was written over, by the variant of another real image, is not taken for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from expansion.common.errors import InputError
+
+PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+CHECKSUM_BYTES = 4  # of the last block of pixels, just before the end
+
+Place = tuple[Path, tuple[int, int] | None]  # file, and (first byte, number of bytes) inside a tar
+
+
+def image_place(output_dir: Path, row: Mapping[str, Any]) -> Place:
+    """Where the image of a manifest row lies.
+
+    Raises:
+        InputError: Outside the folder, or at no possible place of a tar.
+    """
+    name = row.get("tar") or row.get("staged") or row["file_name"]
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(f"{output_dir}: the manifest names {name!r}, outside the folder")
+    if "tar" not in row:
+        return output_dir / name, None
+    numbers = (row.get("offset"), row.get("size"))
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise InputError(
+            f"{output_dir}: the manifest gives {row['file_name']!r} offset and size {numbers}; "
+            f"remove the manifest of {name}, and expand.py makes it again"
+        )
+    return output_dir / name, numbers
+
+
+def png_checksum(encoded: bytes) -> str:
+    """The checksum (8 hex digits) that a whole PNG ends with."""
+    return encoded[-len(PNG_END) - CHECKSUM_BYTES : -len(PNG_END)].hex()
+
+
+def holds_image(place: Place, checksum: str | None) -> bool:
+    """Whether a file, or the part of it, ends as a PNG must; a truncated one does not.
+
+    Args:
+        checksum: What `png_checksum` gave when the image was made; None in older manifests, where
+            any whole PNG counts.
+    """
+    path, byte_range = place
+    num_bytes = len(PNG_END) + CHECKSUM_BYTES
+    try:
+        with path.open("rb") as file:
+            if byte_range is None:
+                file.seek(-num_bytes, os.SEEK_END)
+            else:
+                file.seek(sum(byte_range) - num_bytes)
+            end = file.read(num_bytes)
+    except (OSError, ValueError, OverflowError):  # a place before the file's start, or beyond any
+        return False
+    return end.endswith(PNG_END) and checksum in (None, png_checksum(end))

@@ -1,0 +1,278 @@
+"""What `train_original.py` and `train_expand.py` share: images, run folders, loop over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expansion.classifier.recipe import Recipe, Schedule
+from expansion.common.config import (
+    deciding,
+    import_object,
+    load_yaml,
+    require,
+)
+from expansion.common.devices import make_accelerator
+from expansion.common.files import check_outside, is_done, to_yaml
+from expansion.common.progress import training_bar
+from expansion.data.datasets import (
+    ImageDataset,
+    ImageRecord,
+    choose_subset,
+    load_dataset,
+    unlabeled_records,
+    write_subset,
+)
+from expansion.data.splits import hold_out
+from expansion.diffusion.model_files import file_fingerprint
+from expansion.images.content import content_summary, readable_records
+from expansion.training.options import Learning, TrainConfig
+from expansion.training.run_lock import check_run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from expansion.classifier.backbones import Classifier
+    from expansion.training.objectives import ProgressBar
+    from expansion.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """Real images of an experiment; the labels of `unlabeled` mean nothing."""
+
+    dataset: ImageDataset
+    train: list[ImageRecord]
+    val: list[ImageRecord]
+    test: list[ImageRecord]
+    unlabeled: list[ImageRecord]
+
+
+def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
+    """Read the dataset's real images; every image is decoded once to find broken ones early."""
+    dataset = load_dataset(config.dataset, config.data_dir, config.test_fraction)
+    if config.name is not None:
+        dataset = dataclasses.replace(dataset, name=config.name)
+    subset = (config.shots, config.subset_seed, config.subset_file)
+    train = choose_subset(dataset.records("train"), *subset)
+    train, _ = readable_records(train, config.on_error)
+    test, _ = readable_records(dataset.records("test"), config.on_error)
+    unlabeled: list[ImageRecord] = []
+    if config.unlabeled_dir is not None:
+        found = unlabeled_records(config.unlabeled_dir, dataset.reading)
+        unlabeled, _ = readable_records(found, config.on_error)
+    present = {record.label for record in train}
+    absent = [c for label, c in enumerate(dataset.class_names) if label not in present]
+    require(not absent, f"no readable training image of class {', '.join(absent)}")
+    require(
+        len(dataset.class_names) > 1,
+        f"{dataset.root} has only the class {dataset.class_names[0]!r}; a classifier needs two or "
+        "more",
+    )
+    if not config.dry_run:
+        write_subset(train, *subset)
+    train, val = hold_out(train, recipe.val_fraction, config.subset_seed)
+    return TrainData(dataset, train, val, test, unlabeled)
+
+
+def run_dir(config: TrainConfig, recipe: Recipe, dataset: ImageDataset, exp: str | None) -> Path:
+    """`<checkpoint_dir>/<dataset>/<arch>_{pretrained|unpretrained}[_<exp>]_lr<lr>`."""
+    start = "pretrained" if recipe.pretrained else "unpretrained"
+    middle = f"_{exp}" if exp else ""
+    return Path(
+        config.checkpoint_dir, dataset.name, f"{recipe.arch}_{start}{middle}_lr{recipe.lr:g}"
+    )
+
+
+def arm_name(exp: str | None, config: TrainConfig, recipe: Recipe, *further: str) -> str | None:
+    """The expanded set's name with what differs from plain training; None for the plain one."""
+    parts = [
+        exp,
+        *further,
+        "softmatch" if config.unlabeled_dir else None,
+        recipe.augment if recipe.augment != "default" else None,
+        config.tag,
+    ]
+    return "_".join(part for part in parts if part) or None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a table: a way to train, run once per seed.
+
+    Attributes:
+        name: In the tables of parse_logs.py.
+        folder: Holds `seed<k>` for every seed.
+        facts: What else decides the result, and counts for the tables.
+        generated: Images that join the real ones.
+        learning: What is learnt from them.
+        learning_config: Its settings.
+        information: What else a table may show of it.
+    """
+
+    name: str
+    folder: Path
+    facts: Mapping[str, Any]
+    generated: Sequence[ImageRecord]
+    learning: Learning
+    learning_config: Any
+    information: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) -> None:
+    """One run per seed; finished runs are left alone, stopped ones go on.
+
+    A dry run refuses what the run would refuse, and describes it.
+    """
+    require(bool(config.seeds), "seeds is an empty list; give one or more")
+    inputs = {"the dataset": data.dataset.root, "the unlabelled images": config.unlabeled_dir}
+    check_outside(arm.folder, inputs)
+    accelerator = make_accelerator(recipe.mixed_precision)
+    _check(recipe, data, arm, accelerator.num_processes)
+    for seed in config.seeds:
+        check_run(arm.folder / f"seed{seed}", _identity(recipe, data, arm, seed))
+    if config.dry_run:
+        print(_describe(config, recipe, data, arm))
+        return
+    from expansion.training.trainer import run_once
+
+    for number, seed in enumerate(config.seeds, start=1):
+        run_folder = arm.folder / f"seed{seed}"
+        title = f"{arm.name}, seed {number} of {len(config.seeds)}"
+        title += f" ({seed})" if seed != number else ""
+        bar = functools.partial(training_bar, title, not accelerator.is_main_process)
+        make_trainer = functools.partial(_make_trainer, recipe, data, arm, seed, accelerator, bar)
+        identity = _identity(recipe, data, arm, seed)
+        trained = run_once(run_folder, identity, make_trainer, bar, accelerator, arm.information)
+        if accelerator.is_main_process:
+            note = "" if trained else " (done before)"
+            logger.info("%s: %s%s", run_folder, _accuracies(run_folder), note)
+
+
+def _check(recipe: Recipe, data: TrainData, arm: Arm, num_processes: int) -> None:
+    """Raise InputError for what cannot work, before weights load."""
+    from expansion.training.checks import check_training
+
+    require(bool(data.test), f"{data.dataset.root}: no test image can be read")
+    num_classes = len(data.dataset.class_names)
+    check_training(recipe, num_classes, len(data.train) + len(arm.generated), num_processes)
+    import_object(arm.learning.objective).check(recipe, arm.learning_config, num_processes)
+
+
+def _identity(recipe: Recipe, data: TrainData, arm: Arm, seed: int) -> dict[str, Any]:
+    """All that decides the result of a run."""
+    decisive = deciding(recipe)
+    if recipe.weights is not None and Path(recipe.weights).is_file():
+        decisive["weights"] = file_fingerprint(recipe.weights)
+    if arm.learning_config is not None:
+        decisive["learning"] = deciding(arm.learning_config)
+    images = {"training_images": data.train, "test_images": data.test}
+    if data.val:
+        images["validation_images"] = data.val
+    if data.unlabeled:
+        decisive["num_unlabeled"] = len(data.unlabeled)
+        decisive["images_per_epoch"] = _images_per_epoch(data, arm)
+        images["unlabeled"] = data.unlabeled
+    if arm.generated:
+        images["generated"] = arm.generated
+    return {
+        "arm": arm.name,
+        "dataset": data.dataset.name,
+        "seed": seed,
+        **arm.facts,
+        "num_test": len(data.test),
+        "crop_bottom": data.dataset.config.crop_bottom,
+        "reading": dataclasses.asdict(data.dataset.reading),
+        **{title: content_summary(records) for title, records in images.items()},
+        **decisive,
+    }
+
+
+def _build_classifier(recipe: Recipe, data: TrainData) -> Classifier:
+    from expansion.classifier.backbones import Classifier
+
+    return Classifier(
+        recipe.arch,
+        len(data.dataset.class_names),
+        recipe.image_size,
+        recipe.pretrained,
+        recipe.weights,
+        recipe.zero_init_residual,
+    )
+
+
+def _make_trainer(
+    recipe: Recipe,
+    data: TrainData,
+    arm: Arm,
+    seed: int,
+    accelerator: Accelerator,
+    progress_bar: ProgressBar,
+) -> Trainer:
+    import torch
+
+    from expansion.training.objectives import Run, TrainingImages
+    from expansion.training.trainer import Trainer
+
+    torch.manual_seed(seed)
+    run = Run(
+        classifier=_build_classifier(recipe, data),
+        recipe=recipe,
+        seed=seed,
+        run_dir=arm.folder / f"seed{seed}",
+        accelerator=accelerator,
+        test_records=data.test,
+        val_records=data.val,
+        class_names=data.dataset.class_names,
+        prompt_names=data.dataset.prompt_names,
+        progress_bar=progress_bar,
+    )
+    images = TrainingImages(data.train, arm.generated, data.unlabeled)
+    objective_class = import_object(arm.learning.objective)
+    return Trainer(run, objective_class.build(images, arm.learning_config, run))
+
+
+def _images_per_epoch(data: TrainData, arm: Arm) -> int:
+    """Labelled images of an epoch."""
+    num_images = arm.facts["num_real"] + arm.facts["num_generated"]
+    if not data.unlabeled:
+        return num_images
+    return arm.learning_config.epoch_images(num_images, len(data.unlabeled))
+
+
+def _describe(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) -> str:
+    facts, folder = arm.facts, arm.folder
+    settings = {**dataclasses.asdict(config), **dataclasses.asdict(recipe)}
+    if arm.learning_config is not None:
+        settings |= dataclasses.asdict(arm.learning_config)
+    steps = Schedule(recipe, _images_per_epoch(data, arm)).batch_sizes
+    unlabeled = ""
+    if data.unlabeled:
+        num_labeled = facts["num_real"] + facts["num_generated"]
+        unlabeled = arm.learning_config.passes(num_labeled, len(data.unlabeled), sum(steps)) + "\n"
+    states = {seed: "done" if is_done(folder / f"seed{seed}") else "to do" for seed in config.seeds}
+    return (
+        f"{to_yaml(settings)}\n"
+        f"arm: {arm.name}\n"
+        f"training images: {facts['num_real']} real + {facts['num_generated']} generated; "
+        f"{len(data.val)} held out, {len(data.test)} for testing; "
+        f"{len(data.dataset.class_names)} classes\n"
+        f"optimiser steps: {len(steps)} of up to {max(steps)} images\n"
+        f"{unlabeled}"
+        f"output: {folder}; " + ", ".join(f"seed {seed} {state}" for seed, state in states.items())
+    )
+
+
+def _accuracies(folder: Path) -> str:
+    results = load_yaml(folder / "results.yaml").values
+    text = f"last {results['last_accuracy']:.2f} %, best on test {results['best_accuracy']:.2f} %"
+    if "selected_accuracy" in results:
+        text += f", selected on held-out images {results['selected_accuracy']:.2f} %"
+    return text
