@@ -29,10 +29,9 @@ from expansion.common.config import (
     config_hash,
     import_object,
     load_yaml,
-    unknown_name,
 )
 from expansion.common.devices import device_and_dtype
-from expansion.common.errors import brief, run_command
+from expansion.common.errors import brief, run_command, unknown_name
 from expansion.common.files import (
     check_claim,
     check_writable,

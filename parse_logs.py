@@ -16,8 +16,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from expansion.common.config import require
-from expansion.common.errors import run_command
+from expansion.common.errors import require, run_command
 from expansion.metrics.classification import METRICS
 from expansion.metrics.runs import full_names, log, mean_std, natural_key, read_report, read_run
 from expansion.metrics.tables import csv_text, matrix_text, notes, tables_text

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from expansion.classifier.recipe import NEEDS_LOSS, Recipe
-from expansion.common.config import load_yaml, option, require, unknown_name
-from expansion.common.errors import run_command
+from expansion.common.config import load_yaml, option
+from expansion.common.errors import require, run_command, unknown_name
 from expansion.common.files import check_outside
 from expansion.data.label_noise import with_label_noise
 from expansion.generation.plan import IDENTITY_FILE

@@ -16,9 +16,9 @@ from pathlib import Path
 from baselines.clip_labels_config import ClipLabelsConfig
 from baselines.label_results import label_results
 from expansion.classifier.clip import ClipClassifier
-from expansion.common.config import require
+from expansion.common.errors import require
 from expansion.common.files import write_atomic
-from expansion.data.datasets import ImageRecord
+from expansion.images.records import ImageRecord
 from expansion.training.objectives import Run, Supervised, TrainingImages
 
 

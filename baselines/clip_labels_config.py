@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from expansion.common.config import option, require
+from expansion.common.config import option
+from expansion.common.errors import require
 from expansion.data.prompts import class_prompt
 
 

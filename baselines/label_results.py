@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from expansion.data.datasets import ImageRecord
+from expansion.images.records import ImageRecord
 
 
 def label_results(records: Sequence[ImageRecord], labels: Sequence[int]) -> dict[str, float]:

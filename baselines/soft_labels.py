@@ -27,9 +27,9 @@ from expansion.classifier.augmentations import AugmentedBatch
 from expansion.classifier.backbones import Classifier
 from expansion.classifier.recipe import Recipe
 from expansion.classifier.transforms import eval_transform, train_transform
-from expansion.common.config import require
+from expansion.common.errors import require
 from expansion.common.seeding import stable_seed
-from expansion.data.datasets import ImageRecord
+from expansion.images.records import ImageRecord
 from expansion.training.objectives import (
     Objective,
     Run,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from expansion.common.config import option, require
+from expansion.common.config import option
+from expansion.common.errors import require
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.weight_files import weight_files
 

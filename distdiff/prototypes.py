@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from expansion.classifier.backbones import Classifier
 from expansion.classifier.transforms import prototype_transform
 from expansion.common.errors import InputError
-from expansion.data.datasets import ImageRecord
+from expansion.images.records import ImageRecord
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from distdiff.energy import DecodedEnergy, PrototypeEnergy
 from distdiff.guidance import Guidance
 from distdiff.prototypes import Prototypes, build_prototypes, extract_features
 from expansion.classifier.backbones import Classifier, load_classifier
-from expansion.common.config import require
+from expansion.common.errors import require, shown
 from expansion.common.phases import phase
-from expansion.data.datasets import ImageRecord
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.samples import Batch, Samples
 from expansion.diffusion.stable_diffusion import load_tiny_decoder, weight_dtype
-from expansion.images.records import shown
+from expansion.images.records import ImageRecord
 
 
 class DistDiffSampler(Img2ImgSampler):

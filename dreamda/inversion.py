@@ -20,7 +20,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
 
-from expansion.common.config import require
+from expansion.common.errors import require
 from expansion.diffusion.denoising import Denoiser
 
 # (R, 4, h, w) latents at (R,) timesteps -> what the U-Net predicts, float32.

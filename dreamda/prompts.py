@@ -22,16 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamda.prompts_config import PromptsConfig
-from expansion.common.config import (
-    CONFIG_DIR,
-    add_options,
-    command_line_source,
-    compose,
-    load_yaml,
-    require,
-)
+from expansion.common.config import CONFIG_DIR, add_options, command_line_source, compose, load_yaml
 from expansion.common.devices import usable_device
-from expansion.common.errors import InputError, run_command
+from expansion.common.errors import InputError, require, run_command
 from expansion.common.files import write_atomic
 from expansion.common.seeding import stable_seed
 from expansion.data.datasets import ImageDataset, load_dataset

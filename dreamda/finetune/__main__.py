@@ -25,19 +25,12 @@ from tqdm import tqdm
 
 from dreamda.finetune.config import FinetuneConfig, FromScratchConfig
 from dreamda.finetune.report import SAMPLING_STEPS, TrainingLog, loss_chart, readme, sample_grid
-from expansion.common.config import (
-    add_options,
-    command_line_source,
-    compose,
-    deciding,
-    load_yaml,
-    require,
-)
+from expansion.common.config import add_options, command_line_source, compose, deciding, load_yaml
 from expansion.common.devices import in_main_process, make_accelerator
-from expansion.common.errors import run_command
+from expansion.common.errors import require, run_command
 from expansion.common.files import check_outside, claim_folder, write_atomic
 from expansion.common.option_parser import OptionParser
-from expansion.data.datasets import ImageDataset, ImageRecord, few_shot, load_dataset
+from expansion.data.datasets import ImageDataset, few_shot, load_dataset
 from expansion.data.prompts import class_prompt
 from expansion.diffusion.model_files import (
     check_model_folder,
@@ -47,6 +40,7 @@ from expansion.diffusion.model_files import (
 )
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.images.content import content_summary, readable_records
+from expansion.images.records import ImageRecord
 from expansion.pictures.figures import save_figure
 from expansion.training.run_lock import only_training
 

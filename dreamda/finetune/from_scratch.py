@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreamda.finetune.config import FromScratchConfig
-from expansion.common.config import require
+from expansion.common.errors import require
 from expansion.common.seeding import stable_seed
 from expansion.data.batches import SeededImages, StreamBatches, stream_loader
 

@@ -11,9 +11,9 @@ from torchvision.transforms import v2
 
 from dreamda.finetune.config import FinetuneConfig
 from expansion.data.batches import SeededImages
-from expansion.data.datasets import ImageRecord
 from expansion.data.prompts import class_prompt
 from expansion.images.pixel_cache import PixelCache
+from expansion.images.records import ImageRecord
 
 
 def middle_square(side: int) -> v2.Compose:

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from dreamda.finetune.config import FinetuneConfig
 from dreamda.finetune.inputs import CaptionSource, training_images
 from dreamda.finetune.lora import add_lora
-from expansion.common.config import require
+from expansion.common.errors import require
 from expansion.common.files import write_atomic
 from expansion.common.seeding import stable_seed
 from expansion.data.batches import StreamBatches, stream_loader
-from expansion.data.datasets import ImageRecord
 from expansion.diffusion.stable_diffusion import default_resolution
+from expansion.images.records import ImageRecord
 from expansion.training.divergence import LossWatch, remedy
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from expansion.common.config import option, require
+from expansion.common.config import option
+from expansion.common.errors import require
 from expansion.training.softmatch_config import SoftMatchConfig
 
 

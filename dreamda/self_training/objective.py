@@ -28,7 +28,7 @@ from dreamda.self_training.voting import HeadTraining, dropout_votes
 from expansion.classifier.recipe import Recipe
 from expansion.common.devices import in_main_process
 from expansion.common.seeding import stable_seed
-from expansion.data.datasets import ImageRecord
+from expansion.images.records import ImageRecord
 from expansion.training.objectives import Run, TrainingImages
 from expansion.training.softmatch import SoftMatch
 from expansion.training.trainer import Trainer

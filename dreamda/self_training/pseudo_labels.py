@@ -17,9 +17,9 @@ from statistics import fmean
 from PIL import Image
 
 from dreamda.self_training.config import AmstConfig
+from expansion.common.errors import shown
 from expansion.common.files import to_yaml, write_atomic
-from expansion.data.datasets import ImageRecord
-from expansion.images.records import shown
+from expansion.images.records import ImageRecord
 from expansion.pictures.figures import captioned, save_contact_sheets
 
 

@@ -25,7 +25,7 @@ from dreamda.self_training.config import AmstConfig
 from expansion.classifier.backbones import Classifier
 from expansion.classifier.recipe import Recipe
 from expansion.common.seeding import stable_seed
-from expansion.data.datasets import ImageRecord
+from expansion.images.records import ImageRecord
 from expansion.training.objectives import Objective, image_stream, images_in_order
 from expansion.training.softmatch import TwoViews
 

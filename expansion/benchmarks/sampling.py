@@ -26,17 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import expand
-from expansion.common.config import (
-    add_options,
-    command_line_source,
-    compose,
-    import_object,
-    option,
-    require,
-    unknown_name,
-)
+from expansion.common.config import add_options, command_line_source, compose, import_object, option
 from expansion.common.devices import device_and_dtype
-from expansion.common.errors import run_command
+from expansion.common.errors import require, run_command, unknown_name
 from expansion.common.files import write_atomic
 from expansion.common.tables import aligned
 from expansion.generation.plan import Plan, make_plan

@@ -26,13 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from expansion.common.phases import PhaseClock
-from expansion.data.datasets import ImageRecord
+from expansion.common.sharding import make_units
 from expansion.diffusion.sampler import Sampler
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.stable_diffusion import DTYPES
 from expansion.diffusion.variants import square_image
 from expansion.generation.loop import Job, generate
-from expansion.generation.sharding import make_units
+from expansion.images.records import ImageRecord
 from expansion.store.expanded_set import Item
 from expansion.store.writer import ExpansionWriter
 

@@ -31,8 +31,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from expansion.common.config import require
-from expansion.common.errors import run_command
+from expansion.common.errors import require, run_command
 from expansion.images.file_trees import image_files
 from expansion.images.records import ImageRecord
 

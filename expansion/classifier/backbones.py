@@ -29,8 +29,7 @@ from expansion.classifier.clip_backbone import (
 )
 from expansion.classifier.small_resnets import OWN_BACKBONES
 from expansion.classifier.weight_names import TIMM_ARCHS, clip_tower_state, torchvision_state
-from expansion.common.config import unknown_name
-from expansion.common.errors import InputError, brief
+from expansion.common.errors import InputError, brief, unknown_name
 from expansion.common.hub import timeout_of_sockets
 
 # The papers' names, where torchvision spells them otherwise.

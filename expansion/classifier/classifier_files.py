@@ -19,8 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from expansion.common.errors import InputError, brief
-from expansion.images.records import shown
+from expansion.common.errors import InputError, brief, shown
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from expansion.common.errors import InputError
 from expansion.common.hub import only_cached, why_not_loaded
 from expansion.common.quiet import quiet_libraries
 from expansion.data.batches import SeededImages
-from expansion.data.datasets import ImageRecord
 from expansion.data.prompts import class_prompt
+from expansion.images.records import ImageRecord
 
 NUM_BYTES = 256  # CLIP's vocabulary begins with the bytes
 

@@ -6,7 +6,8 @@ import math
 import os
 from dataclasses import dataclass
 
-from expansion.common.config import option, require
+from expansion.common.config import option
+from expansion.common.errors import require
 
 AUGMENTATIONS = (
     "default",

@@ -10,7 +10,6 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -21,10 +20,10 @@ from expansion.classifier.augmentations import AUGMENTATIONS
 from expansion.classifier.recipe import Recipe
 from expansion.classifier.strong_augmentation import StrongAugment
 from expansion.images.pixel_cache import GB, PixelCache
+from expansion.images.tensors import BICUBIC, to_pixels, to_unit_tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-BICUBIC = InterpolationMode.BICUBIC
 FIXED_ONE = 1 << 16  # Pillow counts columns and rows in 65536ths
 
 
@@ -42,16 +41,6 @@ def _statistics(device: torch.device, dtype: torch.dtype, repeat: int = 1) -> tu
             torch.tensor(values * repeat, dtype=dtype, device=device)
             for values in (IMAGENET_MEAN, IMAGENET_STD)
         )
-
-
-def to_unit_tensor(image: Image.Image) -> Tensor:
-    """PIL image to (3, H, W) float32 in [0, 1]."""
-    return F.to_dtype(F.to_image(image), torch.float32, scale=True)
-
-
-def to_pixels(image: Image.Image) -> Tensor:
-    """PIL image to (H, W, 3) uint8."""
-    return torch.from_numpy(np.array(image))
 
 
 def network_input(pixels: Tensor) -> Tensor:

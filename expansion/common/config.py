@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import hashlib
 import importlib
 import json
@@ -23,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from expansion.common.errors import InputError, brief
+from expansion.common.errors import InputError, brief, suggestion
 
 # What PyYAML raises for a file that is no YAML, for an impossible date or number, for a tag that
 # does not fit its value, and for lists within lists a thousand deep.
@@ -31,8 +30,6 @@ YAML_ERRORS = (
     yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError,
     RecursionError,
 )  # fmt: skip
-# The same of json: JSONDecodeError is a ValueError, as is an integer of thousands of digits.
-JSON_ERRORS = (ValueError, RecursionError)
 
 LARGEST_INT = 2**63 - 1
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +104,7 @@ def compose(config_classes: Sequence[type], sources: Sequence[Source]) -> list[A
         for key, value in source.values.items():
             if key not in known:
                 shown = key if isinstance(key, str) else brief(key)
-                raise InputError(f"{source.name}: unknown key '{shown}'{_suggest(shown, known)}")
+                raise InputError(f"{source.name}: unknown key '{shown}'{suggestion(shown, known)}")
             for i, names in enumerate(fields):
                 if key in names:
                     where = f"{source.name}: {key}"
@@ -174,25 +171,6 @@ def import_object(name: str) -> Any:
 def home_expanded(text: str) -> str:
     """`text` with a leading `~/`, which the shell leaves alone after `=`, as the home folder."""
     return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise InputError with `message` unless `condition` holds."""
-    if not condition:
-        raise InputError(message)
-
-
-def unknown_name(kind: str, name: str, known: Sequence[str]) -> InputError:
-    """The error for a name that is in no registry, with a close name or the known ones."""
-    shown = name if isinstance(name, str) else brief(name)
-    suggestion = _suggest(shown, known)
-    listed = "" if suggestion and len(known) > 12 else f"; known: {', '.join(sorted(known))}"
-    return InputError(f"unknown {kind} '{shown}'{suggestion}{listed}")
-
-
-def _suggest(name: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1) if len(name) < 100 else []
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _scalar_type(hint: Any) -> tuple[type, bool]:

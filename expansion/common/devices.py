@@ -7,8 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from expansion.common.config import require
-from expansion.common.errors import InputError
+from expansion.common.errors import InputError, require
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

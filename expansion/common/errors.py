@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import io
 import re
 import reprlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from expansion.common.stopping import (
@@ -19,6 +20,8 @@ from expansion.common.stopping import (
     prepare_exit,
 )
 
+# What json raises: JSONDecodeError is a ValueError, as is an integer of thousands of digits.
+JSON_ERRORS = (ValueError, RecursionError)
 GO_ON = "run the same command to go on"
 LONGEST_VALUE = 80  # characters of a wrong value that a message shows
 LONGEST_MESSAGE = 2000
@@ -52,6 +55,32 @@ class InputError(ValueError):
         text = super().__str__()
         in_worker = FROM_WORKER.match(text)
         return one_line(in_worker[1] if in_worker else text)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InputError with `message` unless `condition` holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def unknown_name(kind: str, name: str, known: Sequence[str]) -> InputError:
+    """The error for a name that is in no registry, with a close name or the known ones."""
+    shown = name if isinstance(name, str) else brief(name)
+    hint = suggestion(shown, known)
+    listed = "" if hint and len(known) > 12 else f"; known: {', '.join(sorted(known))}"
+    return InputError(f"unknown {kind} '{shown}'{hint}{listed}")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean '...'?" if one of the known names is close, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1) if len(name) < 100 else []
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def shown(names: Iterable[str], count: int = 5) -> str:
+    """The first few names, as an error or a report lists them."""
+    names = list(names)
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
 def one_line(text: str) -> str:

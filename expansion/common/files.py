@@ -19,8 +19,8 @@ from typing import Any
 
 import yaml
 
-from expansion.common.config import PROJECT_ROOT, load_yaml, require
-from expansion.common.errors import InputError, brief
+from expansion.common.config import PROJECT_ROOT, load_yaml
+from expansion.common.errors import InputError, brief, require
 
 logger = logging.getLogger(__name__)
 

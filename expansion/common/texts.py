@@ -12,10 +12,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from expansion.common.config import require
-from expansion.common.errors import brief
+from expansion.common.errors import JSON_ERRORS, InputError, brief, require
 
 # What shows as nothing: soft hyphen, zero-width blanks and joiners, marks of direction, BOM.
 INVISIBLE = "\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
@@ -113,4 +113,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {brief(twice)} occurs twice")
+    return found
+
+
+def read_json(path: Path, kind: type | tuple[type, ...]) -> Any:
+    """A JSON file of the given top-level type. Raises InputError, naming it, otherwise."""
+    try:
+        found = parse_json(path.read_text(encoding="utf-8-sig"))
+    except (OSError, *JSON_ERRORS) as error:
+        raise InputError(f"cannot read {path} as JSON: {error}") from error
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    expected = " or ".join({dict: "an object", list: "a list"}[k] for k in kinds)
+    require(isinstance(found, kinds), f"{path}: expected {expected}, got {brief(found)}")
     return found

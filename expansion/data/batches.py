@@ -6,19 +6,17 @@ of the stream always holds the same image with the same augmentation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from expansion.classifier.transforms import network_input
 from expansion.common.seeding import stable_seed
-from expansion.data.datasets import ImageRecord
 from expansion.images.pixel_cache import PixelCache
+from expansion.images.records import ImageRecord
 
 EVAL_BATCH = 256  # images
 
@@ -154,19 +152,3 @@ class InOrder:
             num_workers=0 if self.images.all_decoded() else self.num_workers,
             pin_memory=self.pin_memory,
         )
-
-
-class OnDevice:
-    """Batches of `loader` on a device; images of 8 bits become the network's input there."""
-
-    def __init__(self, loader: Iterable[Sequence[Any]], device: torch.device):
-        self.loader, self.device = loader, device
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        for batch in self.loader:
-            yield self._moved(batch)
-
-    def _moved(self, part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return network_input(part.to(self.device, non_blocking=True))
-        return [self._moved(each) for each in part]

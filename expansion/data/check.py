@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from expansion.common.errors import InputError, one_line
+from expansion.common.errors import InputError, one_line, shown
 from expansion.common.tables import aligned
 from expansion.data.naming import look_alikes, ordered_folders
 from expansion.images.generated_images import generated, message
 from expansion.images.pixel_report import PixelFacts, conversion_lines, facts_of, pixel_findings
-from expansion.images.records import ImageRecord, shown
+from expansion.images.records import ImageRecord
 
 SPLITS = ("train", "test")
 SMALL_SIDE = 16  # pixels; a smaller image hardly shows its class

@@ -1,39 +1,31 @@
 """Labelled image sets: a dataset is a name or a folder, read by the reader of its layout.
 
-    python -m expansion.image_datasets check caltech-101
-    python -m expansion.image_datasets check path/to/classes --test_fraction 0.3
-
-`check` counts the images of each class and split, reads them all, and tells what does not fit. A
-dataset is a list of `ImageRecord` per split; labels are positions in the class list.
+A dataset is a list of `ImageRecord` per split; labels are positions in the class list.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from expansion.common.config import require
-from expansion.common.errors import InputError, brief, one_line, run_command
+from expansion.common.errors import InputError, brief, one_line, require, shown
 from expansion.common.files import write_atomic
-from expansion.common.texts import NameIndex, keyed_by, stripped
-from expansion.data.check import check_splits
+from expansion.common.texts import NameIndex, keyed_by, read_json, stripped
 from expansion.data.layouts.configs import READERS, DatasetConfig
 from expansion.data.layouts.resolve import find_layout
 from expansion.data.layouts.unused_files import unused_remarks
 from expansion.data.readers.folders import Reader
 from expansion.data.readers.split_folders import TESTING, folders_by_split
-from expansion.data.splits import SplitOptions, few_shot, listed_names, read_json
+from expansion.data.splits import SplitOptions, few_shot, listed_names
 from expansion.images.file_trees import image_files
 from expansion.images.pixels import Reading, check_reading
-from expansion.images.records import ImageRecord, require_text, shown
+from expansion.images.records import ImageRecord, require_text
 
 logger = logging.getLogger(__name__)
 
@@ -227,35 +219,6 @@ def write_subset(
     write_atomic(Path(path), json.dumps(content, indent=0) + "\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line above; returns 0 where nothing is wrong, else 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m expansion.image_datasets",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=("check",))
-    parser.add_argument("dataset", help="dataset name or folder")
-    parser.add_argument("--data_dir", default="data", help="where named datasets lie")
-    parser.add_argument("--test_fraction", type=float, help="share of each class for testing")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        dataset = load_dataset(options.dataset, options.data_dir, options.test_fraction, False)
-    except InputError as error:
-        sys.stdout.write(f"problem: {error}\n")
-        return 1
-    text, problems = check_splits(
-        f"dataset {dataset.name}, reader {dataset.config.reader}, in {dataset.root}",
-        dataset.class_names,
-        dataset.prompt_names,
-        dataset.records,
-        dataset.remarks,
-    )
-    sys.stdout.write(text)
-    return 1 if problems else 0
-
-
 def _prompt_names(name: str, config: DatasetConfig, reader: Reader) -> tuple[str, ...]:
     """What prompts call the classes: as the YAML file says, as the dataset's files say, as is."""
     spoken: dict[Any, Any] = {}
@@ -283,7 +246,3 @@ def _prompt_names(name: str, config: DatasetConfig, reader: Reader) -> tuple[str
     names = tuple({**plain, **spoken}[c] for c in reader.class_names)
     require_text([*reader.class_names, *names], f"dataset {name}: class names")
     return names
-
-
-if __name__ == "__main__":
-    run_command(main)

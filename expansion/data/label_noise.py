@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from expansion.common.seeding import stable_seed
-from expansion.data.datasets import ImageRecord
+from expansion.images.records import ImageRecord
 
 
 def with_label_noise(

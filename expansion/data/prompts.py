@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expansion.common.config import JSON_ERRORS, config_hash, require
-from expansion.common.errors import InputError, is_text
+from expansion.common.config import config_hash
+from expansion.common.errors import JSON_ERRORS, InputError, is_text, require
 from expansion.common.seeding import stable_seed
 from expansion.common.texts import NameIndex, parse_json, stripped
 

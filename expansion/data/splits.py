@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expansion.common.config import JSON_ERRORS, option, require
-from expansion.common.errors import InputError, brief
+from expansion.common.config import option
+from expansion.common.errors import require, shown
 from expansion.common.files import write_atomic
 from expansion.common.seeding import stable_seed
-from expansion.common.texts import NameIndex, parse_json
-from expansion.images.records import ImageRecord, shown
+from expansion.common.texts import NameIndex, read_json
+from expansion.images.records import ImageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -167,18 +167,6 @@ def find_stored_split(root: Path) -> Path | None:
         "give the --test_fraction of the one that counts",
     )
     return found[0] if found else None
-
-
-def read_json(path: Path, kind: type | tuple[type, ...]) -> Any:
-    """A JSON file of the given top-level type. Raises InputError, naming it, otherwise."""
-    try:
-        found = parse_json(path.read_text(encoding="utf-8-sig"))
-    except (OSError, *JSON_ERRORS) as error:
-        raise InputError(f"cannot read {path} as JSON: {error}") from error
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    expected = " or ".join({dict: "an object", list: "a list"}[k] for k in kinds)
-    require(isinstance(found, kinds), f"{path}: expected {expected}, got {brief(found)}")
-    return found
 
 
 def listed_names(path: Path, found: dict[str, Any], key: str) -> list[str]:

@@ -12,12 +12,12 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
 
-from expansion.data.datasets import ImageRecord
 from expansion.diffusion.denoising import Denoiser
 from expansion.diffusion.sampler import Sampler
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch, Samples
 from expansion.diffusion.stable_diffusion import LatentCodec, PromptEncoder
+from expansion.images.records import ImageRecord
 
 
 class Img2ImgSampler(Sampler):

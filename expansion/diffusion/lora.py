@@ -9,8 +9,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expansion.common.config import require
-from expansion.common.errors import InputError
+from expansion.common.errors import InputError, require
 from expansion.diffusion.weight_files import find_lora, num_lora_layers, safetensors_header
 
 if TYPE_CHECKING:

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from expansion.common.config import JSON_ERRORS, require
-from expansion.common.errors import InputError, brief
-from expansion.images.records import shown
+from expansion.common.errors import JSON_ERRORS, InputError, brief, require, shown
 
 if TYPE_CHECKING:
     from expansion.diffusion.sampler_config import SamplerConfig

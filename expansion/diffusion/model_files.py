@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expansion.common.config import PROJECT_ROOT, require
-from expansion.common.errors import InputError, brief
+from expansion.common.config import PROJECT_ROOT
+from expansion.common.errors import InputError, brief, require, shown
 from expansion.diffusion.model_configs import (
     check_networks,
     check_scheduler,
@@ -26,7 +26,6 @@ from expansion.diffusion.weight_files import (
     check_single_file,
     weight_files,
 )
-from expansion.images.records import shown
 
 if TYPE_CHECKING:
     from expansion.diffusion.sampler_config import SamplerConfig

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from expansion.common.config import require
+from expansion.common.errors import require
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch, Samples
 from expansion.images.records import ImageRecord, Picture, given_records

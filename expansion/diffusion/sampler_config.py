@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expansion.common.config import option, require
+from expansion.common.config import option
+from expansion.common.errors import require
 
 SOLVERS = ("ddim", "dpmsolver++", "unipc")
 

@@ -27,8 +27,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from expansion.common.config import require
-from expansion.common.errors import InputError, brief
+from expansion.common.errors import InputError, brief, require, shown
 from expansion.common.hub import hub_failure, no_vain_requests, only_cached, unreachable
 from expansion.common.phases import phase
 from expansion.common.quiet import quiet_libraries
@@ -37,7 +36,6 @@ from expansion.diffusion.model_configs import check_scheduler, noise_schedule, r
 from expansion.diffusion.model_files import check_model_folder
 from expansion.diffusion.samples import Batch
 from expansion.diffusion.weight_files import CONVERSION, PICKLES, weight_variant
-from expansion.images.records import shown
 
 LATENTS_AT_ONCE = 4 * 64 * 64  # latent cells in one call of the decoder: four images of 512 pixels
 

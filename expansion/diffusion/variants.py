@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
-from expansion.classifier.transforms import BICUBIC, to_unit_tensor
-from expansion.common.config import require
+from expansion.common.errors import require
 from expansion.common.seeding import image_generator, stable_seed
+from expansion.common.sharding import make_units
 from expansion.diffusion.memory import CanSample, FittingSampler
 from expansion.diffusion.samples import Batch, Samples
 from expansion.diffusion.stable_diffusion import default_resolution
-from expansion.generation.sharding import make_units
 from expansion.images.records import ImageRecord
+from expansion.images.tensors import BICUBIC, to_unit_tensor
 
 logger = logging.getLogger(__name__)
 

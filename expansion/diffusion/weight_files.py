@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from expansion.common.config import JSON_ERRORS, require
-from expansion.common.errors import InputError, brief
+from expansion.common.errors import JSON_ERRORS, InputError, brief, require
 from expansion.diffusion.model_configs import OTHER_INPUTS, REMEDY, read_config
 
 STEMS = {  # part -> name of its weights without variant, shard number and suffix

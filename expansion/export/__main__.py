@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from expansion.common.config import config_hash, require
-from expansion.common.errors import InputError, brief, run_command
+from expansion.common.config import config_hash
+from expansion.common.errors import InputError, brief, require, run_command, shown
 from expansion.common.files import check_outside, check_writable, claim_folder, remove_partial_files
 from expansion.data.datasets import ImageDataset, load_dataset
 from expansion.data.layouts.configs import is_known
@@ -32,7 +32,7 @@ from expansion.data.naming import loader_folders
 from expansion.export.dataset_card import write_card
 from expansion.export.merging import Merge, Part, write_images, write_metadata
 from expansion.images.content import content_summary, readable_records
-from expansion.images.records import ImageRecord, shown
+from expansion.images.records import ImageRecord
 from expansion.store.expanded_set import Asked, read_expansion
 from expansion.store.manifest import read_manifest
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from expansion.common.config import JSON_ERRORS, YAML_ERRORS, load_yaml
-from expansion.common.errors import one_line
+from expansion.common.config import YAML_ERRORS, load_yaml
+from expansion.common.errors import JSON_ERRORS, one_line
 from expansion.common.files import to_yaml, write_atomic
 from expansion.export.merging import Merge
 

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from expansion.common.config import require
+from expansion.common.errors import require, shown
 from expansion.common.files import write_atomic
 from expansion.data.naming import distinct_names
-from expansion.images.records import ImageRecord, shown
+from expansion.images.records import ImageRecord
 
 # What torchvision's ImageFolder takes for images; Hugging Face's imagefolder takes these as well.
 LOADED = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from expansion.common.config import require
+from expansion.common.errors import require
 from expansion.common.files import write_if_absent
-from expansion.data.splits import read_json
+from expansion.common.texts import read_json
 
 FILE_NAME = ".batch_size.json"
 

@@ -12,13 +12,13 @@ import torch
 
 from expansion.common.phases import phase
 from expansion.common.seeding import image_generator, image_seed
-from expansion.data.datasets import ImageRecord
 from expansion.data.naming import variant_name
 from expansion.data.prompts import Prompts
 from expansion.diffusion.memory import FittingSampler
 from expansion.diffusion.sampler import Sampler
 from expansion.diffusion.samples import Batch, Samples
 from expansion.diffusion.variants import Drawing, Variant, eight_bit, make_batch, sample_finite
+from expansion.images.records import ImageRecord
 from expansion.store.writer import ExpansionWriter
 
 logger = logging.getLogger(__name__)

@@ -8,15 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from expansion.common.config import option, require
+from expansion.common.config import option
+from expansion.common.errors import require
 from expansion.common.files import check_outside, to_yaml
-from expansion.data.datasets import (
-    DEFAULT_DATASET,
-    ImageDataset,
-    ImageRecord,
-    choose_subset,
-    load_dataset,
-)
+from expansion.common.sharding import Shard, make_units, resolve_shard, take_shard
+from expansion.data.datasets import DEFAULT_DATASET, ImageDataset, choose_subset, load_dataset
 from expansion.data.naming import image_stems, ordered_folders
 from expansion.data.prompts import (
     PROMPT_PER,
@@ -35,8 +31,8 @@ from expansion.diffusion.model_files import (
 )
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.generation.batch_size import remembered_batch_size
-from expansion.generation.sharding import Shard, make_units, resolve_shard, take_shard
 from expansion.images.content import readable_records
+from expansion.images.records import ImageRecord
 from expansion.store.expanded_set import Item, Sources
 from expansion.store.tars import TarLayout, tar_prefix
 

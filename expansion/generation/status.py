@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expansion.common.config import JSON_ERRORS, config_hash
-from expansion.common.errors import InputError
+from expansion.common.config import config_hash
+from expansion.common.errors import JSON_ERRORS, InputError
 from expansion.common.files import write_atomic
 from expansion.common.tables import aligned
 from expansion.store.manifest import Line, ManifestReader, ProcessManifest, is_of_process

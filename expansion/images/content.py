@@ -25,8 +25,8 @@ from pathlib import Path
 
 import PIL
 
-from expansion.common.config import JSON_ERRORS, config_hash, require
-from expansion.common.errors import InputError
+from expansion.common.config import config_hash
+from expansion.common.errors import JSON_ERRORS, InputError, require
 from expansion.common.files import write_atomic
 from expansion.images.generated_images import is_generated, message
 from expansion.images.pixel_report import PixelFacts, facts_of, warn_of_pixels

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from expansion.images.records import ImageRecord, shown
+from expansion.common.errors import shown
+from expansion.images.records import ImageRecord
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MARK = b"synthetic\0"  # keyword of the text field, see `writer.encode_png`

@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from expansion.common.errors import shown
 from expansion.images.pixels import SIXTEEN, UNDECLARED, Decoded
-from expansion.images.records import ImageRecord, shown
+from expansion.images.records import ImageRecord
 
 logger = logging.getLogger(__name__)
 

@@ -45,7 +45,7 @@ from PIL import (
     features,
 )
 
-from expansion.common.config import require
+from expansion.common.errors import require
 from expansion.images.colour_profiles import to_srgb
 
 # Formats that are tried, whatever the suffix says. Pillow knows some forty more, one of which calls

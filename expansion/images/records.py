@@ -9,8 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from expansion.common.config import require
-from expansion.common.errors import InputError, is_text
+from expansion.common.errors import InputError, is_text, require
 from expansion.images.pixels import Decoded, Reading, decode, decode_image, why_unreadable
 
 Picture = Image.Image | str | Path  # what a caller of the library has of a real image
@@ -132,9 +131,3 @@ def require_text(names: Iterable[str], place: str) -> None:
     """Raise InputError for names that no manifest, prompt or image text can hold."""
     odd = [name for name in dict.fromkeys(names) if not is_text(name)]
     require(not odd, f"{place}: {len(odd)} names are no UTF-8 text: {shown(odd)}; rename them")
-
-
-def shown(names: Iterable[str], count: int = 5) -> str:
-    """The first few names, as an error or a report lists them."""
-    names = list(names)
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

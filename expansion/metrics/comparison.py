@@ -53,8 +53,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from expansion.common.config import unknown_name
-from expansion.common.errors import InputError
+from expansion.common.errors import InputError, unknown_name
 from expansion.metrics.classification import METRICS, Metric
 from expansion.metrics.predictions import Predictions
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
-from expansion.common.config import load_yaml, require, unknown_name
-from expansion.common.errors import InputError, brief, is_text
+from expansion.common.config import load_yaml
+from expansion.common.errors import InputError, brief, is_text, require, unknown_name
 from expansion.metrics.classification import METRICS
 
 if TYPE_CHECKING:

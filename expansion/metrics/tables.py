@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from expansion.common.config import require
+from expansion.common.errors import require
 from expansion.common.tables import aligned
 from expansion.metrics.classification import METRICS
 from expansion.metrics.runs import (

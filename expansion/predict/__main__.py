@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from expansion.common.config import require
 from expansion.common.devices import usable_device
-from expansion.common.errors import InputError, one_line, run_command
+from expansion.common.errors import InputError, one_line, require, run_command, shown
 from expansion.common.files import check_outside, check_writable, write_atomic
 from expansion.common.tables import aligned
 from expansion.images.file_trees import walk
-from expansion.images.records import ImageRecord, shown
+from expansion.images.records import ImageRecord
 from expansion.pictures.figures import captioned, contact_sheet, save_figure
 from expansion.predict.finished_runs import FinishedRuns, find_runs
 

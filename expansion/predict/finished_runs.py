@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from expansion.classifier.recipe import Recipe
-from expansion.common.config import Source, compose, load_yaml, require
-from expansion.common.errors import InputError, brief
+from expansion.common.config import Source, compose, load_yaml
+from expansion.common.errors import InputError, brief, require, shown
 from expansion.common.files import is_done
 from expansion.images.pixels import Reading, check_reading
-from expansion.images.records import shown
 from expansion.training.run_lock import OPTIONS
 
 logger = logging.getLogger(__name__)

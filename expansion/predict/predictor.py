@@ -12,7 +12,7 @@ from torch import Tensor
 from expansion.classifier.backbones import Classifier, load_named_classifier
 from expansion.classifier.recipe import Recipe
 from expansion.classifier.transforms import eval_transform, network_input
-from expansion.common.config import require
+from expansion.common.errors import require
 from expansion.predict.finished_runs import FinishedRuns
 from expansion.training.objectives import predict
 

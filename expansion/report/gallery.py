@@ -15,8 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from expansion.common.config import JSON_ERRORS
-from expansion.common.errors import InputError
+from expansion.common.errors import JSON_ERRORS, InputError
 from expansion.images.records import ImageRecord
 from expansion.report.sets import ExpandedSet, set_folder
 from expansion.report.verdict import Arm

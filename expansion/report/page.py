@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from expansion.common.config import require
+from expansion.common.errors import require
 from expansion.common.files import check_writable, write_atomic
 from expansion.metrics.classification import METRICS
 from expansion.metrics.runs import full_names, read_report

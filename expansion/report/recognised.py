@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from expansion.classifier.recipe import Recipe
-from expansion.common.config import JSON_ERRORS, Source, compose, load_yaml, require
+from expansion.common.config import Source, compose, load_yaml
 from expansion.common.devices import usable_device
-from expansion.common.errors import InputError, run_command
+from expansion.common.errors import JSON_ERRORS, InputError, require, run_command
 from expansion.common.files import write_atomic
 from expansion.report.sets import ExpandedSet, read_set
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expansion.common.config import CONFIG_DIR, JSON_ERRORS, load_yaml
-from expansion.common.errors import InputError
+from expansion.common.config import CONFIG_DIR, load_yaml
+from expansion.common.errors import JSON_ERRORS, InputError
 from expansion.data.datasets import load_dataset
 from expansion.generation.plan import IDENTITY_FILE
 from expansion.images.records import ImageRecord

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from expansion.common.errors import InputError
+from expansion.common.errors import InputError, shown
 from expansion.common.files import write_atomic
+from expansion.common.texts import read_json
 from expansion.data.naming import variant_name
-from expansion.data.splits import listed_names, read_json
-from expansion.images.records import ImageRecord, shown
+from expansion.data.splits import listed_names
+from expansion.images.records import ImageRecord
 from expansion.store.manifest import ManifestReader, read_manifest
 from expansion.store.places import Place, holds_image, image_place
 

@@ -22,8 +22,7 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import Any, NamedTuple
 
-from expansion.common.config import JSON_ERRORS
-from expansion.common.errors import InputError, brief, is_text
+from expansion.common.errors import JSON_ERRORS, InputError, brief, is_text
 from expansion.common.files import write_atomic
 from expansion.store.places import holds_image, image_place
 

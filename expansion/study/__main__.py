@@ -18,8 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from expansion.common.config import require
-from expansion.common.errors import GO_ON, run_command
+from expansion.common.errors import GO_ON, require, run_command
 from expansion.common.files import check_claim, check_outside, claim_folder
 from expansion.diffusion.model_files import locate_model
 from expansion.study import choices, jobs, plan, talk

@@ -28,10 +28,8 @@ from expansion.common.config import (
     import_object,
     load_yaml,
     option,
-    require,
-    unknown_name,
 )
-from expansion.common.errors import InputError, brief
+from expansion.common.errors import InputError, brief, require, unknown_name
 from expansion.common.option_parser import OptionParser
 from expansion.generation.plan import ExpandConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from expansion.common.config import require
+from expansion.common.errors import require
 
 SMALL_NETWORKS = 4  # processes on a CPU where networks are too small for several threads
 THREADS = "OMP_NUM_THREADS"

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expansion.common.errors import InputError
-from expansion.data import datasets as image_datasets
+from expansion.common.errors import InputError, shown
+from expansion.data import __main__ as check_command
 from expansion.data.datasets import ImageDataset, choose_subset, load_dataset
 from expansion.data.splits import find_stored_split
 from expansion.images.content import content_summary, readable_records
-from expansion.images.records import ImageRecord, shown
+from expansion.images.records import ImageRecord
 from expansion.study.config import StudyConfig
 
 SHOWN_LINES = 12  # of what the check found
@@ -183,7 +183,7 @@ def _remarks(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
     """The lines of `check` that say more than numbers; without those of unreadable images."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        image_datasets.main(["check", *arguments])
+        check_command.main(["check", *arguments])
     lines = [
         line for line in text.getvalue().splitlines() if line.startswith(("note: ", "problem: "))
     ]

@@ -13,7 +13,8 @@ import expand
 import train_expand
 import train_original
 from expansion.classifier.recipe import Recipe, Schedule
-from expansion.common.config import import_object, require
+from expansion.common.config import import_object
+from expansion.common.errors import require
 from expansion.common.files import is_done
 from expansion.data.datasets import ImageDataset
 from expansion.study.config import LABELS, Arm, Settings

@@ -12,7 +12,7 @@ import torch
 
 from expansion.classifier.backbones import Classifier, check_arch, check_backbone, check_pretrained
 from expansion.classifier.recipe import PAIRING, Recipe, Schedule
-from expansion.common.config import require
+from expansion.common.errors import require
 
 
 def check_training(recipe: Recipe, num_classes: int, num_images: int, num_processes: int) -> None:

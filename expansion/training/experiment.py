@@ -11,18 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expansion.classifier.recipe import Recipe, Schedule
-from expansion.common.config import (
-    deciding,
-    import_object,
-    load_yaml,
-    require,
-)
+from expansion.common.config import deciding, import_object, load_yaml
 from expansion.common.devices import make_accelerator
+from expansion.common.errors import require
 from expansion.common.files import check_outside, is_done, to_yaml
 from expansion.common.progress import training_bar
 from expansion.data.datasets import (
     ImageDataset,
-    ImageRecord,
     choose_subset,
     load_dataset,
     unlabeled_records,
@@ -31,6 +26,7 @@ from expansion.data.datasets import (
 from expansion.data.splits import hold_out
 from expansion.diffusion.model_files import file_fingerprint
 from expansion.images.content import content_summary, readable_records
+from expansion.images.records import ImageRecord
 from expansion.training.options import Learning, TrainConfig
 from expansion.training.run_lock import check_run
 

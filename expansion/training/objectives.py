@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,14 @@ from torch import Tensor, nn
 from expansion.classifier.augmentations import AugmentedBatch
 from expansion.classifier.backbones import Classifier
 from expansion.classifier.recipe import Recipe
-from expansion.classifier.transforms import eval_transform, image_cache, train_transform
-from expansion.data.batches import InOrder, OnDevice, SeededImages, StreamBatches, stream_loader
-from expansion.data.datasets import ImageRecord
+from expansion.classifier.transforms import (
+    eval_transform,
+    image_cache,
+    network_input,
+    train_transform,
+)
+from expansion.data.batches import InOrder, SeededImages, StreamBatches, stream_loader
+from expansion.images.records import ImageRecord
 
 Progress = Callable[[int, Mapping[str, float]], None]  # step, last evaluation
 ProgressBar = Callable[[str, int], AbstractContextManager[Progress]]  # title, number of steps
@@ -193,3 +198,19 @@ def predict(model: nn.Module, pixels: Tensor) -> Tensor:
     probabilities = model(pixels).float().softmax(dim=1)
     model.train(was_training)
     return probabilities
+
+
+class OnDevice:
+    """Batches of `loader` on a device; images of 8 bits become the network's input there."""
+
+    def __init__(self, loader: Iterable[Sequence[Any]], device: torch.device):
+        self.loader, self.device = loader, device
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for batch in self.loader:
+            yield self._moved(batch)
+
+    def _moved(self, part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return network_input(part.to(self.device, non_blocking=True))
+        return [self._moved(each) for each in part]

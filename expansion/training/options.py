@@ -18,9 +18,8 @@ from expansion.common.config import (
     import_object,
     load_yaml,
     option,
-    require,
 )
-from expansion.common.errors import brief
+from expansion.common.errors import brief, require
 from expansion.common.option_parser import OptionParser
 from expansion.data.datasets import DEFAULT_DATASET, dataset_config
 

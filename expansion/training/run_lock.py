@@ -18,8 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from expansion.common.config import JSON_ERRORS
-from expansion.common.errors import InputError
+from expansion.common.errors import JSON_ERRORS, InputError
 from expansion.common.files import check_claim, claim_folder, partial_path, write_if_absent
 
 OPTIONS = "options.yaml"

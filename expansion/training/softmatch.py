@@ -23,7 +23,7 @@ from expansion.classifier.backbones import Classifier
 from expansion.classifier.recipe import Recipe
 from expansion.classifier.transforms import plain_transform, strong_transform
 from expansion.common.seeding import stable_seed
-from expansion.data.datasets import ImageRecord
+from expansion.images.records import ImageRecord
 from expansion.training.objectives import Run, Supervised, TrainingImages, image_stream, predict
 from expansion.training.softmatch_config import SoftMatchConfig
 

@@ -31,7 +31,7 @@ from expansion.classifier.recipe import Recipe, Schedule
 from expansion.common.devices import in_main_process
 from expansion.common.files import is_done, to_yaml, write_atomic
 from expansion.common.seeding import stable_seed
-from expansion.data.datasets import ImageRecord
+from expansion.images.records import ImageRecord
 from expansion.metrics.classification import measured
 from expansion.metrics.predictions import PREDICTIONS_FILE, Predictions
 from expansion.training.curves import RunLog

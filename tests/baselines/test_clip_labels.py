@@ -22,10 +22,10 @@ import train_expand
 from baselines import clip_labels
 from dreamda.finetune.from_scratch import build_tokenizer
 from expansion.classifier.clip import ClipClassifier
-from expansion.classifier.transforms import to_unit_tensor
 from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
-from expansion.data.datasets import ImageRecord
+from expansion.images.records import ImageRecord
+from expansion.images.tensors import to_unit_tensor
 from expansion.training.trainer import Trainer
 from tests.baselines.test_soft_labels import (  # noqa: F401, F811
     CLASSES,

@@ -31,7 +31,8 @@ from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
 from expansion.common.seeding import stable_seed
 from expansion.data.batches import stream_indices
-from expansion.data.datasets import ImageRecord, load_dataset
+from expansion.data.datasets import load_dataset
+from expansion.images.records import ImageRecord
 from expansion.store.writer import ExpansionWriter
 from expansion.training.objectives import TrainingImages
 from expansion.training.trainer import Trainer

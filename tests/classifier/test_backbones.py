@@ -26,7 +26,7 @@ from expansion.classifier.backbones import (
 )
 from expansion.classifier.clip_backbone import TOWERS, Tower
 from expansion.common.errors import InputError
-from expansion.data.datasets import ImageRecord
+from expansion.images.records import ImageRecord
 from tests.baselines.test_clip_labels import clip_dir  # noqa: F401
 
 MODERN = ("convnext_tiny", "densenet121", "efficientnet_b0", "swin_v2_t")

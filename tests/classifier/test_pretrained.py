@@ -23,8 +23,9 @@ from expansion.classifier.clip_backbone import (
     build_tower,
     load_tower,
 )
-from expansion.classifier.transforms import normalize, to_unit_tensor
+from expansion.classifier.transforms import normalize
 from expansion.common.errors import InputError
+from expansion.images.tensors import to_unit_tensor
 from expansion.training import options as training_options
 from tests.baselines.test_clip_labels import clip_dir  # noqa: F401
 from tests.baselines.test_soft_labels import dataset  # noqa: F401

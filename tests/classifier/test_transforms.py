@@ -16,11 +16,10 @@ from expansion.classifier.transforms import (
     network_input,
     normalize,
     prototype_transform,
-    to_pixels,
-    to_unit_tensor,
     train_transform,
     turned_crop,
 )
+from expansion.images.tensors import to_pixels, to_unit_tensor
 
 SMALL = {"arch": "resnet10_tiny", "image_size": 24, "resize_size": 28}
 

@@ -20,6 +20,7 @@ from dreamda import prompts
 from dreamda.finetune import __main__ as finetune
 from expansion.benchmarks import sampling as benchmark
 from expansion.benchmarks import training as benchmark_training
+from expansion.data import __main__ as check_command
 from expansion.data import datasets as image_datasets
 from expansion.export import __main__ as export
 from expansion.predict import __main__ as predict
@@ -178,7 +179,7 @@ def _check(words: list[str], workplace: Path) -> None:
         stand_in(name, workplace / "checked")
         words = [*words, "--data_dir", "checked"]
     # The split folders of the workplace share their images, which the check must tell.
-    assert image_datasets.main(words) == (1 if name == "path/to/folder" else 0)
+    assert check_command.main(words) == (1 if name == "path/to/folder" else 0)
 
 
 def _from_project(words: list[str]) -> list[str]:
@@ -328,7 +329,7 @@ def test_every_option_that_a_document_names_exists(document, capsys):
         for extra in MORE_OPTIONS.get(entry, [[]]):
             with pytest.raises(SystemExit):
                 entry([*extra, "--help", "all"])
-    for parse in (*PARSERS.values(), image_datasets.main, fault_rig.main, fuzz.main):
+    for parse in (*PARSERS.values(), check_command.main, fault_rig.main, fuzz.main):
         for layer in ([], ["all"]):
             with pytest.raises(SystemExit):
                 parse(["--help", *layer])

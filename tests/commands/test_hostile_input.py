@@ -21,9 +21,9 @@ from expansion.classifier.backbones import load_classifier
 from expansion.common.config import load_yaml
 from expansion.common.errors import InputError, run_command
 from expansion.common.files import check_claim
+from expansion.common.texts import read_json
 from expansion.data.datasets import load_dataset
 from expansion.data.readers.array_files import ArrayFiles, read_cifar10, read_idx, read_npz
-from expansion.data.splits import read_json
 from expansion.diffusion.model_files import check_model_folder, model_fingerprint
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.stable_diffusion import load_pipeline

@@ -16,7 +16,8 @@ from torchvision.datasets import ImageFolder
 
 import train_expand
 from expansion.common.config import load_yaml
-from expansion.data.datasets import ImageRecord, load_dataset
+from expansion.data.datasets import load_dataset
+from expansion.images.records import ImageRecord
 from expansion.store.expanded_set import read_expansion
 from expansion.store.manifest import read_manifest
 from expansion.store.writer import ExpansionWriter

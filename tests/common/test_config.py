@@ -19,9 +19,8 @@ from expansion.common.config import (
     config_hash,
     load_yaml,
     option,
-    unknown_name,
 )
-from expansion.common.errors import InputError
+from expansion.common.errors import InputError, unknown_name
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.generation.plan import ExpandConfig
 from expansion.training.options import TrainConfig

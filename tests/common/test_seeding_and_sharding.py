@@ -10,7 +10,7 @@ import torch
 from expansion.common.devices import usable_device
 from expansion.common.errors import InputError
 from expansion.common.seeding import image_generator, image_seed, stable_seed
-from expansion.generation.sharding import make_units, resolve_shard, take_shard
+from expansion.common.sharding import make_units, resolve_shard, take_shard
 
 
 def test_seeds_stay_the_same_for_ever():

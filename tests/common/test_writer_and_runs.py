@@ -24,7 +24,7 @@ from torchvision.datasets import ImageFolder
 
 from expansion.common.errors import InputError
 from expansion.common.files import IDENTITY_FORMAT, claim_folder, is_done, write_atomic
-from expansion.data.datasets import ImageRecord
+from expansion.images.records import ImageRecord
 from expansion.store.expanded_set import StoredSet, read_expansion
 from expansion.store.manifest import merge_manifests, read_manifest
 from expansion.store.places import png_checksum

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from expansion.classifier.transforms import network_input, squash, to_pixels, to_unit_tensor
+from expansion.classifier.transforms import network_input, squash
 from expansion.data.batches import (
     InOrder,
-    OnDevice,
     SeededImages,
     StreamBatches,
     stream_indices,
@@ -17,6 +16,8 @@ from expansion.data.batches import (
 )
 from expansion.data.datasets import load_dataset
 from expansion.images.pixel_cache import PixelCache
+from expansion.images.tensors import to_pixels, to_unit_tensor
+from expansion.training.objectives import OnDevice
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ import expand
 import train_expand
 import train_original
 from expansion.common.errors import InputError
-from expansion.data.datasets import ImageRecord, load_dataset, main
+from expansion.data.datasets import load_dataset, main
+from expansion.images.records import ImageRecord
 from expansion.store.manifest import read_manifest
 from tests.conftest import ROOT
 from tests.helpers.stand_ins import HURTFUL, cars, cifar10, draw, folders, stand_in

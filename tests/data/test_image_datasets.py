@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from expansion.common.errors import InputError
-from expansion.data.datasets import ImageRecord, few_shot, load_dataset
+from expansion.data.datasets import few_shot, load_dataset
 from expansion.data.layouts import digits
 from expansion.data.splits import hold_out
 from expansion.images.content import readable_records
+from expansion.images.records import ImageRecord
 
 
 def record_of(path: Path) -> ImageRecord:

@@ -10,8 +10,8 @@ from pathlib import Path, PureWindowsPath
 
 import pytest
 
-from expansion.data.datasets import ImageRecord
 from expansion.data.naming import folder_names, image_stems, ordered_folders, variant_name
+from expansion.images.records import ImageRecord
 
 SAFE = [
     "accordion",

@@ -14,7 +14,7 @@ from PIL import Image
 
 import expand
 from expansion.common.errors import InputError
-from expansion.data.datasets import ImageRecord, few_shot, load_dataset
+from expansion.data.datasets import few_shot, load_dataset
 from expansion.data.prompts import (
     Prompts,
     PromptScope,
@@ -24,6 +24,7 @@ from expansion.data.prompts import (
     template_prompts,
 )
 from expansion.diffusion.img2img import Img2ImgSampler
+from expansion.images.records import ImageRecord
 
 SCOPE = PromptScope(
     class_names=("ant", "yin_yang"),

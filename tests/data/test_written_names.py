@@ -9,12 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from expansion.common.errors import InputError
-from expansion.common.texts import BLANKS, NameIndex, class_text, keyed_by, plain
+from expansion.common.texts import BLANKS, NameIndex, class_text, keyed_by, plain, read_json
 from expansion.data.datasets import DatasetConfig, _prompt_names, choose_subset, load_dataset
 from expansion.data.naming import look_alikes
 from expansion.data.prompts import PromptScope, read_prompts
 from expansion.data.readers.split_folders import split_of
-from expansion.data.splits import read_json
 from tests.helpers.stand_ins import draw, folders
 
 COMPOSED = "caf\u00e9"

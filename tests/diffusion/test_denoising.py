@@ -22,7 +22,6 @@ from distdiff.config import DistDiffConfig
 from distdiff.prototypes import Prototypes
 from distdiff.sampler import DistDiffSampler
 from expansion.classifier.backbones import Classifier
-from expansion.data.datasets import ImageRecord
 from expansion.data.prompts import template_prompts
 from expansion.diffusion.denoising import Denoiser
 from expansion.diffusion.img2img import Img2ImgSampler
@@ -31,6 +30,7 @@ from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch, Samples
 from expansion.diffusion.stable_diffusion import LatentCodec, load_pipeline
 from expansion.generation.loop import Job, generate, sample_finite
+from expansion.images.records import ImageRecord
 from expansion.store.writer import ExpansionWriter
 from tests.conftest import TINY_MODEL
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distdiff.prototypes import build_prototypes, extract_features
 from expansion.common.errors import InputError
-from expansion.data.datasets import ImageRecord
+from expansion.images.records import ImageRecord
 
 ROOT_HALF = math.sqrt(0.5)
 

@@ -25,8 +25,8 @@ from dreamda.self_training.voting import (
 )
 from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
-from expansion.data.datasets import ImageRecord
 from expansion.data.label_noise import with_label_noise
+from expansion.images.records import ImageRecord
 from expansion.training.trainer import Trainer
 from tests.dreamda.test_voting import RECIPE, expansion_dir, small_set  # noqa: F401
 

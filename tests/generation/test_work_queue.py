@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from expansion.data.datasets import ImageRecord
 from expansion.generation.work_queue import Claims, pending_work, remove_claims
+from expansion.images.records import ImageRecord
 from expansion.store.expanded_set import StoredSet
 
 STEMS = {f"{i}.png": f"c/{i}" for i in range(6)}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from expansion.common.config import require
+from expansion.common.errors import require
 from expansion.common.stopping import finishing_first
 
 

@@ -13,11 +13,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from expansion.classifier.recipe import Recipe
-from expansion.classifier.transforms import image_cache, squash, to_pixels
+from expansion.classifier.transforms import image_cache, squash
 from expansion.data.batches import SeededImages
 from expansion.images import pixel_cache
 from expansion.images.pixel_cache import Block, PixelCache, free_memory
 from expansion.images.records import ImageRecord
+from expansion.images.tensors import to_pixels
 
 SIDE = 12
 

@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 import expand
 from expansion.classifier.recipe import Recipe
 from expansion.classifier.transforms import eval_transform
-from expansion.data import datasets as image_datasets
+from expansion.data import __main__ as check_command
 from expansion.diffusion.variants import square_image
 from expansion.images.records import ImageRecord
 from tests.conftest import TINY_MODEL
@@ -57,7 +57,7 @@ def image_folder(draw: random.Random, sandbox: Sandbox) -> Attempt:
         if not os.path.lexists(path):
             draw.choice(PLANTED)(draw, path, sandbox)
     if draw.random() < 0.5:
-        return lambda: image_datasets.main(["check", str(root)])
+        return lambda: check_command.main(["check", str(root)])
     options = ["--method", "img2img", "--on_error", draw.choice(("fail", "skip")), "--dry_run"]
     model = ["--pretrained_model_name_or_path", str(TINY_MODEL), "--output_dir", str(sandbox.out)]
     return lambda: expand.main(["-d", str(root), *options, *model])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.io import savemat
 
-from expansion.data import datasets as image_datasets
+from expansion.data import __main__ as check_command
 from expansion.data.datasets import load_dataset
 from expansion.data.splits import SplitOptions, stored_split
 from tests.helpers import stand_ins
@@ -39,7 +39,7 @@ def dataset_file(draw: random.Random, sandbox: Sandbox) -> Attempt:
     if files:
         path = draw.choice(files)
         path.write_bytes(hostile_file(draw, path, sandbox))
-    return lambda: image_datasets.main(["check", name, "--data_dir", str(sandbox.place / "data")])
+    return lambda: check_command.main(["check", name, "--data_dir", str(sandbox.place / "data")])
 
 
 def hostile_file(draw: random.Random, path: Path, sandbox: Sandbox) -> bytes:
@@ -82,7 +82,7 @@ def metadata(draw: random.Random, sandbox: Sandbox) -> Attempt:
     else:
         (root / "metadata.csv").write_bytes(_csv(draw, rows))
     more = draw.choice(([], ["--test_fraction", "0.5"]))
-    return lambda: image_datasets.main(["check", str(root), *more])
+    return lambda: check_command.main(["check", str(root), *more])
 
 
 def _odd_cell(draw: random.Random, sandbox: Sandbox) -> Any:
@@ -130,12 +130,12 @@ def split_files(draw: random.Random, sandbox: Sandbox) -> Attempt:
         stored_split(records, options, root, "photos")
         path = next(root.glob("split-*.json"))
         path.write_bytes(hostile_json(draw, json.loads(path.read_text())))
-        return lambda: image_datasets.main(["check", str(root), "--test_fraction", "0.4"])
+        return lambda: check_command.main(["check", str(root), "--test_fraction", "0.4"])
     place = stand_ins.stand_in("breastmnist", sandbox.place / "data")
     load_dataset("breastmnist", sandbox.place / "data")
     path = place / "unpacked.json"
     path.write_bytes(hostile_json(draw, json.loads(path.read_text())))
-    return lambda: image_datasets.main(
+    return lambda: check_command.main(
         ["check", "breastmnist", "--data_dir", str(sandbox.place / "data")]
     )
 
@@ -147,7 +147,7 @@ def class_names_in_files(draw: random.Random, sandbox: Sandbox) -> Attempt:
         names = sorted({name or "x" for name in [*names, "ant", "Ant"]})
     root = sandbox.place / "data" / "cifar10"
     stand_ins.cifar10(root, names)
-    return lambda: image_datasets.main(
+    return lambda: check_command.main(
         ["check", "cifar10", "--data_dir", str(sandbox.place / "data")]
     )
 
@@ -165,7 +165,7 @@ def archive_folder(draw: random.Random, sandbox: Sandbox) -> Attempt:
         if draw.random() < 0.4:
             (root / folder).symlink_to(draw.choice(targets))
     more = draw.choice(([], ["--test_fraction", "0.5"]))
-    return lambda: image_datasets.main(["check", str(root), *more])
+    return lambda: check_command.main(["check", str(root), *more])
 
 
 def _hostile_pickle(draw: random.Random, content: bytes, sandbox: Sandbox) -> bytes:

@@ -16,7 +16,7 @@ import train_expand
 import train_original
 from dreamda import prompts as prompt_writer
 from expansion.common import config as configs
-from expansion.data import datasets as image_datasets
+from expansion.data import __main__ as check_command
 from expansion.data.layouts import configs as dataset_configs
 from expansion.data.prompts import PromptScope, read_prompts
 from tests.conftest import TINY_MODEL
@@ -90,7 +90,7 @@ def yaml_of_dataset(draw: random.Random, sandbox: Sandbox) -> Attempt:
     def attempt() -> int:
         place, dataset_configs.CONFIG_DIR = dataset_configs.CONFIG_DIR, folder.parent
         try:
-            return image_datasets.main(["check", "set", "--data_dir", "."])
+            return check_command.main(["check", "set", "--data_dir", "."])
         finally:
             dataset_configs.CONFIG_DIR = place
 

@@ -10,22 +10,13 @@ from typing import Any
 
 import yaml
 
-from expansion.common.config import (
-    CONFIG_DIR,
-    YAML_ERRORS,
-    Source,
-    compose,
-    load_yaml,
-    option,
-    require,
-)
-from expansion.common.errors import InputError
+from expansion.common.config import CONFIG_DIR, YAML_ERRORS, Source, compose, load_yaml, option
+from expansion.common.errors import InputError, require, shown
 from expansion.data.layouts.digits import read_digits
 from expansion.data.readers.arrays import ArraysLayout, read_arrays
 from expansion.data.readers.folders import FolderLayout, FolderReader
 from expansion.data.readers.lists import ListLayout, read_lists
 from expansion.data.readers.mat import MatLayout, read_mat
-from expansion.images.records import shown
 
 # Kind of reader -> the YAML fields of its layout, and what makes the reader.
 READERS = {

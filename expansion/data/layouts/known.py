@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from expansion.common.config import CONFIG_DIR, JSON_ERRORS
-from expansion.common.errors import InputError
+from expansion.common.config import CONFIG_DIR
+from expansion.common.errors import JSON_ERRORS, InputError
 from expansion.data.layouts.configs import DatasetConfig, known_names, read_config
 from expansion.data.readers.arrays import UNPACKED, ArraysLayout
 from expansion.data.readers.folders import FolderLayout

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expansion.common.config import JSON_ERRORS, require
+from expansion.common.errors import JSON_ERRORS, require, shown
 from expansion.data.readers.lists import ListLayout
 from expansion.data.readers.split_folders import TESTING, folders_by_split, has_classes, split_of
 from expansion.images.file_trees import folders_in, holds_images
-from expansion.images.records import shown
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 EXPANDED = "expansion.yaml"  # see `writer.py`

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from expansion.common.config import home_expanded, require, unknown_name
-from expansion.common.errors import InputError
+from expansion.common.config import home_expanded
+from expansion.common.errors import InputError, require, shown, unknown_name
 from expansion.data.layouts.configs import DatasetConfig, is_known, known_names, read_config
 from expansion.data.layouts.known import known_around, recognise
 from expansion.data.layouts.metadata_files import find_metadata
 from expansion.data.readers.folders import FolderLayout
 from expansion.data.readers.split_folders import folders_by_split, refuse_a_part
-from expansion.images.records import shown
 
 
 @dataclass(frozen=True)

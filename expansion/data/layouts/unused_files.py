@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from expansion.common.errors import shown
 from expansion.data.readers.class_folders import CONVERTIBLE, counted
 from expansion.data.readers.split_folders import split_of
 from expansion.images.file_trees import walk
-from expansion.images.records import shown
 
 # What describes images, and lies beside their folders rather than among them.
 TEXT_SUFFIXES = frozenset(

@@ -17,10 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from expansion.common.config import require
-from expansion.common.errors import InputError, brief
+from expansion.common.errors import InputError, brief, require, shown
 from expansion.common.texts import class_text
-from expansion.images.records import shown
 
 # What can go wrong in a file that is cut off or no such file.
 DAMAGE = (

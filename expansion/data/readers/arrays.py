@@ -21,17 +21,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from expansion.common.config import option, require
-from expansion.common.errors import brief
+from expansion.common.config import option
+from expansion.common.errors import brief, require, shown
 from expansion.common.files import write_atomic
 from expansion.common.seeding import stable_seed
-from expansion.common.texts import class_text
+from expansion.common.texts import class_text, read_json
 from expansion.data.naming import folder_names
 from expansion.data.readers.array_files import FORMATS, ArrayFiles
 from expansion.data.readers.folders import FolderLayout, FolderReader, require_root
-from expansion.data.splits import read_json
 from expansion.images.file_trees import image_files
-from expansion.images.records import shown
 
 logger = logging.getLogger(__name__)
 

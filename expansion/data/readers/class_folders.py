@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from expansion.common.config import require
+from expansion.common.errors import require, shown
 from expansion.data.readers.split_folders import TESTING, folders_by_split, hints_at_split
 from expansion.images.file_trees import folders_in, holds_images, walk
-from expansion.images.records import shown
 
 # Pictures beside what was drawn on them: segmentation, detection.
 PICTURES = frozenset(

@@ -14,8 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from expansion.common.config import option, require
-from expansion.common.errors import InputError
+from expansion.common.config import option
+from expansion.common.errors import InputError, require, shown
+from expansion.common.texts import read_json
 from expansion.data.naming import look_alikes
 from expansion.data.readers.class_folders import (
     check_class_folders,
@@ -28,9 +29,9 @@ from expansion.data.readers.split_folders import (
     folders_by_split,
     split_of,
 )
-from expansion.data.splits import SplitOptions, find_stored_split, read_json, stored_split
+from expansion.data.splits import SplitOptions, find_stored_split, stored_split
 from expansion.images.file_trees import folders_in, holds_images, image_files, walk
-from expansion.images.records import ImageRecord, shown
+from expansion.images.records import ImageRecord
 
 
 class Reader(Protocol):

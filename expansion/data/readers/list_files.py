@@ -12,11 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from expansion.common.config import JSON_ERRORS, require
-from expansion.common.errors import InputError, brief
-from expansion.common.texts import parse_json, plain, stripped
-from expansion.data.splits import read_json
-from expansion.images.records import shown
+from expansion.common.errors import JSON_ERRORS, InputError, brief, require, shown
+from expansion.common.texts import parse_json, plain, read_json, stripped
 
 TABLES = (".csv", ".tsv")
 DELIMITERS = ",;\t"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from expansion.common.config import option, require
-from expansion.common.errors import InputError, brief
+from expansion.common.config import option
+from expansion.common.errors import InputError, brief, require, shown
 from expansion.common.texts import class_text, stripped
 from expansion.data.readers.folders import require_root
 from expansion.data.readers.list_files import lack, named_value, pairs, read_list, text_lines
@@ -28,7 +28,6 @@ from expansion.data.readers.rows import (
 )
 from expansion.data.readers.split_folders import split_of
 from expansion.data.splits import SplitOptions, find_stored_split
-from expansion.images.records import shown
 
 PATH_TEMPLATE = "{path}"
 SPLIT_NUMBERS = {"1": "train", "0": "test"}  # in the file `splits`

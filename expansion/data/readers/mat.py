@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from expansion.common.config import option, require
-from expansion.common.errors import InputError, brief
+from expansion.common.config import option
+from expansion.common.errors import InputError, brief, require, shown
 from expansion.common.texts import class_text
 from expansion.data.readers.folders import require_root
 from expansion.data.readers.list_files import lack
 from expansion.data.readers.rows import Listing, Row, RowsReader, row_path
 from expansion.data.splits import SplitOptions
-from expansion.images.records import shown
 
 READ_FILE = """
 import json, sys

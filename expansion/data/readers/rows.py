@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from expansion.common.config import require
-from expansion.common.errors import InputError
+from expansion.common.errors import InputError, require, shown
 from expansion.common.texts import NameIndex, plain, stripped
 from expansion.data.naming import look_alikes
 from expansion.data.readers.split_folders import split_of
 from expansion.data.splits import SplitOptions, find_stored_split, stored_split
-from expansion.images.records import ImageRecord, shown
+from expansion.images.records import ImageRecord
 
 LONGEST_NUMBER = 20  # digits of a class's or image's number
 

@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from expansion.common.config import require
-from expansion.common.errors import InputError
+from expansion.common.errors import InputError, require
 
 Item = TypeVar("Item")
 
