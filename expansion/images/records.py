@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from expansion.common.errors import InputError, is_text, require
+from expansion.common.errors import InputError, is_text, require, shown
 from expansion.images.pixels import Decoded, Reading, decode, decode_image, why_unreadable
 
 Picture = Image.Image | str | Path  # what a caller of the library has of a real image
