@@ -184,27 +184,28 @@ class Bench:
 
     def run(self) -> list[Line]:
         """Warm up, `rounds` rounds, and one more with the clock for our own."""
-        from expansion.benchmarks.sampling_arms import some_items, synchronize
+        from expansion.benchmarks.sampling_arms import some_variants, synchronize
         from expansion.common.phases import PhaseClock
 
         count, plans = self.config.num_images_per_prompt, self.plans
-        records = next(iter(plans.values())).records
+        variants = next(iter(plans.values())).variants
         device = self.pipeline.device  # asked for once: diffusers looks through all modules for it
         lines = [Line(contender, []) for contender in self._contenders()]
-        items = {
-            size: some_items(records, count, math.lcm(size, count))
+        chosen = {
+            size: some_variants(variants, math.lcm(size, count))
             for size in {1, *self.config.batch_sizes}
         }
         for line in lines:
-            line.contender.measure(items[line.contender.batch_size][: line.contender.batch_size])
+            size = line.contender.batch_size
+            line.contender.measure(chosen[size][:size])
         for _ in range(self.config.rounds):
             for line in lines:
-                line.measurements.append(line.contender.measure(items[line.contender.batch_size]))
+                line.measurements.append(line.contender.measure(chosen[line.contender.batch_size]))
         for line in lines:
             if line.contender.name in plans:
                 line.clock = PhaseClock(partial(synchronize, device))
-                chosen = items[line.contender.batch_size]
-                line.profiled = line.contender.measure(chosen, line.clock)
+                size = line.contender.batch_size
+                line.profiled = line.contender.measure(chosen[size], line.clock)
         return lines
 
     def _plan(self, method: str) -> Plan:
@@ -289,28 +290,21 @@ class Bench:
             diffusers_run,
             our_run,
         )
-        from expansion.generation.loop import Job
+        from expansion.diffusion.variants import Drawing
 
         found = []
         for method, plan in self.plans.items():
-            job = Job(
-                method=method,
-                model="benchmark",
-                config_hash="benchmark",
-                seed=plan.config.seed,
-                resolution=self.facts["resolution"],
-                resize_mode=plan.method_config.resize_mode,
-                prompts=plan.prompts,
-                stems=plan.stems,
+            drawing = Drawing(
+                plan.config.seed, self.facts["resolution"], plan.method_config.resize_mode
             )
 
-            def ours(method=method, plan=plan, job=job):
+            def ours(method=method, plan=plan, drawing=drawing):
                 sampler_class = import_object(expand.SAMPLERS[method][1])
                 sampler = sampler_class.build(
                     plan.method_config, plan.dataset.class_names, lambda: self.pipeline
                 )
                 sampler.prepare(plan.records)
-                return our_run(sampler, job)
+                return our_run(sampler, drawing)
 
             for size in self.config.batch_sizes:
                 found.append(Contender(method, size, self.pipeline, ours))
@@ -318,7 +312,7 @@ class Bench:
                 name, batches, arguments = RIVALS[method]
                 theirs = diffusers_pipeline(name, self.pipeline)
                 given = {arguments[key]: getattr(plan.method_config, key) for key in arguments}
-                run = diffusers_run(theirs, job, plan.method_config, **given)
+                run = diffusers_run(theirs, drawing, plan.method_config, **given)
                 for size in self.config.batch_sizes if batches else [1]:
                     found.append(Contender(f"diffusers {name}", size, theirs, lambda run=run: run))
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import tempfile
@@ -30,13 +31,13 @@ from expansion.common.sharding import make_units
 from expansion.diffusion.sampler import Sampler
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.stable_diffusion import DTYPES
-from expansion.diffusion.variants import square_image
-from expansion.generation.loop import Job, generate
-from expansion.images.records import ImageRecord
-from expansion.store.expanded_set import Item
+from expansion.diffusion.variants import Drawing, square_image
+from expansion.generation.loop import generate
+from expansion.images.variants import Variant
+from expansion.store.manifest import MadeWith
 from expansion.store.writer import ExpansionWriter
 
-Run = Callable[[Sequence[Item], Path, int], None]  # writes variants to a folder, by a batch size
+Run = Callable[[Sequence[Variant], Path, int], None]  # writes variants to a folder, by a batch size
 
 
 @dataclass
@@ -65,8 +66,8 @@ class Contender:
     pipeline: StableDiffusionPipeline
     prepare: Callable[[], Run]
 
-    def measure(self, items: Sequence[Item], clock: PhaseClock | None = None) -> Measurement:
-        """Make and write the variants `items`, from files to files in a temporary folder."""
+    def measure(self, variants: Sequence[Variant], clock: PhaseClock | None = None) -> Measurement:
+        """Make and write the variants, from files to files in a temporary folder."""
         run = self.prepare()
         device = self.pipeline.device
         synchronize(device)
@@ -75,21 +76,21 @@ class Contender:
         with tempfile.TemporaryDirectory() as folder, counted_rows(self.pipeline.unet) as rows:
             begun = time.perf_counter()
             with clock.running() if clock is not None else nullcontext():
-                run(items, Path(folder), self.batch_size)
+                run(variants, Path(folder), self.batch_size)
                 synchronize(device)
             seconds = time.perf_counter() - begun
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-        return Measurement(len(items), sum(rows), seconds, peak)
+        return Measurement(len(variants), sum(rows), seconds, peak)
 
 
-def our_run(sampler: Sampler, job: Job) -> Run:
+def our_run(sampler: Sampler, drawing: Drawing) -> Run:
     """The sampler in the loop that expand.py runs."""
 
-    def run(items: Sequence[Item], folder: Path, batch_size: int) -> None:
-        units = make_units(items, batch_size)
-        work = [(unit, {(record.file_name, v) for record, v in unit}) for unit in units]
-        with ExpansionWriter(folder, 0, 1) as writer:
-            outcome = generate(sampler, job, work, writer, lambda count: None)
+    def run(variants: Sequence[Variant], folder: Path, batch_size: int) -> None:
+        units = make_units(variants, batch_size)
+        made_with = MadeWith("benchmark", "benchmark", "benchmark", drawing.seed)
+        with ExpansionWriter(folder, made_with) as writer:
+            outcome = generate(sampler, drawing, units, variants, writer, lambda count: None)
         if outcome.failed:
             raise RuntimeError(f"{outcome.failed} images were not finite")
 
@@ -97,7 +98,7 @@ def our_run(sampler: Sampler, job: Job) -> Run:
 
 
 def diffusers_run(
-    pipeline: StableDiffusionPipeline, job: Job, config: SamplerConfig, **options: Any
+    pipeline: StableDiffusionPipeline, drawing: Drawing, config: SamplerConfig, **options: Any
 ) -> Run:
     """A pipeline of diffusers as a script calls it: open, resize, call, save.
 
@@ -105,18 +106,17 @@ def diffusers_run(
         options: Further arguments of the call; a text is repeated for every image.
     """
 
-    def run(items: Sequence[Item], folder: Path, batch_size: int) -> None:
-        for start in range(0, len(items), batch_size):
-            unit = items[start : start + batch_size]
-            images = torch.stack(
-                [square_image(r.load(), job.resolution, job.resize_mode, 0) for r, _ in unit]
-            )
+    def run(variants: Sequence[Variant], folder: Path, batch_size: int) -> None:
+        size, mode = drawing.resolution, drawing.resize_mode
+        for start in range(0, len(variants), batch_size):
+            unit = variants[start : start + batch_size]
+            images = torch.stack([square_image(v.source.load(), size, mode, 0) for v in unit])
             repeated = {
                 name: [value] * len(unit) if isinstance(value, str) else value
                 for name, value in options.items()
             }
             made = pipeline(
-                prompt=[job.prompts.prompt_of(r.file_name, r.label, v) for r, v in unit],
+                prompt=[variant.prompt for variant in unit],
                 image=images,
                 strength=config.strength,
                 num_inference_steps=config.num_inference_steps,
@@ -229,8 +229,7 @@ def counted_rows(unet: nn.Module) -> Iterator[list[int]]:
         hook.remove()
 
 
-def some_items(records: Sequence[ImageRecord], num_variants: int, count: int) -> list[Item]:
-    """The first `count` (real image, variant), over and over the real images if there are few."""
-    cycle = itertools.cycle(records)
-    real = [next(cycle) for _ in range(math.ceil(count / num_variants))]
-    return [(record, variant) for record in real for variant in range(num_variants)][:count]
+def some_variants(variants: Sequence[Variant], count: int) -> list[Variant]:
+    """The first `count`, over and over if there are few."""
+    cycle = itertools.cycle(variants)
+    return [dataclasses.replace(next(cycle), file_name=f"all/{i}.png") for i in range(count)]

@@ -97,11 +97,6 @@ def distinct_names(names: Mapping[str, str]) -> dict[str, str]:
     return result
 
 
-def variant_name(stem: str, variant: int) -> str:
-    """Path of a generated image below the output folder."""
-    return f"{stem}_expand_{variant}.png"
-
-
 def look_alikes(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Groups of names that a reader takes for one, in their order: "cat" and "Cat".
 

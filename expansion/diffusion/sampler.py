@@ -12,6 +12,7 @@ from expansion.common.errors import require
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch, Samples
 from expansion.images.records import ImageRecord, Picture, given_records
+from expansion.images.variants import Variant, variant_name
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -97,7 +98,7 @@ class Sampler(ABC):
         Raises:
             InputError: The lists differ in length, or an image cannot be read.
         """
-        from expansion.diffusion.variants import Drawing, Variant, own_resolution, variants_of
+        from expansion.diffusion.variants import Drawing, own_resolution, variants_of
 
         require(number > 0, f"number {number}: give 1 or more variants of each image")
         self.check_labels(labels)
@@ -108,7 +109,7 @@ class Sampler(ABC):
             f"{len(texts)} prompts for {len(records)} images; give one for each, or one text",
         )
         wanted = [
-            Variant(r, k, text)
+            Variant(r, k, variant_name(r.file_name, k), text)
             for r, text in zip(records, texts, strict=True)
             for k in range(number)
         ]

@@ -20,24 +20,10 @@ from expansion.common.sharding import make_units
 from expansion.diffusion.memory import CanSample, FittingSampler
 from expansion.diffusion.samples import Batch, Samples
 from expansion.diffusion.stable_diffusion import default_resolution
-from expansion.images.records import ImageRecord
 from expansion.images.tensors import BICUBIC, to_unit_tensor
+from expansion.images.variants import Variant
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One image to make: variant `number` of a real image.
-
-    Attributes:
-        record: The real image; its file name and the number decide the noise.
-        prompt: What it is to show.
-    """
-
-    record: ImageRecord
-    number: int
-    prompt: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,7 @@ def make_batch(variants: Sequence[Variant], drawing: Drawing) -> Batch:
     images: dict[str, Tensor] = {}
     index = []
     for variant in variants:
-        record = variant.record
+        record = variant.source
         source, seed = record.file_name, 0
         if drawing.resize_mode == "random_crop":
             source = f"{record.file_name}#{variant.number}"
@@ -89,9 +75,14 @@ def make_batch(variants: Sequence[Variant], drawing: Drawing) -> Batch:
         sources=tuple(images),
         source_index=torch.tensor(index),
         prompts=[variant.prompt for variant in variants],
-        targets=torch.tensor([variant.record.label for variant in variants]),
+        targets=torch.tensor([variant.source.label for variant in variants]),
         source_seeds=[stable_seed("source", drawing.seed, source) for source in images],
     )
+
+
+def generators_of(variants: Sequence[Variant], drawing: Drawing) -> list[Generator]:
+    """A fresh generator for every variant, which decides its noise."""
+    return [image_generator(drawing.seed, *variant.key) for variant in variants]
 
 
 def sample_finite(
@@ -134,15 +125,13 @@ def variants_of(
         samples = sample_finite(
             fitting,
             _named_by_content(make_batch(unit, drawing)),
-            lambda unit=unit: [
-                image_generator(drawing.seed, v.record.file_name, v.number) for v in unit
-            ],
+            lambda unit=unit: generators_of(unit, drawing),
         )
         finite = samples.images.isfinite().flatten(1).all(dim=1).tolist()
         for variant, is_finite in zip(unit, finite, strict=True):
             require(
                 is_finite,
-                f"variant {variant.number} of image {variant.record.file_name} is not finite; "
+                f"variant {variant.number} of image {variant.source.file_name} is not finite; "
                 "try another seed or smaller steps",
             )
         made += map(Image.fromarray, eight_bit(samples.images))

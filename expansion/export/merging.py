@@ -115,7 +115,7 @@ def _entries(split: str, part: Part, folders: Mapping[str, str]) -> list[Entry]:
 
 def reads_plainly(record: ImageRecord) -> bool:
     """Whether Pillow alone, as loaders of folders use it, gives the image that `load` gives."""
-    if record.byte_range or record.path.suffix.lower() not in LOADED:
+    if record.part or record.path.suffix.lower() not in LOADED:
         return False
     image = record.load()
     with Image.open(record.path) as opened:
@@ -143,7 +143,7 @@ def write_images(merge: Merge, target: Path, copy: bool) -> Counter[str]:
         name, record = item
         if record.source is None and record.path not in merge.plain:
             return _write(target / name, _as_png(record), ANEW)
-        if record.byte_range:
+        if record.part:
             return _write(target / name, record.read_bytes(), COPIED)
         if copy:
             return _write(target / name, record.path.read_bytes(), COPIED)

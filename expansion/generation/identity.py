@@ -22,6 +22,7 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "data_dir": os.path.relpath(config.data_dir, plan.output_dir),
         "root": os.path.relpath(plan.dataset.root, plan.output_dir),
         "test_fraction": config.test_fraction,
+        "batch_size": plan.batch_size,
         "unet_rows_per_image": plan.method_config.unet_rows_per_image(config.num_images_per_prompt),
     }
 

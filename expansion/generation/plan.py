@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,8 @@ from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.generation.batch_size import remembered_batch_size
 from expansion.images.content import readable_records
 from expansion.images.records import ImageRecord
-from expansion.store.expanded_set import Item, Sources
+from expansion.images.variants import Variant, variant_name
+from expansion.store.expanded_set import Sources
 from expansion.store.tars import TarLayout, tar_prefix
 
 IDENTITY_FILE = "expansion.yaml"
@@ -103,9 +104,6 @@ class ExpandConfig:
     images_per_tar: int = option(500, "images of each tar of --output_format webdataset")
     split: int | None = option(None, "number of this shard, from 0")
     total_split: int | None = option(None, "number of shards")
-    join: bool = option(
-        False, "help with whatever is missing of all shards, beside processes that run already"
-    )
     device: str = option("auto", "cuda, cpu, ...; auto: a GPU if there is one")
     dtype: str = option(
         "auto",
@@ -137,11 +135,6 @@ class ExpandConfig:
             self.lora is not None or self.lora_scale == 1,
             f"lora_scale {self.lora_scale} scales what --lora adds; give --lora too",
         )
-        require(
-            not self.join or (self.split is None and self.total_split is None),
-            f"--join helps every shard; leave out --split {self.split} and "
-            f"--total_split {self.total_split}",
-        )
 
 
 @dataclass(frozen=True)
@@ -150,8 +143,9 @@ class Plan:
 
     Attributes:
         sources: All training images by file name, also those that are not expanded now.
+        variants: Every image of all shards, in order.
+        folders: Class name -> folder of its images.
         batch_size: Images of a unit; None while it is to be measured.
-        shard: None: help all shards.
     """
 
     config: ExpandConfig
@@ -161,58 +155,41 @@ class Plan:
     sources: Sources
     num_skipped: int
     prompts: Prompts
-    stems: dict[str, str]
+    variants: list[Variant]
     folders: dict[str, str]
     exp: str
     output_dir: Path
     model: str
     batch_size: int | None
-    shard: Shard | None
+    shard: Shard
 
     def with_batch_size(self, batch_size: int) -> Plan:
         """The same plan, cut into units of `batch_size` images."""
         return dataclasses.replace(self, batch_size=batch_size)
 
-    @cached_property
-    def items(self) -> list[Item]:
-        """Every (real image, variant) of all shards, in order."""
-        count = self.config.num_images_per_prompt
-        return [(record, variant) for record in self.records for variant in range(count)]
-
-    @cached_property
-    def units(self) -> list[list[Item]]:
-        """The units of all shards."""
-        return make_units(self.items, self.batch_size)
-
     @property
-    def shard_units(self) -> list[tuple[int, list[Item]]]:
-        """The units of this shard, or of all, with their numbers."""
-        numbered = list(enumerate(self.units))
-        return take_shard(numbered, *self.shard[:2]) if self.shard else numbered
+    def shard_units(self) -> list[list[Variant]]:
+        """The units of this shard; the batch size must be known."""
+        return take_shard(make_units(self.variants, self.batch_size), *self.shard[:2])
 
-    @property
-    def shard_items(self) -> list[Item]:
+    @cached_property
+    def shard_variants(self) -> list[Variant]:
         """The images of this shard; of all while the units are not cut yet."""
         if self.batch_size is None:
-            return self.items
-        return [item for _, unit in self.shard_units for item in unit]
-
-    @property
-    def shard_name(self) -> str:
-        """What the summary calls the work of this process."""
-        return str(self.shard or "all shards")
+            return self.variants
+        return [variant for unit in self.shard_units for variant in unit]
 
     @cached_property
     def tars(self) -> TarLayout | None:
         """Which image goes into which tar; None where images are files."""
         if self.config.output_format == "images":
             return None
-        return TarLayout(tar_prefix(self.exp), self.items, self.config.images_per_tar)
+        return TarLayout(tar_prefix(self.exp), self.variants, self.config.images_per_tar)
 
 
 def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     """Find and check everything that can be checked before weights load."""
-    shard = None if config.join else resolve_shard(config.split, config.total_split)
+    shard = resolve_shard(config.split, config.total_split)
     model = locate_model(config.pretrained_model_name_or_path)
     check_model_folder(model, config.single_file_config)
     check_model_steps(model, method_config)
@@ -235,6 +212,8 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     output_dir = output_folder(config, dataset.name)
     check_outside(output_dir, {"the dataset": dataset.root, "the model": model})
     _check_folders(output_dir, folders.values())
+    prompts = _prompts(config, dataset, everything, records)
+    stems = image_stems(everything, folders)
     return Plan(
         config=config,
         method_config=method_config,
@@ -242,8 +221,8 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
         records=records,
         sources={record.file_name: record for record in (*everything, *records)},
         num_skipped=len(problems),
-        prompts=_prompts(config, dataset, everything, records),
-        stems=image_stems(everything, folders),
+        prompts=prompts,
+        variants=_variants(records, stems, prompts, config.num_images_per_prompt),
         folders=folders,
         exp=exp_name(config),
         output_dir=output_dir,
@@ -251,6 +230,22 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
         batch_size=_batch_size(config, output_dir),
         shard=shard,
     )
+
+
+def _variants(
+    records: Iterable[ImageRecord], stems: Mapping[str, str], prompts: Prompts, number: int
+) -> list[Variant]:
+    """`number` variants of every real image, in order."""
+    return [
+        Variant(
+            source=record,
+            number=k,
+            file_name=variant_name(stems[record.file_name], k),
+            prompt=prompts.prompt_of(record.file_name, record.label, k),
+        )
+        for record in records
+        for k in range(number)
+    ]
 
 
 def _batch_size(config: ExpandConfig, output_dir: Path) -> int | None:
@@ -316,24 +311,23 @@ def own_resolution(plan: Plan) -> int:
 def describe(plan: Plan) -> str:
     """The resolved settings and the size of the work, as text."""
     resolution = plan.config.resolution or own_resolution(plan)
-    first = plan.records[0]
-    prompt = plan.prompts.prompt_of(first.file_name, first.label, variant=0)
+    first = plan.variants[0]
     rows = plan.method_config.unet_rows_per_image(plan.config.num_images_per_prompt)
     settings = {**dataclasses.asdict(plan.config), **dataclasses.asdict(plan.method_config)}
     if plan.batch_size is None:
         share = "units are cut once the batch size is measured"
-        mine = len(plan.items) // (plan.shard.total_split if plan.shard else 1)
+        mine = len(plan.variants) // plan.shard.total_split
     else:
-        mine = len(plan.shard_items)
+        mine = len(plan.shard_variants)
         share = f"{mine} images in {len(plan.shard_units)} units of up to {plan.batch_size}"
     gigabytes = mine * resolution**2 * 1.7e-9  # a PNG takes about 1.7 bytes per pixel
     return (
         f"{to_yaml(settings)}\n"
         f"real images: {len(plan.records)} in {len(plan.dataset.class_names)} classes"
         f" ({plan.num_skipped} unreadable ones left out)\n"
-        f"prompt of {first.file_name}: {prompt}\n"
-        f"images to generate: {len(plan.items)}, {resolution}x{resolution} pixels\n"
-        f"{plan.shard_name}: {share}\n"
+        f"prompt of {first.source.file_name}: {first.prompt}\n"
+        f"images to generate: {len(plan.variants)}, {resolution}x{resolution} pixels\n"
+        f"{plan.shard}: {share}\n"
         f"U-Net rows: {rows:g} per image, {rows * mine:.3g} for this shard\n"
         f"disk space: about {gigabytes:.2g} GB for this shard\n"
         f"output: {plan.output_dir}{f'/{plan.tars.pattern}' if plan.tars else ''}"

@@ -8,7 +8,7 @@ from typing import Any
 from expansion.generation.plan import Plan
 from expansion.images.records import ImageRecord
 from expansion.pictures.figures import save_contact_sheets
-from expansion.store.expanded_set import generated_record
+from expansion.store.places import generated_record
 
 MAX_COLUMNS = 8  # variants in a row
 
@@ -29,7 +29,9 @@ def write_contact_sheets(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     lines = []
     for label, record in sorted(first.items()):
         variants = [
-            generated_record(plan.output_dir, found[record.file_name, k], record).load()
+            generated_record(
+                plan.output_dir, found[record.file_name, k], label, record.class_name
+            ).load()
             for k in columns
         ]
         lines.append((plan.dataset.prompt_names[label], [record.load(), *variants]))

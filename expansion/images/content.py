@@ -115,9 +115,7 @@ class _Known:
             record.load()  # says what is wrong
             raise
         now = time.time_ns()
-        key = f"{os.path.relpath(record.path, self.root)}?{record.reading}"
-        if record.byte_range:
-            key += "#{}+{}".format(*record.byte_range)
+        key = f"{os.path.relpath(record.path, self.root)}?{record.reading}{record.part}"
         state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
         entry = self.entries.get(key)
         if entry and entry[0] == state:
@@ -152,7 +150,7 @@ class _Known:
 
 def _root(record: ImageRecord) -> Path:
     """The folder that `file_name` counts from; of an image in a tar, the tar's."""
-    if record.byte_range is not None:
+    if record.part:
         return record.path.parent
     depth = record.file_name.count("/")
     parents = record.path.parents

@@ -33,7 +33,6 @@ def is_generated(content: bytes) -> bool:
 def _is_marked(record: ImageRecord) -> bool:
     try:
         with record.path.open("rb") as file:
-            file.seek(record.byte_range[0] if record.byte_range else 0)
             return is_generated(file.read(HEADER_BYTES))
     except OSError:  # whoever loads the image says so
         return False

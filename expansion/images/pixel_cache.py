@@ -162,7 +162,7 @@ def _identity(record: ImageRecord) -> tuple | None:
         status = os.stat(record.path)
     except OSError:
         return None
-    place = (str(record.path), record.byte_range, record.crop_bottom, record.reading)
+    place = (str(record.path), record.part, record.crop_bottom, record.reading)
     return (*place, status.st_mtime_ns, status.st_size)
 
 

@@ -27,7 +27,6 @@ class ImageRecord:
         true_label: What a generated image really shows, where `label` was made wrong on purpose.
         crop_bottom: Rows of pixels cut off below: a credit line.
         reading: What its dataset says of background and range of values.
-        byte_range: (First byte, number of bytes) of the image where `path` is a tar of many.
         content: SHA-256 of the image's bytes, hexadecimal; None until it was looked at.
     """
 
@@ -39,7 +38,6 @@ class ImageRecord:
     true_label: int | None = None
     crop_bottom: int = 0
     reading: Reading = Reading()
-    byte_range: tuple[int, int] | None = None
     content: str | None = None
 
     def load(self) -> Image.Image:
@@ -67,19 +65,44 @@ class ImageRecord:
         kept = image.crop((0, 0, image.width, image.height - self.crop_bottom))
         return replace(found, image=kept)
 
+    @property
+    def part(self) -> str:
+        """Which part of `path` the image is; nothing where it is the whole file."""
+        return ""
+
     def read_bytes(self) -> bytes:
-        """The file, or the image's bytes alone where the file is a tar of many."""
-        first, num_bytes = self.byte_range or (0, -1)
+        """The encoded image."""
+        return self.path.read_bytes()
+
+    def _file(self) -> Path | io.BytesIO:
+        """What Pillow opens."""
+        return self.path
+
+    def _shown(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedRecord(ImageRecord):
+    """One whose `path` is a tar of many images: `byte_range` is (first byte, number of bytes)."""
+
+    byte_range: tuple[int, int]
+
+    @property
+    def part(self) -> str:
+        return "#{}+{}".format(*self.byte_range)
+
+    def read_bytes(self) -> bytes:
+        first, num_bytes = self.byte_range
         with self.path.open("rb") as file:
             file.seek(first)
             return file.read(num_bytes)
 
     def _file(self) -> Path | io.BytesIO:
-        """What Pillow opens."""
-        return self.path if self.byte_range is None else io.BytesIO(self.read_bytes())
+        return io.BytesIO(self.read_bytes())
 
     def _shown(self) -> str:
-        return f"{self.path}" if self.byte_range is None else f"{self.file_name} in {self.path}"
+        return f"{self.file_name} in {self.path}"
 
 
 @dataclass(frozen=True, kw_only=True)

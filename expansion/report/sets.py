@@ -14,10 +14,11 @@ from expansion.common.errors import JSON_ERRORS, InputError
 from expansion.data.datasets import load_dataset
 from expansion.generation.plan import IDENTITY_FILE
 from expansion.images.records import ImageRecord
+from expansion.images.variants import VariantKey
 from expansion.metrics.runs import Row, Run, folders_below, natural_key
-from expansion.store.expanded_set import Asked, Pair
+from expansion.store.expanded_set import Asked
 from expansion.store.manifest import ManifestReader, read_manifest
-from expansion.store.places import image_place
+from expansion.store.places import generated_record
 
 SET_FOLDER = "expanded_set.folder"  # in results.yaml, relative to the run's folder
 
@@ -39,10 +40,10 @@ class ExpandedSet:
     dataset: str
     identity: Mapping[str, Any]
     facts: Mapping[str, Any]
-    rows: Mapping[Pair, Mapping[str, Any]]
+    rows: Mapping[VariantKey, Mapping[str, Any]]
     seconds: float | None
     num_bytes: int
-    images: Mapping[str, Pair] = field(default_factory=dict)
+    images: Mapping[str, VariantKey] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -57,10 +58,7 @@ class ExpandedSet:
 
     def record(self, row: Mapping[str, Any]) -> ImageRecord:
         """The image of a manifest row; raises InputError for a place outside the folder."""
-        path, byte_range = image_place(self.folder, row)
-        return ImageRecord(
-            path, row["file_name"], 0, row["class"], row["source"], byte_range=byte_range
-        )
+        return generated_record(self.folder, row, 0, row["class"])
 
     def real_images(self) -> dict[str, ImageRecord]:
         """The real images by file name, as they are now; raises InputError if they are gone."""

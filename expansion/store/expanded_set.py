@@ -4,7 +4,7 @@ Manifest rows are claims of the past. They are held against the real images as t
 image that was made under another label, of a real image that is gone, beyond the number of variants
 asked for, or twice, does not count. One whose real image has other content by now is an error.
 
-    <output>/plan.json   what the last expand.py asked for: n and the real images
+    <output>/plan.json   what the last expand.py asked for
     <output>.stale/      images that expand.py moved out of the way of loaders of folders
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,16 +22,14 @@ from typing import Any, NamedTuple
 from expansion.common.errors import InputError, shown
 from expansion.common.files import write_atomic
 from expansion.common.texts import read_json
-from expansion.data.naming import variant_name
 from expansion.data.splits import listed_names
-from expansion.images.records import ImageRecord
+from expansion.images.records import ImageRecord, PackedRecord
+from expansion.images.variants import Variant, VariantKey
 from expansion.store.manifest import ManifestReader, read_manifest
-from expansion.store.places import Place, holds_image, image_place
+from expansion.store.places import Place, generated_record, holds_image, image_place
 
 logger = logging.getLogger(__name__)
 
-Item = tuple[ImageRecord, int]  # (real image, variant number)
-Pair = tuple[str, int]  # (file_name of the real image, variant number)
 Sources = Mapping[str, ImageRecord]  # file_name -> real image as it is now
 
 PLAN_FILE = "plan.json"
@@ -67,77 +65,63 @@ def refuse_other_content(output_dir: Path, rows: Iterable[Mapping[str, Any]]) ->
         )
 
 
-class _Stored(NamedTuple):
+class StoredImage(NamedTuple):
     """An image as a manifest lists it."""
 
-    file_name: str
+    row: Mapping[str, Any]
     place: Place
-    checksum: str | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file is there and is this image; opens it."""
+        return holds_image(self.place, self.row.get("png_crc32"))
 
 
 class StoredSet:
-    """The images that are whole on disk, whoever made them; `refresh` looks for new ones.
+    """The images that are on disk, whoever made them; `refresh` looks for new ones.
 
     Args:
         output_dir: Folder of the expanded set.
-        stems: file_name of a real image -> `<class folder>/<stem>`.
         sources: The real images as they are now.
 
     Attributes:
-        staged: Rows of images that were made for a tar.
         stale: Rows that do not count, by the reason.
+        failed: Variants that could not be made.
     """
 
-    def __init__(self, output_dir: Path, stems: Mapping[str, str], sources: Sources):
+    def __init__(self, output_dir: Path, sources: Sources):
         self.output_dir = output_dir
-        self.stems = stems
         self.sources = sources
-        self.staged: dict[Pair, dict[str, Any]] = {}
-        self.stale: dict[str, list[dict[str, Any]]] = {}
-        self._images: dict[Pair, list[_Stored]] = {}
+        self.stale: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        self.failed: set[VariantKey] = set()
+        self._images: dict[VariantKey, list[StoredImage]] = defaultdict(list)
         self._manifests = ManifestReader(output_dir)
         self.refresh()
 
-    def refresh(self, growing_only: bool = False) -> None:
-        """Read what manifests list since the last time; see `ManifestReader.new_lines`."""
-        for line in self._manifests.new_lines(growing_only):
+    def refresh(self) -> None:
+        """Read what manifests list since the last time."""
+        for line in self._manifests.new_lines():
             if line.is_event:
+                self.failed |= line.failed()
                 continue
             row = line.row()
             fault = fault_of(row, self.sources)
             if fault:
-                self.stale.setdefault(fault, []).append(row)
+                self.stale[fault].append(row)
                 continue
-            pair = row["source"], row["variant"]
-            place = image_place(self.output_dir, row)
-            listed = self._images.setdefault(pair, [])
-            image = _Stored(row["file_name"], place, row.get("png_crc32"))
-            if "staged" in row:
-                self.staged[pair] = row
-            elif "tar" in row:
-                self.staged.pop(pair, None)
+            image = StoredImage(row, image_place(self.output_dir, row))
+            listed = self._images[row["source"], row["variant"]]
             if image not in listed:
-                listed.insert(0, image)  # the latest first: a tar after what was staged for it
+                listed.append(image)
 
-    def name(self, item: Item) -> str:
-        """The path in the set under which the image is to be made."""
-        record, variant = item
-        return variant_name(self.stems[record.file_name], variant)
+    def find(self, variant: Variant) -> StoredImage | None:
+        """The image where it is whole, the latest of several; None if nowhere. Opens the file."""
+        listed = self._images.get(variant.key, ())
+        return next((image for image in reversed(listed) if image.is_whole), None)
 
-    def lists(self, item: Item) -> bool:
-        """Whether a manifest has a row of the image, whole or not."""
-        return (item[0].file_name, item[1]) in self._images
-
-    def place(self, item: Item) -> Place | None:
-        """Where the image is whole; None if nowhere."""
-        for image in self._images.get((item[0].file_name, item[1]), ()):
-            if holds_image(image.place, image.checksum):
-                return image.place
-        return None
-
-    def missing(self, items: Iterable[Item]) -> set[Pair]:
-        """Those of `items` that are not listed or not whole."""
-        return {(item[0].file_name, item[1]) for item in items if not self.place(item)}
+    def missing(self, variants: Iterable[Variant]) -> list[Variant]:
+        """Those that are not listed or not whole, in their order; opens a file for each other."""
+        return [variant for variant in variants if self.find(variant) is None]
 
     def check_sources(self) -> None:
         """Raise InputError if the set was made from other images than the present ones."""
@@ -160,15 +144,15 @@ class StoredSet:
             num_moved = 0
             for row in self.stale.get(reason, ()):
                 place = image_place(self.output_dir, row)
-                if place[1] is not None or not holds_image(place, row.get("png_crc32")):
+                if place.byte_range or not holds_image(place, row.get("png_crc32")):
                     continue
                 target = aside / row["file_name"]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(FileNotFoundError):  # another process was quicker
-                    place[0].replace(target)
+                    place.path.replace(target)
                     num_moved += 1
                 with contextlib.suppress(OSError):  # unless the class has other images
-                    place[0].parent.rmdir()
+                    place.path.parent.rmdir()
             if num_moved:
                 logger.info(f"{num_moved} images {reason}: moved to {aside}")
 
@@ -231,7 +215,7 @@ def current_rows(
     Raises:
         InputError: Real images have other content than the images were made from.
     """
-    chosen: dict[Pair, dict[str, Any]] = {}
+    chosen: dict[VariantKey, dict[str, Any]] = {}
     left_out: Counter[str] = Counter()
     changed = []
     for row in rows:
@@ -296,33 +280,22 @@ def read_expansion(
 
 def _records_that_are_there(
     output_dir: Path, rows: Iterable[Mapping[str, Any]], sources: Sources
-) -> dict[Pair, ImageRecord]:
+) -> dict[VariantKey, ImageRecord]:
     sizes: dict[Path, int] = {}
-    records: dict[Pair, ImageRecord] = {}
+    records: dict[VariantKey, ImageRecord] = {}
     for row in rows:
-        record = generated_record(output_dir, row, sources[row["source"]])
+        source = sources[row["source"]]
+        record = generated_record(output_dir, row, source.label, source.class_name)
         if record.path not in sizes:
             sizes[record.path] = record.path.stat().st_size if record.path.is_file() else -1
-        if sum(record.byte_range or (0, 0)) <= sizes[record.path]:
+        end = sum(record.byte_range) if isinstance(record, PackedRecord) else 0
+        if end <= sizes[record.path]:
             records[row["source"], row["variant"]] = record
     return records
 
 
-def generated_record(output_dir: Path, row: Mapping[str, Any], source: ImageRecord) -> ImageRecord:
-    """The image of a manifest row, whether it is there or not, labelled as its real image."""
-    path, byte_range = image_place(output_dir, row)
-    return ImageRecord(
-        path,
-        row["file_name"],
-        source.label,
-        source.class_name,
-        row["source"],
-        byte_range=byte_range,
-    )
-
-
 def _report_absent(
-    output_dir: Path, absent: Iterable[Pair], num_expected: int, on_incomplete: str
+    output_dir: Path, absent: Iterable[VariantKey], num_expected: int, on_incomplete: str
 ) -> None:
     names = [f"variant {number} of {source}" for source, number in sorted(absent)]
     message = f"{output_dir}: {len(names)} of {num_expected} images are missing ({shown(names, 3)})"

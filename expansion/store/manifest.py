@@ -1,11 +1,11 @@
 """Manifests: what every process wrote, one JSON line per image, and what happened to it.
 
     <output>/manifest.<split>-of-<total>.<process>.jsonl   of a shard's process
-    <output>/manifest.joined.<process>.jsonl               of a process that helps all shards
     <output>/manifest.<tar>.jsonl                          of a finished tar
 
-Lines with the key "event" (start, unit, failed, ...) are for `--status` only. No work depends on
-their times; they never reach `metadata.jsonl`, which is the same however the work was shared.
+Lines with the key "event" tell what happened to a process: a "unit" was computed, a variant
+"failed", the "end". They never reach `metadata.jsonl`, which is the same however the work was
+shared.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import json
 import os
 import re
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import Any, NamedTuple
 
 from expansion.common.errors import JSON_ERRORS, InputError, brief, is_text
 from expansion.common.files import write_atomic
+from expansion.common.seeding import image_seed
+from expansion.images.variants import Variant, VariantKey
 from expansion.store.places import holds_image, image_place
 
 Row = dict[str, Any]
@@ -31,6 +33,51 @@ RowsByName = dict[str, dict[str | None, Row]]  # file name -> checksum of the im
 SelectRows = Callable[[list[Row]], list[Row]]
 
 EVENT_START = b'{"event"'
+FAILED = b'{"event": "failed"'
+
+
+@dataclass(frozen=True)
+class MadeWith:
+    """What all images of a run were made with, for their rows.
+
+    Attributes:
+        method: Name of the method.
+        model: Identity of the checkpoint.
+        config_hash: Hash of all settings that decide the images.
+        seed: Run seed.
+    """
+
+    method: str
+    model: str
+    config_hash: str
+    seed: int
+
+
+def manifest_row(
+    variant: Variant, made_with: MadeWith, details: Mapping[str, float]
+) -> dict[str, Any]:
+    """What the manifest says of one image.
+
+    Args:
+        variant: The image.
+        made_with: What its run was made with.
+        details: Figures that the method gives of it, by name.
+    """
+    source = variant.source
+    return {
+        "file_name": variant.file_name,
+        "label": source.label,
+        "class": source.class_name,
+        "source": source.file_name,
+        "source_sha256": source.content,
+        "variant": variant.number,
+        "seed": image_seed(made_with.seed, source.file_name, variant.number),
+        "prompt": variant.prompt,
+        "method": made_with.method,
+        "model": made_with.model,
+        "config": made_with.config_hash,
+        **({"details": dict(details)} if details else {}),
+    }
 
 
 class ProcessManifest:
@@ -38,14 +85,13 @@ class ProcessManifest:
 
     Args:
         output_dir: Folder of the expanded set.
-        split: Number of the shard, or None for a process that helps all of them.
+        split: Number of the shard.
         total_split: Number of shards.
     """
 
-    def __init__(self, output_dir: Path, split: int | None, total_split: int):
-        self.process = uuid.uuid4().hex[:8]
-        whose = "joined" if split is None else f"{split}-of-{total_split}"
-        self.path = output_dir / f"manifest.{whose}.{self.process}.jsonl"
+    def __init__(self, output_dir: Path, split: int, total_split: int):
+        process = uuid.uuid4().hex[:8]
+        self.path = output_dir / f"manifest.{split}-of-{total_split}.{process}.jsonl"
         self.lock = threading.Lock()
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -54,8 +100,8 @@ class ProcessManifest:
             append_line(self.path, json.dumps(row, ensure_ascii=False))
 
     def note(self, event: str, **facts: Any) -> None:
-        """Add an event with the wall-clock time (seconds), which is for display only."""
-        self.append({"event": event, **facts, "time": round(time.time(), 3)})
+        """Add an event."""
+        self.append({"event": event, **facts})
 
 
 def append_line(path: Path, line: str) -> None:
@@ -81,6 +127,22 @@ class Line(NamedTuple):
     @property
     def is_event(self) -> bool:
         return self.text.startswith(EVENT_START)
+
+    def event(self) -> dict[str, Any]:
+        """What happened to a process. Raises InputError where the line says something else."""
+        try:
+            return _checked_event(json.loads(self.text))
+        except (*JSON_ERRORS, KeyError, TypeError, OverflowError) as error:
+            raise InputError(
+                f"{self.path}, line {self.number}: no event ({error}); remove the line"
+            ) from error
+
+    def failed(self) -> set[VariantKey]:
+        """The variant that an event says could not be made, in a set; else an empty one."""
+        if not self.text.startswith(FAILED):
+            return set()
+        event = self.event()
+        return {(event["source"], event["variant"])}
 
     def row(self) -> dict[str, Any]:
         """The row of an image. Raises InputError, naming file and line, where it is none."""
@@ -115,6 +177,16 @@ def _checked_row(row: Any) -> dict[str, Any]:
     return row
 
 
+def _checked_event(event: Any) -> dict[str, Any]:
+    """An event with what its kind must hold; raises ValueError, KeyError or TypeError."""
+    if event["event"] == "unit":
+        images, seconds = int(event["images"]), max(float(event["seconds"]), 0.0)
+        return {**event, "images": images, "seconds": seconds}
+    if event["event"] == "failed":
+        return {**event, "source": str(event["source"]), "variant": int(event["variant"])}
+    return event
+
+
 class ManifestReader:
     """Reads the manifests of a folder as they grow: each line once, when it is whole.
 
@@ -126,16 +198,9 @@ class ManifestReader:
         # path -> (inode, bytes read, lines read); another inode is a manifest that was replaced.
         self.places: dict[Path, tuple[int, int, int]] = {}
 
-    def new_lines(self, growing_only: bool = False) -> Iterator[Line]:
-        """Lines that were not returned before, in the order of their manifests' names.
-
-        Args:
-            growing_only: Do not look again at manifests of tars, of which there may be thousands:
-                they are written once, or replaced after damage.
-        """
+    def new_lines(self) -> Iterator[Line]:
+        """Lines that were not returned before, in the order of their manifests' names."""
         for path in manifest_paths(self.output_dir):
-            if growing_only and path in self.places and not is_of_process(path):
-                continue
             try:
                 state = path.stat()
             except FileNotFoundError:  # removed since it was listed
@@ -166,11 +231,6 @@ def manifest_paths(output_dir: Path) -> list[Path]:
         return []
     found = [n for n in names if n.startswith("manifest.") and n.endswith(".jsonl")]
     return [output_dir / name for name in sorted(found)]
-
-
-def is_of_process(path: Path) -> bool:
-    """Whether a manifest is of a process, rather than of a tar."""
-    return path.name.count(".") == 3
 
 
 def read_manifest(output_dir: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Where the image of a manifest row lies, and whether the file there is that image.
 
-An image is a file of its own, or a byte range of a tar that its row names ("tar"); until its tar is
-complete it is a hidden file ("staged"). Its row holds the last checksum of the PNG ("png_crc32"),
+An image is a file of its own, or a byte range of a tar that its row names ("tar"). Older versions
+kept what was to be packed in a hidden folder ("staged"). The row holds the last checksum of the PNG ("png_crc32"),
 so that a file that was written over, by the variant of another real image, is not taken for it.
 """
 
@@ -10,14 +10,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from expansion.common.errors import InputError
+from expansion.images.records import ImageRecord, PackedRecord
 
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 CHECKSUM_BYTES = 4  # of the last block of pixels, just before the end
 
-Place = tuple[Path, tuple[int, int] | None]  # file, and (first byte, number of bytes) inside a tar
+
+class Place(NamedTuple):
+    """A file, or (first byte, number of bytes) of a tar."""
+
+    path: Path
+    byte_range: tuple[int, int] | None = None
 
 
 def image_place(output_dir: Path, row: Mapping[str, Any]) -> Place:
@@ -30,14 +36,14 @@ def image_place(output_dir: Path, row: Mapping[str, Any]) -> Place:
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         raise InputError(f"{output_dir}: the manifest names {name!r}, outside the folder")
     if "tar" not in row:
-        return output_dir / name, None
+        return Place(output_dir / name)
     numbers = (row.get("offset"), row.get("size"))
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise InputError(
             f"{output_dir}: the manifest gives {row['file_name']!r} offset and size {numbers}; "
             f"remove the manifest of {name}, and expand.py makes it again"
         )
-    return output_dir / name, numbers
+    return Place(output_dir / name, numbers)
 
 
 def png_checksum(encoded: bytes) -> str:
@@ -64,3 +70,18 @@ def holds_image(place: Place, checksum: str | None) -> bool:
     except (OSError, ValueError, OverflowError):  # a place before the file's start, or beyond any
         return False
     return end.endswith(PNG_END) and checksum in (None, png_checksum(end))
+
+
+def generated_record(
+    output_dir: Path, row: Mapping[str, Any], label: int, class_name: str
+) -> ImageRecord:
+    """The image of a manifest row, whether it is there or not.
+
+    Args:
+        output_dir: Folder of the expanded set.
+        row: Of its manifests.
+        label: Of the record, as is `class_name`.
+    """
+    path, byte_range = image_place(output_dir, row)
+    named = (path, row["file_name"], label, class_name, row["source"])
+    return PackedRecord(*named, byte_range=byte_range) if byte_range else ImageRecord(*named)

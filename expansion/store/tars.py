@@ -2,11 +2,11 @@
 
     <output>/<exp>-00000.tar              images_per_tar images: key.png, key.cls, key.json each
     <output>/manifest.<exp>-00000.jsonl   their rows, with tar, offset and size of each PNG, bytes
-    <output>/.staged/00000/               images of a tar that is not complete yet
 
 A tar holds a fixed run of the set's images, in order, without times or owners: its bytes do not
-depend on who made which image, nor on crashes. Images are made one by one, by any process, as
-hidden files; whoever sees that a tar's last image is there packs it.
+depend on who made which image, nor on crashes. Images are made as files; once the set is complete
+they are packed, tar by tar, and the files go. Whoever is killed meanwhile leaves nothing that the
+same command does not put right.
 """
 
 from __future__ import annotations
@@ -17,19 +17,16 @@ import os
 import re
 import shutil
 import tarfile
-from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from expansion.common.files import partial_path, write_atomic
-from expansion.store.expanded_set import Item, Pair, StoredSet
-from expansion.store.manifest import Line
+from expansion.images.variants import Variant
+from expansion.store.expanded_set import StoredImage, StoredSet
 from expansion.store.places import Place
 
-STAGING = ".staged"
+OLDER_STAGING = ".staged"  # where older versions kept images that were not packed yet
 PLACE_KEYS = ("staged", "tar", "offset", "size")  # of a manifest row, not of an image
 
 
@@ -39,18 +36,18 @@ class TarLayout:
 
     Attributes:
         prefix: Beginning of the tars' names.
-        items: All images of the set, in order.
+        variants: All images of the set, in order.
         images_per_tar: Images of each tar; the last may hold fewer.
     """
 
     prefix: str
-    items: Sequence[Item]
+    variants: Sequence[Variant]
     images_per_tar: int
 
     @property
     def num_tars(self) -> int:
         """At least one image is in each."""
-        return -(-len(self.items) // self.images_per_tar)
+        return -(-len(self.variants) // self.images_per_tar)
 
     @property
     def pattern(self) -> str:
@@ -65,22 +62,9 @@ class TarLayout:
         """File name of a tar's manifest."""
         return f"manifest.{self.name(number).removesuffix('.tar')}.jsonl"
 
-    def staging(self, number: int) -> str:
-        """Folder, below the output folder, of the tar's images until it is packed."""
-        return f"{STAGING}/{self._digits(number)}"
-
-    def staging_of(self, pair: Pair) -> str:
-        """The same, of an image: (file_name of the real image, variant)."""
-        return self.staging(self.number_of[pair])
-
-    def members(self, number: int) -> Sequence[Item]:
+    def members(self, number: int) -> Sequence[Variant]:
         """The images of a tar."""
-        return self.items[number * self.images_per_tar : (number + 1) * self.images_per_tar]
-
-    @cached_property
-    def number_of(self) -> dict[Pair, int]:
-        """(file_name of the real image, variant) -> the tar's number."""
-        return {_pair(item): i // self.images_per_tar for i, item in enumerate(self.items)}
+        return self.variants[number * self.images_per_tar : (number + 1) * self.images_per_tar]
 
     def _digits(self, number: int) -> str:
         return f"{number:0{max(5, len(str(self.num_tars - 1)))}d}"
@@ -91,69 +75,54 @@ def tar_prefix(exp: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", exp).strip("-") or "expanded"
 
 
-def pack_complete(
-    stored: StoredSet, layout: TarLayout, numbers: Iterable[int], absent: Collection[Pair] = ()
-) -> None:
-    """Pack those of the tars whose images are all there.
+def is_packed(stored: StoredSet, layout: TarLayout) -> bool:
+    """Whether no image of a complete set is a file of its own any more."""
+    folders = {variant.file_name.split("/")[0] for variant in layout.variants} | {OLDER_STAGING}
+    return not any((stored.output_dir / folder).is_dir() for folder in folders)
+
+
+def pack(stored: StoredSet, layout: TarLayout) -> None:
+    """Make all tars of a complete set, those that are there and whole excepted.
+
+    Images that could not be made are left out. The files of packed images are removed.
 
     Args:
-        stored: Must be fresh.
-        absent: Images that could not be made, (file_name, variant); a tar does without them.
+        stored: All that is there; it is read again after every tar of another process.
+        layout: Which image goes into which tar.
     """
-    for number in numbers:
-        staging = stored.output_dir / layout.staging(number)
-        if not staging.is_dir():  # packed already, or not begun
-            continue
-        needed = [item for item in layout.members(number) if _pair(item) not in absent]
-        # The list in memory first: looking at every file at each unit would cost more.
-        if not all(stored.lists(item) for item in needed) or stored.missing(needed):
-            continue
+    for number in range(layout.num_tars):
         try:
-            _pack(stored, layout, number, absent)
+            _pack(stored, layout, number)
         except FileNotFoundError:  # another process has packed it, and removed what was read here
             stored.refresh()
-            _pack(stored, layout, number, absent)
-        shutil.rmtree(staging, ignore_errors=True)
-    with contextlib.suppress(OSError):  # more tars are not packed yet
-        (stored.output_dir / STAGING).rmdir()
+            _pack(stored, layout, number)
+        for variant in layout.members(number):
+            path = stored.output_dir / variant.file_name
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # unless its class has other images
+                path.parent.rmdir()
+    shutil.rmtree(stored.output_dir / OLDER_STAGING, ignore_errors=True)
+    stored.refresh()
 
 
-class RecentTars:
-    """Packs tars during the work: called with each unit that is begun."""
-
-    def __init__(self, stored: StoredSet, layout: TarLayout):
-        self.stored = stored
-        self.layout = layout
-        self.numbers: deque[int] = deque(maxlen=8)  # of the last units' images
-
-    def __call__(self, unit: Sequence[Item]) -> None:
-        pack_complete(self.stored, self.layout, list(self.numbers))
-        found = {self.layout.number_of[_pair(item)] for item in unit}
-        self.numbers.extend(found - set(self.numbers))
-
-
-def _pack(stored: StoredSet, layout: TarLayout, number: int, absent: Collection[Pair]) -> None:
+def _pack(stored: StoredSet, layout: TarLayout, number: int) -> None:
     """Write a tar, then its manifest; raises FileNotFoundError if an image has gone."""
     folder, name = stored.output_dir, layout.name(number)
-    places = {item: stored.place(item) for item in layout.members(number)}
-    if all(place and place[0] == folder / name for place in places.values()):
-        return  # some images were made twice, and the tar was packed before
-    gone = [item for item, place in places.items() if not place and _pair(item) not in absent]
+    found = {variant: stored.find(variant) for variant in layout.members(number)}
+    gone = [v for v, image in found.items() if image is None and v.key not in stored.failed]
     if gone:
-        raise FileNotFoundError(stored.name(gone[0]))
-    manifest = folder / layout.manifest_name(number)
-    rows_before = {(row["source"], row["variant"]): row for row in _rows_of(manifest)}
+        raise FileNotFoundError(gone[0].file_name)
+    images = {v: image for v, image in found.items() if image is not None}
+    if all(image.place.path == folder / name for image in images.values()):
+        return  # packed already
     rows = []
     partial = partial_path(folder / name)
     try:
         with partial.open("wb") as file:
-            for i, (item, place) in enumerate(places.items(), number * layout.images_per_tar):
-                if place is None:
+            for i, variant in enumerate(layout.members(number), number * layout.images_per_tar):
+                if variant not in images:
                     continue
-                row = stored.staged.get(_pair(item)) or rows_before[_pair(item)]
-                row = {key: value for key, value in row.items() if key not in PLACE_KEYS}
-                row["label"] = item[0].label
-                png = _read(place)
+                row, png = _content(images[variant], variant)
                 offset = file.tell() + tarfile.BLOCKSIZE
                 file.write(sample(f"{i:08d}", png, row))
                 rows.append({**row, "tar": name, "offset": offset, "size": len(png)})
@@ -164,11 +133,15 @@ def _pack(stored: StoredSet, layout: TarLayout, number: int, absent: Collection[
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    write_atomic(manifest, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    manifest = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomic(folder / layout.manifest_name(number), manifest)
 
 
-def _pair(item: Item) -> Pair:
-    return item[0].file_name, item[1]
+def _content(image: StoredImage, variant: Variant) -> tuple[dict[str, Any], bytes]:
+    """The row of an image without its place, and its bytes."""
+    row = {key: value for key, value in image.row.items() if key not in PLACE_KEYS}
+    row["label"] = variant.source.label
+    return row, _read(image.place)
 
 
 def sample(key: str, png: bytes, row: Mapping[str, Any]) -> bytes:
@@ -188,16 +161,7 @@ def sample(key: str, png: bytes, row: Mapping[str, Any]) -> bytes:
 
 
 def _read(place: Place) -> bytes:
-    path, byte_range = place
-    first, num_bytes = byte_range or (0, -1)
-    with path.open("rb") as file:
+    first, num_bytes = place.byte_range or (0, -1)
+    with place.path.open("rb") as file:
         file.seek(first)
         return file.read(num_bytes)
-
-
-def _rows_of(manifest: Path) -> list[dict[str, Any]]:
-    """Rows of one manifest; none where it is absent."""
-    if not manifest.is_file():
-        return []
-    lines = manifest.read_bytes().split(b"\n")
-    return [Line(manifest, i, text).row() for i, text in enumerate(lines, start=1) if text.strip()]

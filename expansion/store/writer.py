@@ -7,7 +7,7 @@
     <output>/classes.json     label, name and folder of every class
 
 An image counts only when its file is whole and its row stands in a manifest, in this order.
-`tars.py` packs images into tars instead, where that is asked for.
+Where tars are asked for, `tars.py` packs the files once the set is complete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import io
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from PIL import Image, PngImagePlugin
 
 from expansion.common.files import write_atomic
 from expansion.common.phases import phase
-from expansion.store.expanded_set import Pair
-from expansion.store.manifest import ProcessManifest
+from expansion.images.variants import Variant
+from expansion.store.manifest import MadeWith, ProcessManifest, manifest_row
 from expansion.store.places import png_checksum
 
 logger = logging.getLogger(__name__)
@@ -41,25 +41,17 @@ class ExpansionWriter:
 
     Args:
         output_dir: Folder of the expanded set.
-        split: Number of this shard, or None for a process that helps all of them.
+        made_with: What all images of the run were made with.
+        split: Number of this shard.
         total_split: Number of shards.
-        staging: (file_name, variant) -> the folder below `output_dir` in which an image waits for
-            its tar; None where images stay files.
     """
 
-    def __init__(
-        self,
-        output_dir: Path,
-        split: int | None,
-        total_split: int,
-        staging: Callable[[Pair], str] | None = None,
-    ):
+    def __init__(self, output_dir: Path, made_with: MadeWith, split: int = 0, total_split: int = 1):
         self.output_dir = output_dir
-        self.staging = staging
+        self.made_with = made_with
         self.manifest = ProcessManifest(output_dir, split, total_split)
         self.pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="writer")
         self.pending: deque[Future] = deque()
-        self.failures: set[Pair] = set()
         self.last_unit = time.monotonic()
 
     def __enter__(self) -> ExpansionWriter:
@@ -76,19 +68,21 @@ class ExpansionWriter:
                 with contextlib.suppress(OSError):  # the image's error is worth more
                     self.manifest.note("end")
 
-    def write(self, pixels: np.ndarray, row: Mapping[str, Any]) -> None:
+    def write(self, pixels: np.ndarray, variant: Variant, details: Mapping[str, float]) -> None:
         """Queue one image.
 
         Args:
             pixels: (H, W, 3) uint8.
-            row: Its manifest row; `file_name` is the path below the output folder.
+            variant: Which it is.
+            details: Figures that the method gives of it, by name.
 
         Raises:
             OSError: An earlier image could not be written.
         """
+        row = manifest_row(variant, self.made_with, details)
         while self.pending and self.pending[0].done():  # a full disk shows here, not hours later
             self.pending.popleft().result()
-        self.pending.append(self.pool.submit(self._write, pixels, dict(row)))
+        self.pending.append(self.pool.submit(self._write, pixels, row))
         if len(self.pending) > MAX_PENDING:
             with phase("idle"):
                 self.drain(MAX_PENDING // 2)
@@ -98,11 +92,11 @@ class ExpansionWriter:
         while len(self.pending) > num_left:
             self.pending.popleft().result()
 
-    def record_failure(self, file_name: str, variant: int, reason: str) -> None:
-        """Say that a variant of the real image `file_name` could not be made."""
-        self.failures.add((file_name, variant))
-        logger.error("%s, not written: %s variant %d", reason, file_name, variant)
-        self.manifest.note("failed", source=file_name, variant=variant, reason=reason)
+    def record_failure(self, variant: Variant, reason: str) -> None:
+        """Say that an image could not be made, and why."""
+        source, number = variant.key
+        logger.error("%s, not written: %s variant %d", reason, source, number)
+        self.manifest.note("failed", source=source, variant=number, reason=reason)
 
     def note_unit(self, num_images: int) -> None:
         """Say that a unit of work is computed, and how long it took."""
@@ -114,25 +108,15 @@ class ExpansionWriter:
         with phase("write"):
             encoded = encode_png(pixels, row)
             row["png_crc32"] = png_checksum(encoded)
-            if self.staging:
-                folder = self.staging((row["source"], row["variant"]))
-                row["staged"] = f"{folder}/{row['file_name']}"
-                write_staged(self.output_dir / row["staged"], encoded)
-            else:
-                path = self.output_dir / row["file_name"]
-                path.parent.mkdir(exist_ok=True)
-                write_atomic(path, encoded)
+            write_below(self.output_dir / row["file_name"], encoded)
             self.manifest.append(row)
 
 
-def write_staged(path: Path, content: bytes, attempts: int = 5) -> None:
-    """Write a file that waits to be packed.
-
-    A process that made the same image may have packed it, and may now be removing the folder.
-    """
+def write_below(path: Path, content: bytes, attempts: int = 5) -> None:
+    """Write a file whose folder another process may be removing because it looks empty."""
     for remaining in reversed(range(attempts)):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             write_atomic(path, content)
             return
         except FileNotFoundError:

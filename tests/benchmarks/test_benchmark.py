@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from expansion.benchmarks.sampling_arms import (
     counted_rows,
     matrix_rate,
     random_stable_diffusion,
-    some_items,
+    some_variants,
     unet_flops,
 )
 from expansion.common.errors import InputError
-from expansion.data.datasets import load_dataset
+from expansion.images.records import ImageRecord
+from expansion.images.variants import Variant
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +86,12 @@ def test_the_full_size_network_has_the_parts_of_stable_diffusion_1(pipeline):
     assert sizes == {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
 
 
-def test_few_real_images_are_used_again(digits_dir):
-    records = load_dataset("digits", digits_dir).records("train")[:2]
-    items = some_items(records, 2, 7)
-    assert [(records.index(record), variant) for record, variant in items] == [
-        *((0, 0), (0, 1), (1, 0), (1, 1), (0, 0), (0, 1), (1, 0))
-    ]
+def test_few_variants_are_made_again_under_other_names():
+    record = ImageRecord(Path("a.png"), "a.png", 0, "a")
+    variants = [Variant(record, number, f"a/{number}.png", "a") for number in range(3)]
+    made = some_variants(variants, 7)
+    assert [variant.number for variant in made] == [0, 1, 2, 0, 1, 2, 0]
+    assert len({variant.file_name for variant in made}) == 7
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,9 @@ COMMANDS = sorted(
             ROOT / "INSTALL.md",
             *ROOT.glob("docs/*.md"),
             *ROOT.glob("*.py"),
-            *ROOT.glob("dreamda/**/*.py"),
-            *ROOT.glob("expansion/**/*.py"),
+            *ROOT.glob("dreamda/*.py"),
+            *ROOT.glob("*/*/__main__.py"),
+            *ROOT.glob("expansion/benchmarks/*.py"),
             *ROOT.glob("configs/*/*.yaml"),
         ]
         for command in python_commands(path)

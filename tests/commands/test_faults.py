@@ -112,7 +112,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_weights_load(expansion,
     disk = small_disk("ro")
     expansion.output = disk / "deep" / "out"
     status, lines = expansion.run(
-        code="from expansion import stable_diffusion as s; s.load_pipeline = None"
+        code="from expansion.diffusion import stable_diffusion as s; s.load_pipeline = None"
     )
     assert status == 2 and len(lines) == 1
     assert lines[0].startswith(f"error: {disk} cannot be written; change its permissions")
@@ -202,7 +202,7 @@ def test_of_two_processes_that_end_together_the_later_merge_has_all_rows(expansi
     """The first has read the manifests when the second writes its last images and merges."""
     late = (
         "import expand, json, os, time\n"
-        "from expansion import writer\n"
+        "from expansion.store import writer\n"
         "write = writer.write_atomic\n"
         "def write_late(path, content):\n"
         "    if path.name == 'metadata.jsonl':\n"

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import tarfile
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,46 +18,13 @@ from expansion.common.config import load_yaml
 from expansion.data.datasets import load_dataset
 from expansion.images.records import ImageRecord
 from expansion.store.expanded_set import read_expansion
-from expansion.store.manifest import read_manifest
-from expansion.store.writer import ExpansionWriter
+from expansion.store.manifest import ProcessManifest, read_manifest
 from tests.rigs.warm_processes import NUM_DIGITS, Expansion
 
 FORMATS = ("images", "webdataset")
 TARS = ("--output_format", "webdataset", "--images_per_tar", 7)  # no multiple of the batch of 4
 NUM_TARS = 3
 ALL_LABELS = [str(label) for label in range(10)]
-
-# Writes a line per computed batch to the file named in the environment.
-COUNTING = """
-import os
-from expansion.diffusion.img2img import Img2ImgSampler
-sample = Img2ImgSampler.sample
-def counted(self, batch, generators):
-    with open(os.environ["COUNT_FILE"], "a") as file:
-        file.write(f"{os.getpid()} {len(batch.prompts)}\\n")
-    return sample(self, batch, generators)
-Img2ImgSampler.sample = counted
-"""
-
-# Waits before the third batch until the file named in the environment is there.
-PAUSING = """
-import itertools, os, time
-from expansion.diffusion.img2img import Img2ImgSampler
-go_on, numbers = Img2ImgSampler.sample, itertools.count(1)
-def paused(*arguments):
-    if next(numbers) == 3:
-        open(os.environ["PAUSED"], "w").close()
-        while not os.path.exists(os.environ["GO_ON"]):
-            time.sleep(0.01)
-    return go_on(*arguments)
-Img2ImgSampler.sample = paused
-"""
-
-
-def with_environment(code: str, **variables: object) -> str:
-    """`code`, run with environment variables, which a warm process does not inherit."""
-    known = {name: str(value) for name, value in variables.items()}
-    return f"import os; os.environ.update({known!r})\n{code}"
 
 
 def options_of(output_format: str) -> tuple[object, ...]:
@@ -89,10 +55,7 @@ def whole_sets(warm_processes, digits_dir, tmp_path_factory) -> dict[str, Path]:
 
 def assert_complete(output: Path, whole: Path) -> None:
     assert content(output) == content(whole)
-    hidden = [path.name for path in output.iterdir() if path.name.startswith(".")]
-    # No claims, no staged images, no unfinished files.
-    assert [name.split(".")[1] for name in hidden] == ["order"]
-    assert not list(output.rglob(".*.partial"))
+    assert not list(output.rglob(".*"))  # nothing hidden, such as unfinished files
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
@@ -108,12 +71,11 @@ def test_shards_make_the_same_bytes_one_after_another(expansion, whole_sets, out
 @pytest.mark.parametrize(
     "crowd",
     [
-        ["--join"] * 3,
-        ["--split 0 --total_split 2", "--split 1 --total_split 2", "--join"],
+        ["--split 0 --total_split 2", "--split 1 --total_split 2"],
         ["", ""],  # the same shard twice
-        ["--split 0 --total_split 2", "--join --batch_size 4"],  # shard 1 never comes
+        ["--split 0 --total_split 2", "--split 2 --total_split 3", ""],  # shares that overlap
     ],
-    ids=["joiners", "shards-and-joiner", "same-shard", "absent-shard"],
+    ids=["shards", "same-shard", "overlapping"],
 )
 def test_processes_side_by_side_make_the_same_bytes(expansion, whole_sets, output_format, crowd):
     options = options_of(output_format)
@@ -126,25 +88,13 @@ def test_processes_side_by_side_make_the_same_bytes(expansion, whole_sets, outpu
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
-def test_a_process_that_joins_later_does_what_others_have_not_begun(
-    expansion, whole_sets, tmp_path, output_format
-):
+def test_a_begun_set_goes_on_with_another_number_of_shards(expansion, whole_sets, output_format):
     options = options_of(output_format)
-    paused, go_on, counts = (tmp_path / name for name in ("paused", "go_on", "counts"))
-    code = with_environment(PAUSING + COUNTING, PAUSED=paused, GO_ON=go_on, COUNT_FILE=counts)
-    first = expansion.start(*options, code=code, log="first.txt")
-    while not paused.exists():
-        assert first.poll() is None, first.log.read_text()
-    code = with_environment(COUNTING, COUNT_FILE=counts)
-    joined = expansion.start(*options, "--join", code=code, log="joined.txt")
-    assert joined.wait() == 0, joined.log.read_text()
-    if output_format == "images":
-        assert len(expansion.images) == NUM_DIGITS  # also what the paused process had claimed
-    go_on.touch()
-    assert first.wait() == 0, first.log.read_text()
+    for shard in ("--split 1 --total_split 3", "--split 0 --total_split 2", ""):
+        status, lines = expansion.run(*options, *shard.split())
+        assert status == 0, lines
+    assert "already there" in lines[-2] and "0 already there" not in lines[-2]
     assert_complete(expansion.output, whole_sets[output_format])
-    computed = Counter(line.split()[0] for line in counts.read_text().splitlines())
-    assert computed[str(joined.pid)] == 3 and computed[str(first.pid)] <= 4
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
@@ -158,7 +108,7 @@ def test_killed_processes_lose_nothing_and_leave_no_trace(
     die = (expansion.output, change, 0.0)
     killed = [
         expansion.server.start([*arguments, *more], expansion.log.with_name(f"{i}.txt"), die=die)
-        for i, more in enumerate(([], ["--join"]))
+        for i, more in enumerate(([], ["--split", 1, "--total_split", 2]))
     ]
     statuses = {process.wait() for process in killed}
     assert statuses <= {0, -signal.SIGKILL}, [process.log.read_text() for process in killed]
@@ -309,12 +259,6 @@ def test_another_layout_in_the_same_folder_is_refused_and_shown(
     assert content(expansion.output) == before
 
 
-def test_join_and_shards_exclude_each_other(expansion):
-    status, lines = expansion.run("--join", "--split", 0, "--total_split", 2)
-    assert status == 2 and "--join" in lines[-1] and "--split 0" in lines[-1]
-    assert not expansion.output.exists()
-
-
 def test_tar_offsets_of_a_hostile_manifest_are_refused(tmp_path):
     for changes in ({"tar": "../x.tar"}, {"tar": "/x.tar"}, {"tar": "x.tar", "offset": -1}):
         row = {
@@ -325,8 +269,7 @@ def test_tar_offsets_of_a_hostile_manifest_are_refused(tmp_path):
             "size": 1,
             **changes,
         }
-        with ExpansionWriter(tmp_path, 0, 1) as writer:
-            writer.manifest.append(row)
+        ProcessManifest(tmp_path, 0, 1).append(row)
         with pytest.raises(ValueError, match="outside|offset"):
             read_expansion(tmp_path, {"0.png": ImageRecord(Path("0.png"), "0.png", 0, "c")})
         for path in tmp_path.glob("manifest.*"):

@@ -97,7 +97,7 @@ def test_a_second_signal_ends_at_once(expansion, whole_set):
 
 @SIGNALS
 def test_a_signal_while_weights_load_ends_at_once_in_one_line(expansion, number, status):
-    loading = "import time\nfrom expansion import stable_diffusion\ndef load(*_):\n"
+    loading = "import time\nfrom expansion.diffusion import stable_diffusion\ndef load(*_):\n"
     loading += (
         "    print('loading', flush=True); time.sleep(60)\nstable_diffusion.load_pipeline = load"
     )

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,38 +26,32 @@ from torchvision.datasets import ImageFolder
 from expansion.common.errors import InputError
 from expansion.common.files import IDENTITY_FORMAT, claim_folder, is_done, write_atomic
 from expansion.images.records import ImageRecord
+from expansion.images.variants import Variant, variant_name
 from expansion.store.expanded_set import StoredSet, read_expansion
-from expansion.store.manifest import merge_manifests, read_manifest
+from expansion.store.manifest import MadeWith, manifest_row, merge_manifests, read_manifest
 from expansion.store.places import png_checksum
 from expansion.store.writer import ExpansionWriter, encode_png
 from tests.conftest import ROOT
 
 CLASSES = ("cat", "dog")
 STEMS = {"train/cat/a.png": "cat/a", "train/dog/b.png": "dog/b"}
-ITEMS = [
-    (ImageRecord(Path(name), name, label, CLASSES[label]), variant)
-    for label, name in enumerate(STEMS)
-    for variant in range(2)
-]
-SOURCES = {record.file_name: record for record, _ in ITEMS}
+SOURCES = {
+    name: ImageRecord(Path(name), name, label, CLASSES[label]) for label, name in enumerate(STEMS)
+}
+MADE_WITH = MadeWith("img2img", "sha256:0", "0", 1)
 
 
-def row_of(record: ImageRecord, variant: int, **changes) -> dict:
-    return {
-        "file_name": f"{STEMS[record.file_name]}_expand_{variant}.png",
-        "label": record.label,
-        "class": record.class_name,
-        "source": record.file_name,
-        "variant": variant,
-        "seed": 2**62 + variant,
-        "prompt": "a photo of a \u72d7 {caf\u00e9}",
-        "method": "img2img",
-        "model": "sha256:0",
-        **changes,
-    }
+def variant_of(name: str, number: int) -> Variant:
+    file_name = variant_name(STEMS[name], number)
+    return Variant(SOURCES[name], number, file_name, "a photo of a \u72d7 {caf\u00e9}")
 
 
-ROWS = [row_of(*item) for item in ITEMS]
+VARIANTS = [variant_of(name, number) for name in STEMS for number in range(2)]
+ROWS = [manifest_row(variant, MADE_WITH, {}) for variant in VARIANTS]
+
+
+def missing_in(folder: Path, variants: Sequence[Variant] = VARIANTS) -> list[tuple[str, int]]:
+    return [variant.key for variant in StoredSet(folder, SOURCES).missing(variants)]
 
 
 def pixels_of(value: int) -> np.ndarray:
@@ -73,9 +68,9 @@ def written(i: int, **changes) -> dict:
 def expanded(tmp_path) -> Path:
     """A folder with all four images, written by two shards."""
     for split in range(2):
-        with ExpansionWriter(tmp_path, split, 2) as writer:
+        with ExpansionWriter(tmp_path, MADE_WITH, split, 2) as writer:
             for i in range(split, 4, 2):
-                writer.write(pixels_of(i), ROWS[i])
+                writer.write(pixels_of(i), VARIANTS[i], {})
     return tmp_path
 
 
@@ -97,7 +92,7 @@ def disk_space_per_file(num_bytes: int):
 
 
 def test_what_was_written_is_whole_listed_and_without_partial_files(expanded):
-    assert StoredSet(expanded, STEMS, SOURCES).missing(ITEMS) == set()
+    assert missing_in(expanded) == []
     files = {p.relative_to(expanded).as_posix() for p in expanded.rglob("*") if p.is_file()}
     assert {f for f in files if not f.startswith("manifest.")} == {r["file_name"] for r in ROWS}
     assert len(files) == 4 + 2
@@ -120,11 +115,11 @@ def test_an_image_without_a_whole_file_or_without_a_row_is_missing(expanded, man
     if "no row" in damage:
         lines = manifest.read_text().splitlines(keepends=True)
         manifest.write_text("".join(line for line in lines if "cat/a_expand_0" not in line))
-    assert StoredSet(expanded, STEMS, SOURCES).missing(ITEMS) == {("train/cat/a.png", 0)}
+    assert missing_in(expanded) == [("train/cat/a.png", 0)]
 
 
 def test_everything_is_missing_before_the_first_image(tmp_path):
-    assert len(StoredSet(tmp_path / "new", STEMS, SOURCES).missing(ITEMS)) == 4
+    assert len(missing_in(tmp_path / "new")) == 4
 
 
 @pytest.mark.parametrize("keep", [5, 60, -10])
@@ -132,7 +127,7 @@ def test_a_last_line_cut_off_by_a_crash_is_ignored(expanded, manifest, keep):
     lines = manifest.read_text().splitlines(keepends=True)
     manifest.write_text(lines[0] + lines[1][:keep])
     lost = json.loads(lines[1])
-    assert StoredSet(expanded, STEMS, SOURCES).missing(ITEMS) == {(lost["source"], lost["variant"])}
+    assert missing_in(expanded) == [(lost["source"], lost["variant"])]
 
 
 @pytest.mark.parametrize("broken", ['{"file_name": "a', "[1, 2]", '{"label": 0}', "17", '"text"'])
@@ -160,34 +155,32 @@ def test_merged_manifests_hold_one_row_per_image_of_all_shards(expanded):
 def test_a_write_error_surfaces_and_leaves_no_row_and_no_partial_file(tmp_path, num_images):
     (tmp_path / "cat").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="cat"):
-        with ExpansionWriter(tmp_path, 0, 1) as writer:
+        with ExpansionWriter(tmp_path, MADE_WITH) as writer:
             for variant in range(num_images):
-                writer.write(pixels_of(0), row_of(ITEMS[0][0], variant))
+                writer.write(pixels_of(0), variant_of("train/cat/a.png", variant), {})
     assert read_manifest(tmp_path) == [] and os.listdir(tmp_path) == ["cat"]
 
 
 def test_an_image_that_does_not_fit_on_the_disk_leaves_no_file(tmp_path):
     with pytest.raises(OSError, match="File too large"):
-        with disk_space_per_file(300), ExpansionWriter(tmp_path, 0, 1) as writer:
-            writer.write(pixels_of(0), ROWS[0])
+        with disk_space_per_file(300), ExpansionWriter(tmp_path, MADE_WITH) as writer:
+            writer.write(pixels_of(0), VARIANTS[0], {})
     assert list(tmp_path.rglob("*.p*")) == [] and read_manifest(tmp_path) == []
 
 
 def test_a_disk_that_is_full_for_a_while_leaves_a_manifest_that_can_be_read(tmp_path):
     dot = np.zeros((1, 1, 3), dtype=np.uint8)
+    cats = [variant_of("train/cat/a.png", number) for number in range(20)]
     with pytest.raises(OSError, match="No space left"):
-        with ExpansionWriter(tmp_path, 0, 1) as writer:
+        with ExpansionWriter(tmp_path, MADE_WITH) as writer:
             with disk_space_per_file(1500):  # room for some rows, and part of another
                 for variant in range(10):
-                    writer.write(dot, row_of(ITEMS[0][0], variant))
+                    writer.write(dot, cats[variant], {})
                 while not all(future.done() for future in writer.pending):
                     time.sleep(0.001)
             for variant in range(10, 20):
-                writer.write(dot, row_of(ITEMS[0][0], variant))
-    missing = StoredSet(tmp_path, STEMS, SOURCES).missing(
-        (ITEMS[0][0], variant) for variant in range(20)
-    )
-    assert 1 <= len(missing) <= 17
+                writer.write(dot, cats[variant], {})
+    assert 1 <= len(missing_in(tmp_path, cats)) <= 17
 
 
 def test_an_expansion_is_read_back_with_the_labels_of_its_real_images(expanded):

@@ -10,8 +10,9 @@ from pathlib import Path, PureWindowsPath
 
 import pytest
 
-from expansion.data.naming import folder_names, image_stems, ordered_folders, variant_name
+from expansion.data.naming import folder_names, image_stems, ordered_folders
 from expansion.images.records import ImageRecord
+from expansion.images.variants import variant_name
 
 SAFE = [
     "accordion",

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from expansion.common.errors import InputError, brief, one_line
 from expansion.common.seeding import image_seed, stable_seed
 from expansion.common.sharding import make_units, resolve_shard, take_shard
-from expansion.data.naming import folder_names, image_stems, ordered_folders, variant_name
+from expansion.data.naming import folder_names, image_stems, ordered_folders
 from expansion.data.splits import few_shot, hold_out
 from expansion.images.records import ImageRecord
+from expansion.images.variants import variant_name
 from expansion.store.manifest import merge_manifests, read_manifest
 
 # The same inputs on every machine and in every run, none kept on disk.

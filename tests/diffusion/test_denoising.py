@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,15 +23,17 @@ from distdiff.config import DistDiffConfig
 from distdiff.prototypes import Prototypes
 from distdiff.sampler import DistDiffSampler
 from expansion.classifier.backbones import Classifier
-from expansion.data.prompts import template_prompts
 from expansion.diffusion.denoising import Denoiser
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.memory import FittingSampler
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch, Samples
 from expansion.diffusion.stable_diffusion import LatentCodec, load_pipeline
-from expansion.generation.loop import Job, generate, sample_finite
+from expansion.diffusion.variants import Drawing, sample_finite
+from expansion.generation.loop import generate
 from expansion.images.records import ImageRecord
+from expansion.images.variants import Variant
+from expansion.store.manifest import MadeWith
 from expansion.store.writer import ExpansionWriter
 from tests.conftest import TINY_MODEL
 
@@ -340,21 +343,16 @@ def test_a_real_sampler_survives_the_repetition_in_float32():
 def test_an_image_that_stays_nan_is_counted_and_not_written(tmp_path, make_folder, dtype):
     root = make_folder("set", {"train": {"one": ["a.png", "b.png"]}})
     names = ["train/one/a.png", "train/one/b.png"]
-    unit = [(ImageRecord(root / name, name, 0, "one"), 0) for name in names]
-    job = Job(
-        method="stub",
-        model="stub",
-        config_hash="0",
-        seed=1,
-        resolution=8,
-        resize_mode="center_crop",
-        prompts=template_prompts("a {}", ["one"]),
-        stems={"train/one/a.png": "one/a", "train/one/b.png": "one/b"},
-    )
+    unit = [
+        Variant(
+            ImageRecord(root / name, name, 0, "one"), 0, f"one/{Path(name).stem}_expand_0.png", ""
+        )
+        for name in names
+    ]
+    drawing = Drawing(seed=1, resolution=8, resize_mode="center_crop")
     sampler = NanSampler(dtype, nan_in=(torch.float16, torch.float32))
     progress: list[int] = []
-    wanted = {(name, 0) for name in names}
-    with ExpansionWriter(tmp_path, 0, 1) as writer:
-        outcome = generate(sampler, job, [(unit, wanted)], writer, progress.append)
+    with ExpansionWriter(tmp_path, MadeWith("stub", "stub", "0", 1)) as writer:
+        outcome = generate(sampler, drawing, [unit], unit, writer, progress.append)
     assert (outcome.written, outcome.failed, progress) == (1, 1, [2])
     assert [p.name for p in tmp_path.glob("one/*")] == ["b_expand_0.png"]

@@ -24,11 +24,11 @@ from expansion.classifier.backbones import load_classifier
 from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
 from expansion.data.datasets import few_shot, load_dataset
-from expansion.data.prompts import template_prompts
 from expansion.diffusion import stable_diffusion
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.samples import Batch
-from expansion.generation.loop import Job, load_batch
+from expansion.diffusion.variants import Drawing, make_batch
+from expansion.images.variants import Variant
 from expansion.store.writer import ExpansionWriter
 from tests.conftest import ROOT, TINY_MODEL
 
@@ -307,17 +307,8 @@ def test_real_images_become_square_as_the_mode_says(tmp_path, wide_set, argument
     """Resized to 48x32, the left third (16 columns) is white: a centre crop keeps 8 columns of it."""
     dataset = load_dataset(str(wide_set))
     records = dataset.records("train")
-    job = Job(
-        method="",
-        model="",
-        config_hash="",
-        seed=1,
-        resolution=32,
-        resize_mode=mode,
-        prompts=template_prompts("a {}", ["thing"]),
-        stems={},
-    )
-    batch = load_batch([(record, k) for record in records for k in range(6)], job)
+    variants = [Variant(record, k, "", "a thing") for record in records for k in range(6)]
+    batch = make_batch(variants, Drawing(seed=1, resolution=32, resize_mode=mode))
     rows = batch.images[batch.source_index][:, 0, 16]  # middle line, (12, 32)
     white = [int((row > 0.97).sum()) for row in rows]
     if mode == "random_crop":

@@ -16,7 +16,7 @@ from expansion.data.layouts import configs as dataset_configs
 from expansion.images.content import readable_records
 from expansion.images.pixel_cache import PixelCache
 from expansion.images.pixels import Reading
-from expansion.images.records import ImageRecord
+from expansion.images.records import ImageRecord, PackedRecord
 from tests.helpers.image_files import adobe_profile
 
 PLACES = [f"{split}/{name}/{i}" for split in ("train", "test") for name in "ab" for i in range(3)]
@@ -185,7 +185,7 @@ def test_an_image_in_a_tar_is_read_by_the_same_rule(tmp_path):
     Image.new("LA", (8, 8), (0, 0)).save(buffer, "PNG")
     content = buffer.getvalue()
     (tmp_path / "a.tar").write_bytes(b"before" + content + b"after")
-    record = ImageRecord(tmp_path / "a.tar", "a.png", 0, "a", byte_range=(6, len(content)))
+    record = PackedRecord(tmp_path / "a.tar", "a.png", 0, "a", byte_range=(6, len(content)))
     assert record.load().getpixel((0, 0)) == (255, 255, 255)
     assert record.decoded().notes == ("transparent, on white",)
 

@@ -44,7 +44,7 @@ GUIDE = (  # an untrained guide classifier does
 )
 FAULTS = ("lost", "duplicated", "corrupt", "different", "left over", "failed")
 WHOLE_FILES = ("classes.json", "contact_sheet.png")
-PROCESS_NAME = re.compile(r"[0-9a-f]{8,}|\d+-of-\d+|joined")
+PROCESS_NAME = re.compile(r"[0-9a-f]{8,}|\d+-of-\d+")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,6 @@ KINDS = {
         "img2img", tuple(("--total_split", "2", "--split", str(i)) for i in range(2))
     ),
     "same_shard": Kind("img2img", ((), ())),
-    "joined": Kind("img2img", (("--total_split", "2", "--split", "0"), ("--join",), ("--join",))),
 }
 
 

@@ -253,8 +253,8 @@ ODD_FILES = (_fifo, _folder, _metadata_folder, _hostile_claim)
 def _resume_or_train(draw: random.Random, root: Path, out: Path, form: list[str]) -> Attempt:
     what = draw.random()
     if what < 0.5:
-        join = draw.choice(([], ["--join"]))
-        return lambda: expand.main(expand_arguments(root, out, *form, *join))
+        shard = draw.choice(([], ["--split", "1", "--total_split", "2"]))
+        return lambda: expand.main(expand_arguments(root, out, *form, *shard))
     if what < 0.65:
         return lambda: expand.main(expand_arguments(root, out, "--status"))
     recipe = ["-a", "resnet10_tiny", "--image_size", "32", "--resize_size", "32", "--dry_run"]

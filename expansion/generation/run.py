@@ -1,0 +1,267 @@
+"""A run of expand.py: what is missing of a shard is made, and the folder is left in order."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from expansion.common.config import config_hash
+from expansion.common.devices import device_and_dtype
+from expansion.common.files import (
+    check_claim,
+    check_writable,
+    claim_folder,
+    noticing_removal,
+    remove_partial_files,
+    write_atomic,
+)
+from expansion.common.stopping import StopRequest, finishing_first
+from expansion.data.datasets import write_subset
+from expansion.data.prompts import overlong_warning
+from expansion.generation.batch_size import FILE_NAME, forget_batch_size, remember_batch_size
+from expansion.generation.identity import facts_of, identity_of, layout_of
+from expansion.generation.plan import IDENTITY_FILE, Plan
+from expansion.images.variants import Variant
+from expansion.store.expanded_set import Asked, StoredSet, current_rows
+from expansion.store.manifest import MadeWith, merge_manifests, read_manifest
+from expansion.store.tars import is_packed, pack
+from expansion.store.writer import ExpansionWriter
+
+if TYPE_CHECKING:
+    from expansion.diffusion.sampler import Sampler
+    from expansion.diffusion.variants import Drawing
+    from expansion.generation.loop import Outcome
+
+logger = logging.getLogger(__name__)
+
+REMEDY = "give another --exp or --output_dir, or remove the folder"
+
+
+def run(plan: Plan, sampler_class: type[Sampler]) -> int:
+    """Make what is missing of the plan's shard.
+
+    Args:
+        plan: What is to be made, and where.
+        sampler_class: Makes it.
+
+    Returns:
+        The exit status: 0, 1 if images could not be made, or what says by which signal it stopped.
+
+    Raises:
+        InputError: The folder was begun with other settings or from other images.
+    """
+    # The folder must be one of these settings and of these real images.
+    device, dtype = device_and_dtype(plan.config.device, plan.config.dtype)
+    identity = identity_of(plan, dtype)
+    claimed = {**identity, **layout_of(plan)}
+    check_claim(plan.output_dir, IDENTITY_FILE, claimed, REMEDY)
+    if plan.shard.origin:
+        logger.info(str(plan.shard))
+    stored = StoredSet(plan.output_dir, plan.sources)
+    stored.check_sources()
+
+    # What is missing is made; every file of the shard is looked at here, and not again.
+    begun = time.monotonic()
+    missing = stored.missing(plan.shard_variants)
+    written = failed = 0
+    if missing:
+        check_writable(plan.output_dir)
+        sampler = _build_sampler(plan, sampler_class, device, dtype)
+        drawing = _drawing(plan, sampler)
+        _begin_folder(plan, claimed, sampler)
+        if plan.batch_size is None:
+            plan = _measured(plan, sampler, drawing)
+            mine = set(plan.shard_variants)
+            missing = [variant for variant in missing if variant in mine]
+        _say_what_is_asked(plan, stored)
+        made_with = MadeWith(
+            plan.config.method, identity["model"], config_hash(identity), plan.config.seed
+        )
+        with finishing_first() as stop, noticing_removal(plan.output_dir):
+            outcome = _make(plan, sampler, drawing, made_with, missing, stop)
+        written, failed = outcome.written, outcome.failed
+        if outcome.stopped:
+            return _report_stop(plan, stop, written, len(missing) - written)
+    else:
+        plan.output_dir.mkdir(parents=True, exist_ok=True)  # of a shard that is empty, and first
+        _say_what_is_asked(plan, stored)
+
+    # The whole set: the other shards are looked at too, and a complete one is rounded off.
+    stored.refresh()
+    mine = set(plan.shard_variants)
+    others = stored.missing(variant for variant in plan.variants if variant not in mine)
+    num_missing = len(missing) - written + len(others)
+    done = len(missing) == written + failed and all(v.key in stored.failed for v in others)
+    if done and plan.tars and not is_packed(stored, plan.tars):
+        pack(stored, plan.tars)
+    rows = _merge(plan)
+    _report(plan, len(missing), written, failed, time.monotonic() - begun)
+    num_all = len(plan.variants)
+    logger.info(f"{plan.output_dir}: {num_all - num_missing} of {num_all} images of all shards")
+    if not num_missing:
+        _round_off(plan, rows)
+    return 1 if failed else 0
+
+
+def _build_sampler(plan: Plan, sampler_class: type[Sampler], device: str, dtype: str) -> Sampler:
+    """The sampler on its checkpoint, prepared for the plan's real images."""
+    from expansion.diffusion.lora import add_lora
+    from expansion.diffusion.stable_diffusion import load_pipeline
+
+    def load():
+        config = plan.config
+        pipeline = load_pipeline(
+            plan.model, dtype, device, config.revision, config.single_file_config
+        )
+        if config.lora is not None:
+            add_lora(pipeline, config.lora, config.lora_scale)
+        if config.compile:
+            pipeline.unet.compile_repeated_blocks()
+        return pipeline
+
+    sampler = sampler_class.build(plan.method_config, plan.dataset.class_names, load)
+    sampler.prepare(plan.records)
+    return sampler
+
+
+def _drawing(plan: Plan, sampler: Sampler) -> Drawing:
+    """What decides the images beside sampler and variants."""
+    from expansion.diffusion.stable_diffusion import default_resolution
+    from expansion.diffusion.variants import Drawing
+
+    resolution = plan.config.resolution or default_resolution(sampler.pipeline)
+    return Drawing(plan.config.seed, resolution, plan.method_config.resize_mode)
+
+
+def _begin_folder(plan: Plan, claimed: Mapping[str, Any], sampler: Sampler) -> None:
+    """Claim the folder and write what it holds beside images."""
+    prompts = {variant.prompt for variant in plan.variants}
+    warning = overlong_warning(prompts, sampler.pipeline.tokenizer)
+    if warning:
+        logger.warning(warning)
+    forget_batch_size(plan.output_dir)
+    claim_folder(plan.output_dir, IDENTITY_FILE, claimed, REMEDY)
+    _write_classes(plan)
+    config = plan.config
+    write_subset(plan.records, config.shots, config.subset_seed, config.subset_file)
+
+
+def _write_classes(plan: Plan) -> None:
+    classes = [
+        {"id": label, "name": name, "folder": plan.folders[name]}
+        for label, name in enumerate(plan.dataset.class_names)
+    ]
+    if plan.config.prompts_file is None:
+        for row, (prompt,) in zip(classes, plan.prompts.by_label, strict=True):
+            row["prompt"] = prompt
+    text = json.dumps(classes, ensure_ascii=False, indent=1)
+    write_atomic(plan.output_dir / "classes.json", text + "\n")
+
+
+def _measured(plan: Plan, sampler: Sampler, drawing: Drawing) -> Plan:
+    """The plan with the batch size that fits, which is kept for all processes of this folder."""
+    from expansion.diffusion.memory import fitting_batch_size
+    from expansion.diffusion.variants import make_batch
+
+    size = fitting_batch_size(
+        sampler, lambda count: make_batch(plan.variants[:count], drawing), len(plan.variants)
+    )
+    kept = remember_batch_size(plan.output_dir, size)
+    logger.info(f"batch size {kept}, kept in {plan.output_dir / FILE_NAME}")
+    return plan.with_batch_size(kept)
+
+
+def _say_what_is_asked(plan: Plan, stored: StoredSet) -> None:
+    """Keep what this command asks for; what does not belong to it is moved out of the way."""
+    sources = [record.file_name for record in plan.records]
+    count = plan.config.num_images_per_prompt
+    Asked(count, sources, facts_of(plan)).write(plan.output_dir)
+    if not plan.tars:
+        stored.set_stale_aside()
+
+
+def _make(
+    plan: Plan,
+    sampler: Sampler,
+    drawing: Drawing,
+    made_with: MadeWith,
+    missing: Sequence[Variant],
+    stop: StopRequest,
+) -> Outcome:
+    """Compute the units that lack images, and write these."""
+    from expansion.common.progress import SteadyBar
+    from expansion.generation.loop import generate
+
+    lacking = set(missing)
+    units = [unit for unit in plan.shard_units if not lacking.isdisjoint(unit)]
+    with (
+        ExpansionWriter(plan.output_dir, made_with, *plan.shard[:2]) as writer,
+        SteadyBar(total=len(missing), desc=made_with.method, unit="image", disable=None) as bar,
+    ):
+
+        def progress(num_images: int) -> None:
+            bar.update(num_images)
+            writer.note_unit(num_images)
+
+        return generate(sampler, drawing, units, lacking, writer, progress, stop)
+
+
+def _merge(plan: Plan) -> list[dict[str, Any]]:
+    """Write metadata.jsonl; returns its rows."""
+    count = plan.config.num_images_per_prompt
+
+    def select(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return current_rows(plan.output_dir, rows, plan.sources, count)[0]
+
+    rows = merge_manifests(plan.output_dir, select)
+    _, left_out = current_rows(plan.output_dir, read_manifest(plan.output_dir), plan.sources, count)
+    for reason, number in left_out.items():
+        logger.info(f"left out of metadata.jsonl: {number} images {reason}")
+    return rows
+
+
+def _report(plan: Plan, num_lacking: int, written: int, failed: int, seconds: float) -> None:
+    """Say what this process did."""
+    there = len(plan.shard_variants) - num_lacking
+    logger.info(
+        f"{plan.shard}: {written} images written, {there} already there, "
+        f"{failed} failed, {plan.num_skipped} unreadable real images skipped; {seconds:.1f} s, "
+        f"{written / max(seconds, 1e-3):.2f} images/s"
+    )
+
+
+def _report_stop(plan: Plan, stop: StopRequest, written: int, num_missing: int) -> int:
+    """Say where the shard stopped; returns the exit status."""
+    total = len(plan.shard_variants)
+    logger.info(
+        f"stopped by {stop.signal.name}: {written} images written; {plan.shard} has "
+        f"{total - num_missing} of {total} images, {num_missing} are missing; run the same command "
+        "to go on"
+    )
+    _merge(plan)
+    return stop.exit_status
+
+
+def _round_off(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What is left to do when no image is missing."""
+    from expansion.generation.sheets import write_contact_sheets
+
+    write_contact_sheets(plan, rows)
+    abandoned = remove_partial_files(plan.output_dir)
+    if abandoned:
+        logger.info(f"removed {abandoned} half-written files of processes that were killed")
+    for name, mean in _mean_details(rows).items():
+        logger.info(f"mean {name}: {mean:.4f}")
+
+
+def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over all images of the figures that the method left in the manifest."""
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.get("details", {}).items():
+            if isinstance(value, int | float) and abs(value) < 1e300:
+                columns.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in columns.items()}
