@@ -89,16 +89,39 @@ def run(plan: Plan, sampler_class: type[Sampler]) -> int:
         plan.output_dir.mkdir(parents=True, exist_ok=True)  # of a shard that is empty, and first
         _say_what_is_asked(plan, stored)
 
-    # The whole set: the other shards are looked at too, and a complete one is rounded off.
+    seconds = time.monotonic() - begun
+    return _finish(plan, stored, len(missing), written, failed, seconds)
+
+
+def _finish(
+    plan: Plan, stored: StoredSet, num_lacking: int, written: int, failed: int, seconds: float
+) -> int:
+    """Look at the other shards too, and round off a complete set; returns the exit status.
+
+    Args:
+        plan: Of this shard.
+        stored: What is there; the manifests are read again.
+        num_lacking: Images of the shard that were missing.
+        written: How many of them are made.
+        failed: How many of them could not be made.
+        seconds: What it took.
+    """
+    # What the whole set lacks. A tar does without what cannot be made.
     stored.refresh()
     mine = set(plan.shard_variants)
     others = stored.missing(variant for variant in plan.variants if variant not in mine)
-    num_missing = len(missing) - written + len(others)
-    done = len(missing) == written + failed and all(v.key in stored.failed for v in others)
-    if done and plan.tars and not is_packed(stored, plan.tars):
+    num_missing = num_lacking - written + len(others)
+    tried_all = num_lacking == written + failed and all(v.key in stored.failed for v in others)
+    if tried_all and plan.tars and not is_packed(stored, plan.tars):
         pack(stored, plan.tars)
     rows = _merge(plan)
-    _report(plan, len(missing), written, failed, time.monotonic() - begun)
+
+    # What this process did, and how far the set is.
+    logger.info(
+        f"{plan.shard}: {written} images written, {len(mine) - num_lacking} already there, "
+        f"{failed} failed, {plan.num_skipped} unreadable real images skipped; {seconds:.1f} s, "
+        f"{written / max(seconds, 1e-3):.2f} images/s"
+    )
     num_all = len(plan.variants)
     logger.info(f"{plan.output_dir}: {num_all - num_missing} of {num_all} images of all shards")
     if not num_missing:
@@ -221,16 +244,6 @@ def _merge(plan: Plan) -> list[dict[str, Any]]:
     for reason, number in left_out.items():
         logger.info(f"left out of metadata.jsonl: {number} images {reason}")
     return rows
-
-
-def _report(plan: Plan, num_lacking: int, written: int, failed: int, seconds: float) -> None:
-    """Say what this process did."""
-    there = len(plan.shard_variants) - num_lacking
-    logger.info(
-        f"{plan.shard}: {written} images written, {there} already there, "
-        f"{failed} failed, {plan.num_skipped} unreadable real images skipped; {seconds:.1f} s, "
-        f"{written / max(seconds, 1e-3):.2f} images/s"
-    )
 
 
 def _report_stop(plan: Plan, stop: StopRequest, written: int, num_missing: int) -> int:
