@@ -106,13 +106,14 @@ def _finish(
         failed: How many of them could not be made.
         seconds: What it took.
     """
-    # What the whole set lacks. A tar does without what cannot be made.
+    # What the whole set lacks; where nothing was written, this shard was looked at already.
     stored.refresh()
     mine = set(plan.shard_variants)
-    others = stored.missing(variant for variant in plan.variants if variant not in mine)
-    num_missing = num_lacking - written + len(others)
-    tried_all = num_lacking == written + failed and all(v.key in stored.failed for v in others)
-    if tried_all and plan.tars and not is_packed(stored, plan.tars):
+    missing = stored.missing(v for v in plan.variants if written or v not in mine)
+    num_missing = len(missing) + (0 if written else num_lacking)
+    # A tar does without what cannot be made.
+    packable = all(variant.key in stored.failed for variant in missing)
+    if plan.tars and packable and not is_packed(stored, plan.tars):
         pack(stored, plan.tars)
     rows = _merge(plan)
 

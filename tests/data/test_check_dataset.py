@@ -18,7 +18,8 @@ import expand
 import train_expand
 import train_original
 from expansion.common.errors import InputError
-from expansion.data.datasets import load_dataset, main
+from expansion.data.__main__ import main
+from expansion.data.datasets import load_dataset
 from expansion.images.records import ImageRecord
 from expansion.store.manifest import read_manifest
 from tests.conftest import ROOT

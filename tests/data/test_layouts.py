@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from expansion.common.errors import InputError
-from expansion.data.datasets import load_dataset, main
+from expansion.data.__main__ import main
+from expansion.data.datasets import load_dataset
 from expansion.data.readers.split_folders import split_of
 from tests.helpers.stand_ins import draw, folders
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from expansion.common.errors import InputError
-from expansion.data.datasets import ImageDataset, load_dataset, main
+from expansion.data.__main__ import main
+from expansion.data.datasets import ImageDataset, load_dataset
 from expansion.data.readers.lists import ListLayout, read_lists
 from tests.helpers.stand_ins import aircraft, cub, draw, write_lines
 

@@ -10,7 +10,8 @@ import pytest
 import expand
 import train_original
 from expansion.common.errors import InputError
-from expansion.data.datasets import load_dataset, main
+from expansion.data.__main__ import main
+from expansion.data.datasets import load_dataset
 from expansion.store.writer import encode_png
 from tests.conftest import TINY_MODEL
 from tests.helpers.stand_ins import folders

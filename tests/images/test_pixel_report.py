@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from expansion.data import datasets as image_datasets
-from expansion.data.datasets import load_dataset, main, unlabeled_records
+from expansion.data.__main__ import main
+from expansion.data.datasets import load_dataset, unlabeled_records
 from expansion.data.layouts import configs as dataset_configs
 from expansion.images.content import readable_records
 from expansion.images.pixel_cache import PixelCache
