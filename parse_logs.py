@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from expansion.common.errors import require, run_command
+from expansion.common.option_parser import OptionParser
 from expansion.metrics.classification import METRICS
 from expansion.metrics.runs import full_names, log, mean_std, natural_key, read_report, read_run
 from expansion.metrics.tables import csv_text, matrix_text, notes, tables_text
@@ -34,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("dir", metavar="DIR", help="folder of a run, of its seeds, or of all runs")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--multi", action="store_true", help="average over DIR/*/results.yaml")

@@ -13,13 +13,13 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from expansion.classifier.recipe import NEEDS_LOSS, Recipe
-from expansion.common.config import load_yaml, option
+from expansion.common.config import Layers, load_yaml, option
 from expansion.common.errors import require, run_command, unknown_name
 from expansion.common.files import check_outside
 from expansion.data.label_noise import with_label_noise
@@ -169,12 +169,12 @@ def _check_own_mixing(config: TrainExpandConfig, recipe: Recipe) -> None:
     require(smoothing == 0, f"{reason} --label_smoothing {smoothing:g}")
 
 
-def _learning(known: Mapping[str, Any]) -> Learning:
-    labels = known.get("labels", TrainExpandConfig.labels)
-    if labels not in tuple(OBJECTIVES):
+def _learning(known: Layers) -> Learning:
+    labels = known.peek("labels", TrainExpandConfig.labels)
+    if labels not in list(OBJECTIVES):  # YAML may give a list, which a mapping cannot look up
         raise unknown_name("labels", labels, list(OBJECTIVES))
     return (
-        SEMI_SUPERVISED if known.get("unlabeled_dir") and labels == "seed" else OBJECTIVES[labels]
+        SEMI_SUPERVISED if known.peek("unlabeled_dir") and labels == "seed" else OBJECTIVES[labels]
     )
 
 

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         __doc__,
         positionals,
         TrainConfig,
-        lambda known: SEMI_SUPERVISED if known.get("unlabeled_dir") else SUPERVISED,
+        lambda known: SEMI_SUPERVISED if known.peek("unlabeled_dir") else SUPERVISED,
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     data = load_data(config, recipe)

@@ -9,7 +9,6 @@ With one, the model is asked for descriptions of random scenes of each class (pa
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -22,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamda.prompts_config import PromptsConfig
-from expansion.common.config import CONFIG_DIR, add_options, command_line_source, compose, load_yaml
+from expansion.common.config import CONFIG_DIR, load_yaml
 from expansion.common.devices import usable_device
 from expansion.common.errors import InputError, require, run_command
 from expansion.common.files import write_atomic
+from expansion.common.option_parser import OptionParser
 from expansion.common.seeding import stable_seed
 from expansion.data.datasets import ImageDataset, load_dataset
 from expansion.data.prompts import class_prompt, names_class
@@ -65,18 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> PromptsConfig:
     """Command line over `--config` files over `configs/dreamda/prompts.yaml`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dreamda.prompts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", nargs="*", default=[], help="YAML files; later ones win")
-    add_options(parser, PromptsConfig, "prompts")
-    given = parser.parse_args(arguments)
-    files = [CONFIG_DIR / "dreamda" / "prompts.yaml", *given.config]
-    sources = [load_yaml(path) for path in files]
-    sources.append(command_line_source(given, ignore=("config",)))
-    (config,) = compose([PromptsConfig], sources)
+    parser = OptionParser(prog="python -m dreamda.prompts", description=__doc__)
+    given = parser.read(arguments, {"prompts": PromptsConfig})
+    texts = load_yaml(CONFIG_DIR / "dreamda" / "prompts.yaml")
+    (config,) = given.over(texts).compose(PromptsConfig)
     return config
 
 

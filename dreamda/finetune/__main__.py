@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from dreamda.finetune.config import FinetuneConfig, FromScratchConfig
 from dreamda.finetune.report import SAMPLING_STEPS, TrainingLog, loss_chart, readme, sample_grid
-from expansion.common.config import add_options, command_line_source, compose, deciding, load_yaml
+from expansion.common.config import deciding
 from expansion.common.devices import in_main_process, make_accelerator
 from expansion.common.errors import require, run_command
 from expansion.common.files import check_outside, claim_folder, write_atomic
@@ -108,16 +108,12 @@ def _identity(
 
 def parse(arguments: Sequence[str] | None) -> tuple[FinetuneConfig, FromScratchConfig]:
     """Command line over YAML over defaults."""
-    parser = OptionParser(
-        prog="python -m dreamda.finetune", description=__doc__, common=COMMON, allow_abbrev=False
-    )
-    parser.add_argument("--config", nargs="*", default=[], help="YAML files; later ones win")
-    add_options(parser, FinetuneConfig, "training")
-    add_options(parser, FromScratchConfig, "architecture and autoencoder (--from_scratch only)")
-    given = parser.parse_args(arguments)
-    sources = [load_yaml(path) for path in given.config]
-    sources.append(command_line_source(given, ignore=("config",)))
-    return tuple(compose([FinetuneConfig, FromScratchConfig], sources))
+    parser = OptionParser(prog="python -m dreamda.finetune", description=__doc__, common=COMMON)
+    classes = {
+        "training": FinetuneConfig,
+        "architecture and autoencoder (--from_scratch only)": FromScratchConfig,
+    }
+    return tuple(parser.read(arguments, classes).compose(*classes.values()))
 
 
 def _check(config: FinetuneConfig, output_dir: Path) -> None:

@@ -11,7 +11,6 @@ and guidance are each method's own. Figures are medians over the rounds. "img2im
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -26,10 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import expand
-from expansion.common.config import add_options, command_line_source, compose, import_object, option
+from expansion.common.config import import_object, option
 from expansion.common.devices import device_and_dtype
 from expansion.common.errors import require, run_command, unknown_name
 from expansion.common.files import write_atomic
+from expansion.common.option_parser import OptionParser
 from expansion.common.tables import aligned
 from expansion.generation.plan import Plan, make_plan
 
@@ -114,14 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str]) -> BenchmarkConfig:
-    parser = argparse.ArgumentParser(
-        prog="python -m expansion.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_options(parser, BenchmarkConfig, "benchmark")
-    source = command_line_source(parser.parse_args(arguments))
-    (config,) = compose([BenchmarkConfig], [source])
+    parser = OptionParser(prog="python -m expansion.benchmark", description=__doc__)
+    (config,) = parser.read(arguments, {"benchmark": BenchmarkConfig}).compose(BenchmarkConfig)
     return config
 
 

@@ -32,6 +32,7 @@ import numpy as np
 from PIL import Image
 
 from expansion.common.errors import require, run_command
+from expansion.common.option_parser import OptionParser
 from expansion.images.file_trees import image_files
 from expansion.images.records import ImageRecord
 
@@ -75,11 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m expansion.benchmark_training",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionParser(prog="python -m expansion.benchmark_training", description=__doc__)
     add = parser.add_argument
     add(
         "-a",

@@ -1,8 +1,8 @@
 """One schema for YAML files and command lines: frozen dataclasses.
 
 A field is declared once with `option(default, help)`. From it come the YAML key, the long option of
-the same name, its help text and the type check. `compose` merges several sources into several
-dataclasses; later sources win (defaults < method YAML < dataset YAML < command line).
+the same name, its help text and the type check. `Layers` are the sources of a command, of which
+later ones win; `compose` merges them into several dataclasses.
 """
 
 from __future__ import annotations
@@ -74,6 +74,26 @@ class Source:
     name: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Settings from several sources in rising order: what a later source says wins."""
+
+    sources: tuple[Source, ...]
+
+    def peek(self, key: str, default: Any = None) -> Any:
+        """The value of `key` that counts, as it is written: no schema has checked it yet."""
+        found = [source.values[key] for source in self.sources if key in source.values]
+        return found[-1] if found else default
+
+    def over(self, *sources: Source) -> Layers:
+        """These layers with `sources` beneath them."""
+        return Layers((*sources, *self.sources))
+
+    def compose(self, *config_classes: type) -> list[Any]:
+        """One config per class; see the function `compose`."""
+        return compose(config_classes, self.sources)
+
+
 def load_yaml(path: str | Path) -> Source:
     """Read a YAML mapping. Raises InputError when the file is missing or is no mapping."""
     path = home_expanded(str(path))
@@ -104,7 +124,10 @@ def compose(config_classes: Sequence[type], sources: Sequence[Source]) -> list[A
         for key, value in source.values.items():
             if key not in known:
                 shown = key if isinstance(key, str) else brief(key)
-                raise InputError(f"{source.name}: unknown key '{shown}'{suggestion(shown, known)}")
+                hint = suggestion(shown, known)
+                if isinstance(key, bool):
+                    hint = "; YAML takes an unquoted yes, no, on or off for a boolean, so quote it"
+                raise InputError(f"{source.name}: unknown key '{shown}'{hint}")
             for i, names in enumerate(fields):
                 if key in names:
                     where = f"{source.name}: {key}"
@@ -142,12 +165,6 @@ def add_options(parser: argparse.ArgumentParser, config_class: type, title: str)
                 keywords["nargs"] = "+"
         action = group.add_argument(*field.metadata["flags"], f"--{field.name}", **keywords)
         action.of_config = True
-
-
-def command_line_source(namespace: argparse.Namespace, ignore: Sequence[str] = ()) -> Source:
-    """The options that were given, as the source of highest precedence."""
-    values = {key: value for key, value in vars(namespace).items() if key not in ignore}
-    return Source(values, "command line")
 
 
 def deciding(config: Any) -> dict[str, Any]:

@@ -8,23 +8,19 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
 from expansion.common.errors import InputError, run_command
+from expansion.common.option_parser import OptionParser
 from expansion.data.check import check_splits
 from expansion.data.datasets import load_dataset
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line above; returns 0 where nothing is wrong, else 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m expansion.data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionParser(prog="python -m expansion.data", description=__doc__)
     parser.add_argument("command", choices=("check",))
     parser.add_argument("dataset", help="dataset name or folder")
     parser.add_argument("--data_dir", default="data", help="where named datasets lie")

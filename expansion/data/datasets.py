@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from expansion.common.config import Layers, home_expanded
 from expansion.common.errors import InputError, brief, one_line, require, shown
 from expansion.common.files import write_atomic
 from expansion.common.texts import NameIndex, keyed_by, read_json, stripped
@@ -138,6 +139,13 @@ def load_dataset(
 def dataset_config(name: str, data_dir: str | Path = "data") -> DatasetConfig:
     """Settings of a dataset without reading its folders; raises InputError for an unknown name."""
     return find_layout(name, Path(data_dir)).config
+
+
+def dataset_of(settings: Layers) -> tuple[str, DatasetConfig]:
+    """The dataset that the settings of a command name, and what its file says."""
+    given = settings.peek("dataset", DEFAULT_DATASET), settings.peek("data_dir", "data")
+    name, data_dir = (home_expanded(v) if isinstance(v, str) else brief(v) for v in given)
+    return name, dataset_config(name, data_dir)
 
 
 def dataset_title(name: str, data_dir: str | Path = "data") -> str:

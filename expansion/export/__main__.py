@@ -26,6 +26,7 @@ from typing import Any
 from expansion.common.config import config_hash
 from expansion.common.errors import InputError, brief, require, run_command, shown
 from expansion.common.files import check_outside, check_writable, claim_folder, remove_partial_files
+from expansion.common.option_parser import OptionParser
 from expansion.data.datasets import ImageDataset, load_dataset
 from expansion.data.layouts.configs import is_known
 from expansion.data.naming import loader_folders
@@ -44,11 +45,7 @@ REMEDY = "give another folder to --merge, or remove this one"
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m expansion.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionParser(prog="python -m expansion.export", description=__doc__)
     parser.add_argument("set", help="folder of an expanded set")
     parser.add_argument("--merge", required=True, metavar="FOLDER", help="folder to make")
     parser.add_argument(

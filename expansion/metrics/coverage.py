@@ -12,7 +12,6 @@ classifiers at hand. Columns: share of the tables whose interval holds the gain,
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from expansion.common.option_parser import OptionParser
 from expansion.common.tables import aligned
 from expansion.metrics.comparison import compare
 from expansion.metrics.predictions import Predictions
@@ -101,8 +101,7 @@ def cases() -> list[Case]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = OptionParser(description=__doc__)
     parser.add_argument("--num_tables", type=int, default=200, help="of each line (default: 200)")
     parser.add_argument(
         "--metric", default="last_accuracy", help="its true gain must be accuracy's"

@@ -27,6 +27,7 @@ from PIL import Image
 from expansion.common.devices import usable_device
 from expansion.common.errors import InputError, one_line, require, run_command, shown
 from expansion.common.files import check_outside, check_writable, write_atomic
+from expansion.common.option_parser import OptionParser
 from expansion.common.tables import aligned
 from expansion.images.file_trees import walk
 from expansion.images.records import ImageRecord
@@ -73,11 +74,7 @@ class Prediction:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m expansion.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionParser(prog="python -m expansion.predict", description=__doc__)
     parser.add_argument("run", help="folder of a finished run, or of all seeds of an arm")
     parser.add_argument("photos", nargs="+", help="image files, and folders of such")
     parser.add_argument(

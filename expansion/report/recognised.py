@@ -9,7 +9,6 @@ high share alone is no praise: copies of the real images are recognised best.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -23,6 +22,7 @@ from expansion.common.config import Source, compose, load_yaml
 from expansion.common.devices import usable_device
 from expansion.common.errors import JSON_ERRORS, InputError, require, run_command
 from expansion.common.files import write_atomic
+from expansion.common.option_parser import OptionParser
 from expansion.report.sets import ExpandedSet, read_set
 
 FILE_NAME = "recognised.json"
@@ -30,11 +30,7 @@ MOST_IMAGES = 5000  # of a set: the share's standard error is below 1 %
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m expansion.study.recognised",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionParser(prog="python -m expansion.study.recognised", description=__doc__)
     parser.add_argument("run", help="run folder of train_original.py")
     parser.add_argument("sets", nargs="+", metavar="set", help="folder of an expanded set")
     parser.add_argument("--device", default="auto", help="cuda, cpu, ...")

@@ -18,12 +18,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from expansion.common.config import Layers
 from expansion.common.errors import GO_ON, require, run_command
 from expansion.common.files import check_claim, check_outside, claim_folder
 from expansion.diffusion.model_files import locate_model
 from expansion.study import choices, jobs, plan, talk
 from expansion.study.choices import Machine
-from expansion.study.config import Asked, Settings, read_command_line, settle
+from expansion.study.config import Settings, read_command_line, settle
 from expansion.study.estimate import costs_of, estimate
 from expansion.study.photos import Photos, look_at
 from expansion.study.runner import Failed, Runner
@@ -33,7 +34,7 @@ from expansion.study.talk import say
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = read_command_line(sys.argv[1:] if arguments is None else arguments, __doc__)
-    first = settle(asked, asked.scale or choices.scale_of(0)).config
+    first = settle(asked, choices.scale_of(0)).config
     say("Step 1: look at the photos")
     photos = look_at(first)
     check = shlex.join(["python", "-m", "expansion.image_datasets", *photos.check])
@@ -47,13 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one = first_gpu or processes[:1]
     with Runner(one, sys.stdout, talk.on_terminal(), photos.said) as runner:
         try:
-            return _run(asked, settings, photos, output_dir, runner, processes)
+            return _run(settings, photos, output_dir, runner, processes)
         except Failed as failure:
             say(f"\n{'stopped' if failure.stopped else 'not finished'}; {GO_ON}")
             return failure.status
 
 
-def _with_models(asked: Asked, photos: Photos, given_dir: str | None) -> tuple[Settings, Path]:
+def _with_models(asked: Layers, photos: Photos, given_dir: str | None) -> tuple[Settings, Path]:
     """The settings, with diffusion models that can be had, and the folder of results.
 
     Raises:
@@ -64,7 +65,7 @@ def _with_models(asked: Asked, photos: Photos, given_dir: str | None) -> tuple[S
     for model in plan.models_of(settings, photos.dataset):
         if not (choices.is_on_disk(model) or choices.can_be_downloaded(model)):
             error = choices.missing_model(model)
-            if asked.yes or not talk.on_terminal():
+            if settings.config.yes or not talk.on_terminal():
                 raise error
             say(f"{error}\n")
             if not talk.agreed("Rehearse with the tiny model now?"):
@@ -79,7 +80,6 @@ def _with_models(asked: Asked, photos: Photos, given_dir: str | None) -> tuple[S
 
 
 def _run(
-    asked: Asked,
     settings: Settings,
     photos: Photos,
     output_dir: Path,
@@ -98,12 +98,12 @@ def _run(
     check_claim(output_dir, plan.IDENTITY_FILE, identity, plan.REMEDY)
     say(talk.describe_plan(study, network, todo, identity["rehearsal"]))
     is_left = _say_estimate(study, todo, runner, machine, len(gpus or processes))
-    if asked.dry_run:
+    if settings.config.dry_run:
         for number, stage in enumerate(todo, 1):
             commands = "\n".join(f"$ {command.plain}" for command in stage.commands)
             say(f"{talk.heading(number, todo, stage)}\n{commands}")
         return 0
-    if is_left and not asked.yes and not talk.agreed("Go on?"):
+    if is_left and not settings.config.yes and not talk.agreed("Go on?"):
         say("Nothing was begun.")
         return 1
     claim_folder(output_dir, plan.IDENTITY_FILE, identity, plan.REMEDY)

@@ -11,7 +11,7 @@ A study file is a YAML file whose keys are the options of StudyConfig and, besid
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,9 +21,8 @@ import train_expand
 from expansion.classifier.recipe import Recipe
 from expansion.common.config import (
     CONFIG_DIR,
+    Layers,
     Source,
-    add_options,
-    command_line_source,
     compose,
     import_object,
     load_yaml,
@@ -34,7 +33,8 @@ from expansion.common.option_parser import OptionParser
 from expansion.generation.plan import ExpandConfig
 
 COMMON = frozenset(  # what --help shows
-    "methods num_images_per_prompt model arch seeds scale output_dir shots test_fraction".split()
+    "methods num_images_per_prompt model arch seeds scale output_dir shots test_fraction "
+    "yes dry_run".split()
 )
 SCALES = ("tiny", "small", "paper")
 EACH = "each"
@@ -93,6 +93,8 @@ class StudyConfig:
     )
     devices: tuple[str, ...] = option((), "numbers of the GPUs to use; default: all")
     page: bool = option(True, "make the page at the end")
+    yes: bool = option(False, "do not ask before the work begins")
+    dry_run: bool = option(False, "print the plan and its commands, and stop")
     arms: tuple[dict, ...] = option((), "ways to train")
     train: dict | None = option(None, "options of the training scripts")
     expand: dict | None = option(None, "options of expand.py")
@@ -129,31 +131,6 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was typed.
-
-    Attributes:
-        sources: Settings of `--config` files and of the command line, in rising order.
-        yes: Whether the study goes on without a question.
-        dry_run: Whether it only prints the commands.
-    """
-
-    sources: tuple[Source, ...]
-    yes: bool
-    dry_run: bool
-
-    def value(self, key: str, default: Any = None) -> Any:
-        """The value of `key` that counts."""
-        return next((s.values[key] for s in reversed(self.sources) if key in s.values), default)
-
-    @property
-    def scale(self) -> str | None:
-        """The study file asked for; what is none is refused together with all else."""
-        scale = self.value("scale")
-        return scale if scale in SCALES else None
-
-
-@dataclass(frozen=True)
 class Settings:
     """All settings of a study.
 
@@ -171,55 +148,41 @@ class Settings:
     places: Mapping[str, str]
 
 
-def read_command_line(arguments: Sequence[str], description: str) -> Asked:
+def read_command_line(arguments: Sequence[str], description: str) -> Layers:
     """Read options and study files, and check what can be checked without looking at the images.
 
     Raises:
         InputError: An unknown option, key, arm or method, or a wrong value; names it and its place.
     """
-    parser = OptionParser(
-        prog="python -m expansion.study",
-        description=description,
-        common=COMMON,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "path", nargs="?", metavar="PHOTOS", help="folder of photos, or the name of a dataset"
-    )
-    parser.add_argument("--config", nargs="+", default=[], help="study files; later ones win")
-    parser.add_argument("--yes", action="store_true", help="do not ask before the work begins")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print the plan and its commands, and stop"
-    )
-    add_options(parser, StudyConfig, "study")
-    options, unknown = parser.parse_known_args(arguments)
-    known = [text for action in parser._actions for text in action.option_strings]
-    require(not unknown, _unknown_word(unknown[0], known) if unknown else "")
-    typed = dict(command_line_source(options, ignore=("path", "config", "yes", "dry_run")).values)
-    if options.path is not None:
-        typed["dataset"] = options.path
-    files = [load_yaml(path) for path in options.config]
-    asked = Asked((*files, Source(typed, "command line")), options.yes, options.dry_run)
-    settle(asked, asked.scale or SCALES[0])
+    parser = OptionParser(prog="python -m expansion.study", description=description, common=COMMON)
+    parser.take_words(["dataset"], "PHOTOS", "folder of photos, or the name of a dataset")
+    asked = parser.read(arguments, {"study": StudyConfig})
+    settle(asked, SCALES[0])
     require(
-        asked.value("dataset") is not None,
+        asked.peek("dataset") is not None,
         "which photos? give a folder that holds a folder of images per class, or 'digits' for the "
         "scans that come with this",
     )
     return asked
 
 
-def settle(asked: Asked, scale: str, between: Iterable[Source] = ()) -> Settings:
-    """All settings, with the study file of `scale`.
+def settle(asked: Layers, fitting: str, between: Iterable[Source] = ()) -> Settings:
+    """All settings, with the study file of the scale that is given, else of the `fitting` one.
 
     Args:
+        asked: What was typed and what the `--config` files hold.
+        fitting: One of SCALES.
         between: What wins over the study file, but not over what was typed.
 
     Raises:
         InputError: See `read_command_line`.
     """
-    sources = [load_yaml(CONFIG_DIR / "studies" / f"{scale}.yaml"), *between, *asked.sources]
-    (config,) = compose([StudyConfig], sources)
+    given = asked.over(*between)
+    scale = given.peek("scale")
+    scale = scale if scale in SCALES else fitting  # `compose` refuses what is none
+    given = given.over(load_yaml(CONFIG_DIR / "studies" / f"{scale}.yaml"))
+    (config,) = given.compose(StudyConfig)
+    config, sources = dataclasses.replace(config, scale=scale), given.sources
     places = {key: source.name for source in sources for key in source.values}
     for name in config.methods:
         _require_known(name, METHODS, "method", places["methods"])
@@ -314,12 +277,3 @@ def _check_keys(source: Source, but: frozenset[str] | set[str] = frozenset()) ->
     for key in source.values:
         remedy = "give it to the study itself" if key in own else "the study sets it"
         require(key not in SET_BY_STUDY - but, f"{source.name}: leave out '{key}'; {remedy}")
-
-
-def _unknown_word(word: str, known: Sequence[str]) -> str:
-    if not word.startswith("-"):
-        return f"'{word}' is one word too many; give one folder of photos"
-    name = word.split("=")[0]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else "--help lists the options"
-    return f"unknown option {name}; {hint}"

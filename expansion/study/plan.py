@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import expand
-from expansion.common.config import CONFIG_DIR, Source, load_yaml
+from expansion.common.config import CONFIG_DIR, Layers, Source, load_yaml
 from expansion.data.datasets import ImageDataset
 from expansion.diffusion.model_files import locate_model, model_fingerprint, model_resolution
 from expansion.study.choices import REHEARSAL_MODEL, Network, is_same_model, scale_of
-from expansion.study.config import NESTED, Asked, Settings, settle
+from expansion.study.config import NESTED, Settings, settle
 from expansion.study.photos import Photos
 from expansion.study.steps import Study
 
@@ -39,25 +38,19 @@ def begun_with(output_dir: Path) -> Source | None:
     return Source(dict(kept) if isinstance(kept, dict) else {}, str(path))
 
 
-def decide(asked: Asked, photos: Photos, begun: Source | None) -> Settings:
+def decide(asked: Layers, photos: Photos, begun: Source | None) -> Settings:
     """The settings for these images; see `config` for what wins over what."""
-    of_dataset = _dataset_source(photos.dataset)
-    values = begun.values if begun else {}
-    scale = asked.scale or values.get("scale")
-    between = [of_dataset, *([begun] if begun else [])]
-    found = settle(asked, scale or scale_of(photos.side), between)
+    between = [_dataset_source(photos.dataset), *([begun] if begun else [])]
+    found = settle(asked, scale_of(photos.side), between)
     if is_rehearsal(found, photos.dataset):
         between.insert(1, Source(REHEARSAL, f"the rehearsal with {REHEARSAL_MODEL}"))
-        found = settle(asked, scale or scale_of(0), between)
-    used = scale or scale_of(0 if is_rehearsal(found, photos.dataset) else photos.side)
-    return dataclasses.replace(found, config=dataclasses.replace(found.config, scale=used))
+        found = settle(asked, scale_of(0), between)
+    return found
 
 
-def rehearsing(asked: Asked) -> Asked:
+def rehearsing(asked: Layers) -> Layers:
     """The same with the tiny diffusion model."""
-    return dataclasses.replace(
-        asked, sources=(*asked.sources, Source({"model": REHEARSAL_MODEL}, "your answer"))
-    )
+    return Layers((*asked.sources, Source({"model": REHEARSAL_MODEL}, "your answer")))
 
 
 def is_rehearsal(settings: Settings, dataset: ImageDataset) -> bool:

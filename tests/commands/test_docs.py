@@ -56,7 +56,7 @@ FOUND = {
     "expansion.benchmark": lambda parsed: parsed.methods,
     "expansion.benchmark_training": lambda parsed: parsed.arch,
     "expansion.export": lambda parsed: parsed.merge,
-    "expansion.study": lambda parsed: parsed.value("dataset"),
+    "expansion.study": lambda parsed: parsed.peek("dataset"),
     "expansion.predict": lambda parsed: parsed.photos,
 }
 
@@ -285,7 +285,7 @@ def test_the_papers_variables_become_options(workplace):
     assert words[-2:] == ["--config", "/dev/stdin"]
     words[-1] = str(workplace / "stdin.yaml")
     asked = study_config.read_command_line(words[2:], "")
-    settings = study_config.settle(asked, asked.scale)
+    settings = study_config.settle(asked, "tiny")
     config = settings.config
     assert (config.dataset, config.arch, config.lr) == ("stl10", "resnet18", 0.2)
     assert (config.methods, config.devices) == (("distdiff", "dreamda"), ("0", "1"))

@@ -12,15 +12,16 @@ from distdiff.config import DistDiffConfig
 from dreamda.finetune.config import FinetuneConfig, FromScratchConfig
 from expansion.classifier.recipe import Recipe
 from expansion.common.config import (
+    Layers,
     Source,
     add_options,
-    command_line_source,
     compose,
     config_hash,
     load_yaml,
     option,
 )
 from expansion.common.errors import InputError, unknown_name
+from expansion.common.option_parser import OptionParser
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.generation.plan import ExpandConfig
 from expansion.training.options import TrainConfig
@@ -73,6 +74,14 @@ def test_later_sources_win_over_earlier_ones_and_over_defaults():
     assert (config.steps, config.rate, config.kind) == (1, 0.1, "fancy")
 
 
+def test_a_look_at_a_value_needs_no_schema_and_takes_the_one_that_counts():
+    layers = Layers((Source({"steps": "7", "new": [1]}, "a.yaml"), Source({"steps": 8}, "b.yaml")))
+    assert (layers.peek("steps"), layers.peek("new")) == (8, [1])
+    assert (layers.peek("rate"), layers.peek("rate", 0.5)) == (None, 0.5)
+    beneath = Source({"steps": 1, "rate": 0.1}, "below.yaml"), Source({"rate": 0.2}, "above.yaml")
+    assert [layers.over(*beneath).peek(key) for key in ("steps", "rate")] == [8, 0.2]
+
+
 def test_a_key_goes_to_every_class_that_declares_it():
     first, second = compose([Engine, Body], [Source({"steps": 7, "colour": "blue"}, "x.yaml")])
     assert (first.steps, second.steps, second.colour) == (7, 7, "blue")
@@ -83,6 +92,8 @@ def test_an_unknown_key_names_key_source_and_a_close_key():
         compose([Engine, Body], [Source({"step": 1}, "my.yaml")])
     with pytest.raises(InputError, match=r"my\.yaml: unknown key '5'$"):
         compose([Engine], [Source({5: 1}, "my.yaml")])
+    with pytest.raises(InputError, match="unknown key 'True'; YAML takes an unquoted yes"):
+        compose([Engine], [Source({True: True}, "my.yaml")])
 
 
 @pytest.mark.parametrize(
@@ -141,8 +152,8 @@ def test_options_of_the_command_line_become_values_and_the_others_stay_absent():
     add_options(parser, Engine, "engine")
     assert vars(parser.parse_args([])) == {}
     line = "-s 4 --rate 1e-3 --no-turbo --sizes 5 6 --label x --kind fancy --limit 2".split()
-    source = command_line_source(parser.parse_args(line))
-    (config,) = compose([Engine], [Source({"turbo": True, "rate": 9.0}, "x.yaml"), source])
+    given = OptionParser().read(line, {"engine": Engine})
+    (config,) = given.over(Source({"turbo": True, "rate": 9.0}, "x.yaml")).compose(Engine)
     assert config == Engine(
         steps=4, rate=1e-3, turbo=False, sizes=(5, 6), label="x", kind="fancy", limit=2
     )

@@ -214,10 +214,6 @@ def test_every_study_file_compares_all_that_the_question_needs(scale):
 
 # What a stranger gets wrong -> what the one line says.
 WRONG = {
-    "--num_image_per_prompt 3": "unknown option --num_image_per_prompt; did you mean "
-    "--num_images_per_prompt?",
-    "--xyzzy": "unknown option --xyzzy; --help lists the options",
-    "digits more": "'more' is one word too many; give one folder of photos",
     "--methods distdif": "command line: unknown method 'distdif'; did you mean 'distdiff'?",
     "--seeds 1 1": "seeds 1 1: one occurs twice",
     "--test_fraction 30": "test_fraction 30.0: give a share between 0 and 1",

@@ -69,7 +69,7 @@ def read_config(name: str) -> tuple[DatasetConfig, Any]:
     """(settings, layout) of a dataset's file. Raises InputError for what is wrong in it."""
     source = load_yaml(yaml_path(name))
     kind = source.values.get("reader", DatasetConfig.reader)
-    if kind not in tuple(READERS):
+    if kind not in list(READERS):  # YAML may give a list, which a mapping cannot look up
         compose([DatasetConfig], [Source({"reader": kind}, source.name)])
     layout = READERS[kind][0]
     texts = {**_text_fields(DatasetConfig), **_text_fields(layout), "class_names": "mapping"}
