@@ -11,6 +11,7 @@ its own line.
     classifier    networks and what goes into them
     generation    plan, loop, status                          training    objectives, trainer, runs
     predict       finished classifiers on new images          export      one folder for others
+    measures      measures of a generated set
     report        the page that tells what came of runs
     benchmarks    speed                                       study       the whole experiment
 

@@ -23,6 +23,8 @@ from expansion.benchmarks import training as benchmark_training
 from expansion.data import __main__ as check_command
 from expansion.data import datasets as image_datasets
 from expansion.export import __main__ as export
+from expansion.measures import bias
+from expansion.measures import command as evaluate
 from expansion.predict import __main__ as predict
 from expansion.study import config as study_config
 from tests.conftest import ROOT
@@ -48,6 +50,8 @@ PARSERS = {
     "expansion.export": export.parse,
     "expansion.study": lambda words: study_config.read_command_line(words, ""),
     "expansion.predict": predict.parse,
+    "expansion.evaluate": evaluate.parse,
+    "expansion.measures.bias": bias.parse,
 }
 # What must be known of a command's parsed options.
 FOUND = {
@@ -58,6 +62,8 @@ FOUND = {
     "expansion.export": lambda parsed: parsed.merge,
     "expansion.study": lambda parsed: parsed.peek("dataset"),
     "expansion.predict": lambda parsed: parsed.photos,
+    "expansion.evaluate": lambda parsed: parsed.exp,
+    "expansion.measures.bias": lambda parsed: parsed.sizes,
 }
 
 

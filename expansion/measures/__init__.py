@@ -1,0 +1,1 @@
+"""Measures of a generated set: is it of the right kind, varied, rightly labelled, and no copy."""
