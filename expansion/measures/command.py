@@ -14,7 +14,6 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from expansion.common.config import Source, add_options, compose
 from expansion.common.errors import require
 from expansion.common.files import check_writable
 from expansion.common.option_parser import OptionParser
@@ -24,9 +23,7 @@ from expansion.measures.sets import MeasureConfig, Measured, read_images
 def parse(arguments: Sequence[str] | None = None) -> MeasureConfig:
     """The settings of a command line."""
     parser = OptionParser(prog="python -m expansion.evaluate", description=__doc__)
-    add_options(parser, MeasureConfig, "options")
-    options = parser.parse_args(arguments)
-    return compose([MeasureConfig], [Source(vars(options), "command line")])[0]
+    return parser.read(arguments, {"options": MeasureConfig}).compose(MeasureConfig)[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
