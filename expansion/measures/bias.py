@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from expansion.common.option_parser import OptionParser
 from expansion.common.tables import aligned
 from expansion.measures.distributions import NEIGHBOURS
 from expansion.measures.frechet import frechet_distance
@@ -67,11 +68,7 @@ def draws(size: int, count: int, shift: float, seed: int) -> dict[str, np.ndarra
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m expansion.measures.bias",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionParser(prog="python -m expansion.measures.bias", description=__doc__)
     parser.add_argument(
         "--num_draws", type=int, default=200, help="pairs of samples (default: 200)"
     )

@@ -24,6 +24,8 @@ from expansion.common.option_parser import OptionParser
 from expansion.data import __main__ as check
 from expansion.export import __main__ as export
 from expansion.generation.plan import ExpandConfig
+from expansion.measures import bias
+from expansion.measures import command as evaluate
 from expansion.metrics import coverage
 from expansion.predict import __main__ as predict
 from expansion.report import recognised
@@ -47,6 +49,8 @@ COMMANDS = {
     "check": (check.main, "check digits", "--data_dir"),
     "parse_logs.py": (parse_logs.parse, ".", "--metric"),
     "coverage": (coverage.main, "", "--num_tables"),
+    "evaluate": (evaluate.parse, "--exp a --seed 1", "--cross_fit"),
+    "measures.bias": (bias.parse, "", "--num_draws"),
     "recognised": (recognised.main, "run set", "--device"),
 }
 TWO_LAYERS = ("expand.py", "train_original.py", "train_expand.py", "dreamda.finetune", "study")
