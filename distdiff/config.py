@@ -17,7 +17,10 @@ TARGETS = ("global_prototype", "local_prototype")
 
 @dataclass(frozen=True, kw_only=True)
 class DistDiffConfig(SamplerConfig):
-    """Hierarchical energy guidance (paper sec. 3; defaults of the released script)."""
+    """Settings of hierarchical energy guidance (paper sec. 3).
+
+    The defaults are those of the authors' released script.
+    """
 
     encoder_weight_path: str | None = option(
         None, "checkpoint of the guide classifier, from train_original.py"
@@ -79,6 +82,7 @@ class DistDiffConfig(SamplerConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        # Which energies act; without any, the settings of guidance are idle and not checked.
         unknown = [t for t in self.optimize_targets.split("-") if t not in (*TARGETS, "none")]
         require(
             not unknown
@@ -88,6 +92,7 @@ class DistDiffConfig(SamplerConfig):
         )
         if not self.targets:
             return
+        # The window of guided steps must lie within the steps that are run.
         executed = self.executed_steps
         require(self.K > 0, f"K {self.K}: give at least 1 group per class")
         require(
@@ -120,7 +125,7 @@ class DistDiffConfig(SamplerConfig):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The energies that act."""
+        """Names of the energies that guide; empty for plain img2img."""
         return tuple(t for t in self.optimize_targets.split("-") if t != "none")
 
     def input_files(self) -> Mapping[str, str]:

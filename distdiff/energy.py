@@ -1,5 +1,6 @@
 """The energies that guidance lowers: distances to class and group prototypes (paper Eq. 3-6).
 
+x is an image of class c, f the guide's features, p_c the class's prototype, p_g^k its groups'.
 D_c(x) = ||f(x) - p_c||,  D_g(x) = ||f(x) - p_g^j||, j = argmax_k cos(f(x), p_g^k).
 """
 
@@ -19,12 +20,12 @@ from expansion.diffusion.stable_diffusion import decoded_at_once
 
 
 class PrototypeEnergy:
-    """E = gs D_c + ls D_g of decoded images, per sample.
+    """The energy E = gs D_c + ls D_g of each decoded image.
 
     Args:
         guide: Frozen classifier in eval mode, float32.
-        prototypes: Of the guide's features, on the guide's device.
-        config: Which energies, their weights, and `energy_compat`.
+        prototypes: Prototypes of the guide's features, on the guide's device.
+        config: Says which energies act, their weights, and `energy_compat`.
     """
 
     def __init__(self, guide: Classifier, prototypes: Prototypes, config: DistDiffConfig):
@@ -38,12 +39,11 @@ class PrototypeEnergy:
         self.unit_length = not self.released or config.guidance_type == "direct_guidance"
 
     def __call__(self, decoded: Tensor, targets: Tensor) -> Tensor:
-        """Energy (B,).
+        """The energy of each image, (B,), differentiable with respect to `decoded`.
 
         Args:
-            decoded: (B, 3, H, W) as the decoder gives it: about [-1, 1], not clamped;
-                differentiable.
-            targets: (B,) labels.
+            decoded: (B, 3, H, W) as the decoder gives it: about [-1, 1], not clamped.
+            targets: (B,) labels of the classes to guide towards.
         """
         features = self.features(decoded)
         energy = features.new_zeros(len(features))
@@ -56,9 +56,9 @@ class PrototypeEnergy:
         return energy
 
     def features(self, decoded: Tensor) -> Tensor:
-        """Guide features (B, D) of decoded images.
+        """The guide's features (B, D) of decoded images (B, 3, H, W), about [-1, 1].
 
-        Of unit length, but for "released" with a transform.
+        They have unit length, except with `energy_compat` "released" and transform guidance.
         """
         size = (self.guide.image_size, self.guide.image_size)
         if self.released:
@@ -73,18 +73,19 @@ class PrototypeEnergy:
 
 
 class DecodedEnergy:
-    """Mean energy of predicted latents, by way of the images that they decode to.
+    """The energy of the images that latents decode to, averaged over several predictions.
 
-    Where a gradient is wanted, that of each energy is taken at once and kept in place of the
-    activations. So these are of one call of the decoder, however many images and steps there are.
+    Where a gradient is wanted, each image's is computed right after its energy and kept instead of
+    the decoder's activations. So memory holds the activations of a single call of the decoder,
+    however many images and steps there are.
 
     Args:
-        decode: Latents (B, 4, h, w) to images as `PrototypeEnergy` takes them.
-        energy: Of images and targets, per sample.
-        loss_scale: Factor on the energy during that back-propagation.
+        decode: Turns latents (B, 4, h, w) into images as `PrototypeEnergy` takes them.
+        energy: Gives the energy (B,) of images and targets.
+        loss_scale: Factor on the energy while gradients are computed, against 16-bit underflow.
 
     Attributes:
-        singly: Decode one image at a time instead of what the decoder takes at once.
+        singly: Decode one image at a time, for less memory.
     """
 
     def __init__(
@@ -99,7 +100,12 @@ class DecodedEnergy:
         self.singly = False
 
     def __call__(self, predictions: Sequence[Tensor], targets: Tensor) -> Tensor:
-        """Energy (B,), the mean over `predictions`, each (B, 4, h, w); `targets`: (B,) labels."""
+        """The mean energy (B,) over the predictions of several steps.
+
+        Args:
+            predictions: One tensor of latents (B, 4, h, w) for each step.
+            targets: (B,) labels.
+        """
         count = 1 if self.singly else decoded_at_once(predictions[0])
         energies = [
             torch.cat([*map(self._of_part, latents.split(count), targets.split(count))])
@@ -110,6 +116,7 @@ class DecodedEnergy:
     def _of_part(self, latents: Tensor, targets: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and latents.requires_grad):
             return self.energy(self.decode(latents), targets)
+        # The gradient of this part alone, so that its activations are freed before the next part.
         start = latents.detach().requires_grad_()
         energy = self.energy(self.decode(start), targets)
         (gradient,) = torch.autograd.grad((energy * self.loss_scale).sum(), start)
@@ -117,7 +124,7 @@ class DecodedEnergy:
 
 
 class _KnownGradient(torch.autograd.Function):
-    """Values (B,) of `inputs` (B, ...) whose gradients (B, ...) are known already."""
+    """Passes on values (B,) whose gradients with respect to `inputs` (B, ...) are known already."""
 
     @staticmethod
     def forward(ctx, inputs: Tensor, values: Tensor, gradients: Tensor) -> Tensor:
@@ -132,11 +139,11 @@ class _KnownGradient(torch.autograd.Function):
 
 @torch.no_grad()
 def nearest_groups(features: Tensor, group_prototypes: Tensor) -> Tensor:
-    """The group prototype (B, D) of largest cosine with each feature, without gradient.
+    """The group prototype (B, D) that has the largest cosine with each feature; no gradient.
 
     Args:
         features: (B, D).
-        group_prototypes: (B, K, D), those of each sample's class, unit length.
+        group_prototypes: (B, K, D), the groups of each sample's class, unit length.
     """
     cosines = torch.einsum("bd,bkd->bk", F.normalize(features, dim=-1), group_prototypes)
     return group_prototypes[torch.arange(len(features)), cosines.argmax(dim=1)]

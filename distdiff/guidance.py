@@ -21,17 +21,36 @@ PredictionEnergy = Callable[[Sequence[Tensor], Tensor], Tensor]
 
 
 def transform_latents(latents: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """tau(z) = (1 + w) z + b; `scale` is w and `shift` is b, both (B, 4, 1, 1)."""
+    """tau(z) = (1 + w) z + b (Eq. 5).
+
+    Args:
+        latents: z, (B, 4, h, w).
+        scale: w, (B, 4, 1, 1).
+        shift: b, (B, 4, 1, 1).
+    """
     return (1 + scale) * latents + shift
 
 
 def project(latents: Tensor, center: Tensor, radius: float) -> Tensor:
-    """Limit each element of `latents` to within `radius` of `center` (l-infinity ball)."""
+    """Limit each element of `latents` to within `radius` of `center` (an l-infinity ball).
+
+    Args:
+        latents: (B, 4, h, w), VAE-scaled.
+        center: Latents before guidance, same shape.
+        radius: Largest change of an element, the paper's epsilon; 0 returns `center`.
+    """
     return center + (latents - center).clamp(-radius, radius)
 
 
 def gradient_step(gradient: Tensor, rho: float, mode: str) -> Tensor:
-    """What is subtracted: rho times the gradient (B, ...), its sign, or its direction."""
+    """The step that guidance subtracts, in the shape of the gradient.
+
+    Args:
+        gradient: (B, ...), of the energy.
+        rho: Step size.
+        mode: "raw" scales the gradient itself by `rho`, "sign" its sign, "unit" its direction
+            (each sample's gradient at unit length).
+    """
     if mode == "sign":
         return rho * gradient.sign()
     if mode == "unit":
@@ -41,7 +60,11 @@ def gradient_step(gradient: Tensor, rho: float, mode: str) -> Tensor:
 
 
 def finite_or_zero(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient (B, ...), zero for samples that are not finite; and 1 for each of these (B,)."""
+    """Replace the gradient of samples in which it is not finite by zero.
+
+    Returns:
+        The gradient (B, ...), and (B,) with 1.0 for each sample that was replaced.
+    """
     unusable = ~gradient.isfinite().flatten(1).all(dim=1)
     kept = torch.where(unusable.view(-1, *[1] * (gradient.dim() - 1)), 0.0, gradient)
     return kept, unusable.float()
@@ -49,7 +72,7 @@ def finite_or_zero(gradient: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Guided:
-    """Latents (B, 4, h, w) and figures (B,) about the update."""
+    """Guided latents (B, 4, h, w), and by name figures (B,) about the update."""
 
     latents: Tensor
     figures: dict[str, Tensor]
@@ -59,9 +82,9 @@ class Guidance:
     """Both forms of guidance over one window of steps.
 
     Args:
-        denoiser: Runs the look-ahead steps.
-        energy: Mean energy of a list of x0hat, per sample; differentiable.
-        config: Step size, radius, loss scale.
+        denoiser: Runs the steps that predict the images.
+        energy: Gives the mean energy (B,) of a list of predicted x0hat; differentiable.
+        config: Step size, radius and loss scale.
     """
 
     def __init__(self, denoiser: Denoiser, energy: PredictionEnergy, config: DistDiffConfig):
@@ -72,7 +95,14 @@ class Guidance:
     def look_ahead_energy(
         self, latents: Tensor, window: Sequence[int], prompt_embeds: Tensor, targets: Tensor
     ) -> Tensor:
-        """Mean energy (B,) of the images predicted at each step of `window` from `latents`."""
+        """The mean energy (B,) of the images predicted at the steps of `window`.
+
+        Args:
+            latents: (B, 4, h, w) at the first timestep of the window.
+            window: Timesteps.
+            prompt_embeds: As `Denoiser.predict` takes them.
+            targets: (B,) labels.
+        """
         _, predictions = self.denoiser.run(latents, window, prompt_embeds)
         return self.energy(predictions, targets)
 
@@ -84,11 +114,20 @@ class Guidance:
         targets: Tensor,
         generators: Sequence[Generator],
     ) -> Guided:
-        """Scale and shift the latents once (Eq. 5): draw w ~ U(0, 1), b ~ N(0, 1) per channel,
-        descend, project. The look-ahead steps are discarded; the caller runs them again from the
-        result.
+        """Scale and shift the latents once (Eq. 5), for a window that the caller runs afterwards.
+
+        Draws w ~ U(0, 1) and b ~ N(0, 1) per channel, takes one gradient step on both, and projects
+        the result.
+
+        Args:
+            latents: (B, 4, h, w) at the first timestep of the window, float32.
+            window: Timesteps whose predictions give the energy; their latents are discarded.
+            prompt_embeds: As `Denoiser.predict` takes them.
+            targets: (B,) labels.
+            generators: B, which draw w and b.
         """
         config = self.config
+        # Look ahead from the transformed latents, to learn how w and b change the energy.
         scale, shift = draw_transform(latents, generators)
         with torch.enable_grad():
             scale.requires_grad_()
@@ -97,6 +136,7 @@ class Guidance:
             energy = self.look_ahead_energy(start, window, prompt_embeds, targets)
             gradients = torch.autograd.grad((energy * config.loss_scale).sum(), (scale, shift))
         joint = torch.cat(gradients, dim=1) / config.loss_scale  # (B, 8, 1, 1)
+        # One step on w and b together; the result stays near the latents that came in.
         joint, skipped = finite_or_zero(joint)
         step = gradient_step(joint, config.rho, config.rho_mode)
         scale_step, shift_step = step.chunk(2, dim=1)
@@ -104,6 +144,7 @@ class Guidance:
         moved = transform_latents(latents, scale - scale_step, shift - shift_step)
         radius = config.constraint_value
         guided = project(moved, latents, radius)
+        # For the manifest: the latents of the random draw alone tell what the gradient changed.
         unmoved = project(start.detach(), latents, radius)
         figures = {
             "energy_start": energy.detach(),
@@ -117,7 +158,16 @@ class Guidance:
     def direct(
         self, latents: Tensor, window: Sequence[int], prompt_embeds: Tensor, targets: Tensor
     ) -> Guided:
-        """Ablation: z_{t-1} = DDIM(z_t) - rho dE/dz_t at every step of the window, which is run."""
+        """Run the window and guide at each of its steps: z_{t-1} = DDIM(z_t) - rho dE/dz_t.
+
+        This is the paper's ablation. The latents returned are those after the window.
+
+        Args:
+            latents: (B, 4, h, w) at the first timestep of the window, float32.
+            window: Timesteps to run.
+            prompt_embeds: As `Denoiser.predict` takes them.
+            targets: (B,) labels.
+        """
         energies = []
         skipped = torch.zeros(len(latents), device=latents.device)
         for timestep in window:
@@ -140,7 +190,12 @@ class Guidance:
 
 
 def draw_transform(latents: Tensor, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
-    """w ~ U(0, 1) and b ~ N(0, 1), each (B, 4, 1, 1): one number per sample and channel."""
+    """Draw w ~ U(0, 1) and b ~ N(0, 1), each (B, 4, 1, 1): one number per sample and channel.
+
+    Args:
+        latents: (B, 4, h, w); only their shape and device are used.
+        generators: B, one per sample, on the CPU.
+    """
     channels = latents.shape[1]
     scale = torch.stack([torch.rand(channels, 1, 1, generator=g) for g in generators])
     shift = torch.stack([torch.randn(channels, 1, 1, generator=g) for g in generators])

@@ -31,7 +31,7 @@ class Prototypes:
 def build_prototypes(
     features: Tensor, labels: Tensor, num_classes: int, num_groups: int
 ) -> Prototypes:
-    """Prototypes of every class.
+    """Build the class prototype and the group prototypes of every class.
 
     Args:
         features: (I, D) features of the real images; they are scaled to unit length first.
@@ -57,7 +57,10 @@ def build_prototypes(
 
 
 def _group_prototypes(members: Tensor, num_groups: int) -> Tensor:
-    """(K, D) mean of each group under average-linkage clustering with Euclidean distances."""
+    """Mean features (K, D) of the groups that average-linkage clustering finds in one class.
+
+    Distances are Euclidean. With fewer than K members the groups are repeated.
+    """
     groups = torch.zeros(len(members), dtype=torch.long)
     if len(members) > 1:
         tree = linkage(members.cpu().double().numpy(), method="average")
@@ -72,7 +75,13 @@ def _group_prototypes(members: Tensor, num_groups: int) -> Tensor:
 def extract_features(
     guide: Classifier, records: Sequence[ImageRecord], batch_size: int = 64
 ) -> Tensor:
-    """Features (I, D) of `records` in their order, on the CPU."""
+    """Compute the guide's features (I, D) of real images, in their order, on the CPU.
+
+    Args:
+        guide: Classifier in eval mode.
+        records: I images.
+        batch_size: Images that go through the guide together.
+    """
     transform = prototype_transform(guide.image_size)
     device = next(guide.parameters()).device
     loader = DataLoader(list(records), batch_size, collate_fn=lambda part: [r.load() for r in part])

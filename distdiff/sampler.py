@@ -23,13 +23,14 @@ from expansion.images.records import ImageRecord
 
 
 class DistDiffSampler(Img2ImgSampler):
-    """Hierarchical energy guidance (arXiv 2403.06741).
+    """Img2img with hierarchical energy guidance (arXiv 2403.06741).
 
     Args:
         pipeline: Any SD-1.x or 2.x checkpoint.
-        config: See `DistDiffConfig`.
-        guide: Frozen classifier of the dataset; default: that of the config, if it names one.
-        decoder: Makes the images whose energy guides, from scaled latents; default: the pipeline's.
+        config: Settings of sampling and guidance.
+        guide: Frozen classifier of the dataset; default: the one that the config names.
+        decoder: Decodes scaled latents to the images whose energy guides; default: the pipeline's
+            own autoencoder.
     """
 
     def __init__(
@@ -85,14 +86,14 @@ class DistDiffSampler(Img2ImgSampler):
         require(not wrong, f"labels {shown(map(str, wrong))}: the guide knows 0 to {count - 1}")
 
     def _need_guide(self) -> None:
-        """Load the guide that the config names, unless there is one."""
+        """Load the guide that the config names, unless one was given."""
         if self.guide is None:
             self.config.check_run()
             guide = load_classifier(self.config.encoder_weight_path, arch=self.config.arch)
             self.guide = guide.to(self.pipeline.device)
 
     def use_prototypes(self, prototypes: Prototypes) -> None:
-        """Guide towards these prototypes instead of ones made by `prepare`."""
+        """Guide towards these prototypes; `prepare` calls this with those of the real images."""
         device = self.pipeline.device
         placed = Prototypes(
             prototypes.class_prototypes.to(device), prototypes.group_prototypes.to(device)
@@ -102,13 +103,14 @@ class DistDiffSampler(Img2ImgSampler):
         self.guidance = Guidance(self.denoiser, self.energy, self.config)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W), about [-1, 1], float32, for the energy."""
+        """Decode latents for the energy: images (B, 3, H, W), about [-1, 1], float32."""
         if self.decoder is None:
             return self.codec.decode_raw(latents)
         return self.decoder.decode(latents.to(weight_dtype(self.decoder))).sample.float()
 
     @torch.no_grad()
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
+        """Run img2img and guide the latents in one window of its steps; see `Sampler.sample`."""
         if not self.config.targets:
             return super().sample(batch, generators)
         if self.guidance is None:
@@ -116,6 +118,7 @@ class DistDiffSampler(Img2ImgSampler):
                 "DistDiffSampler needs the real images first: prepare(records), or "
                 "prepare_images(images, labels)"
             )
+        # The executed steps in three stretches; the window in the middle is guided.
         config = self.config
         targets = batch.targets.to(self.pipeline.device)
         opens = len(self.denoiser.timesteps) - config.guidance_step
@@ -130,7 +133,7 @@ class DistDiffSampler(Img2ImgSampler):
         return Samples(self.codec.decode(latents), figures)
 
     def save_memory(self) -> bool:
-        """Decode singly for the energy, then also recompute activations in the guided steps."""
+        """First decode images for the energy one by one; then also recompute activations."""
         if self.energy is None:
             return False
         if not self.energy.singly:
@@ -147,7 +150,7 @@ class DistDiffSampler(Img2ImgSampler):
         targets: Tensor,
         generators: Sequence[Generator],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Latents after the window, and figures (B,) about the guidance."""
+        """Run the window with guidance; returns its latents and figures (B,) about the guidance."""
         guidance = self.guidance
         if self.config.guidance_type == "direct_guidance":
             with phase("guide"), self._gradient_checkpointing():
@@ -162,6 +165,7 @@ class DistDiffSampler(Img2ImgSampler):
         with phase("guide"), self._gradient_checkpointing():
             guided = guidance.transform(latents, window, prompt_embeds, targets, generators)
         figures |= guided.figures
+        # Transform guidance only looked ahead: the window itself is still to be run.
         latents, predictions = self.denoiser.run(guided.latents, window, prompt_embeds)
         if self.config.log_energy:
             with phase("guide"):
@@ -170,7 +174,7 @@ class DistDiffSampler(Img2ImgSampler):
 
     @contextmanager
     def _gradient_checkpointing(self) -> Iterator[None]:
-        """Recompute activations of U-Net and decoder inside, if memory is scarce."""
+        """Inside, U-Net and decoder recompute activations if `self.checkpoints` says so."""
         switched = []
         if self.checkpoints:
             networks = (self.pipeline.unet, self.pipeline.vae)

@@ -17,7 +17,10 @@ UP_SHARE = 0.674
 
 @dataclass(frozen=True, kw_only=True)
 class DreamDAConfig(SamplerConfig):
-    """Inversion and latent perturbation (paper sec. 4.2; defaults of the released code)."""
+    """Settings of inversion and perturbation (paper sec. 4.2).
+
+    The defaults are those of the authors' released code.
+    """
 
     num_inference_steps: int = option(100, "DDIM steps of the whole schedule")
     strength: float = option(
@@ -74,6 +77,7 @@ class DreamDAConfig(SamplerConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        # The noise share must suit the kind of inversion.
         require(
             self.solver == "ddim", f"solver {self.solver}: the inversion is one of ddim's steps"
         )
@@ -92,6 +96,7 @@ class DreamDAConfig(SamplerConfig):
             "inversion_per trajectory draws the noises after x_T anew, but inversion ddim has none; "
             "give image or variant, or --inversion cycle",
         )
+        # The perturbation.
         require(self.noise_scale >= 0, f"noise_scale {self.noise_scale}: give 0 or more")
         require(
             self.source_batch_size > 0,
@@ -106,17 +111,19 @@ class DreamDAConfig(SamplerConfig):
 
     @property
     def resolved_eta(self) -> float:
+        """The `eta` that is used: the one given, or the default of the kind of inversion."""
         if self.eta is None:
             return 1.0 if self.inversion == "cycle" else 0.0
         return self.eta
 
     @property
     def perturbs_features(self) -> bool:
+        """Whether U-Net features are perturbed, and not latents."""
         return self.location in FEATURE_LOCATIONS
 
     @property
     def source_rows_per_prediction(self) -> int:
-        """U-Net rows per step of an inversion: guidance between equal prompts does nothing."""
+        """U-Net rows per step of an inversion; guidance between equal prompts does nothing."""
         guided = self.source_guidance_scale > 1 and self.source_prompt != self.negative_prompt
         return 2 if guided else 1
 

@@ -29,12 +29,12 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Inversion:
-    """Where the reverse process starts, and what each of its N steps adds to its mean.
+    """An inverted real image: where the reverse process starts, and what its N steps add.
 
     Attributes:
-        start: (1, 4, h, w), x_T.
-        corrections: (N, 4, h, w), sigma_t z_t; they are kept instead of z_t so that a last step
-            with sigma_t = 0 needs no division.
+        start: x_T, (1, 4, h, w).
+        corrections: What each step adds to its mean, sigma_t z_t, (N, 4, h, w). It is kept instead
+            of z_t so that a last step with sigma_t = 0 needs no division.
     """
 
     start: Tensor
@@ -42,14 +42,14 @@ class Inversion:
 
 
 class ReverseProcess:
-    """Arithmetic of the executed DDIM steps with noise share `eta`.
+    """The arithmetic of the executed DDIM steps with noise share `eta`.
 
-    Steps are addressed by their index from 0, the noisiest, or by a slice of them.
+    Methods take the index of a step, where 0 is the noisiest, or a slice of such indices.
 
     Args:
-        denoiser: Its schedule and timesteps are used.
-        eta: 0 is DDIM, 1 has DDPM's variance.
-        device: Where the latents are.
+        denoiser: Gives the noise schedule and the timesteps.
+        eta: Share of DDPM's noise in a step: 0 is DDIM, 1 has DDPM's variance.
+        device: Device of the latents.
 
     Raises:
         InputError: The schedule cannot be inverted.
@@ -74,6 +74,7 @@ class ReverseProcess:
             "this checkpoint's schedule starts from pure noise (zero terminal SNR) but its U-Net "
             "predicts the noise, so its first step cannot be inverted; lower --strength",
         )
+        # The coefficients of the module's formulas, in double precision until they are placed.
         variance = eta**2 * (1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)
 
         def column(values: Tensor) -> Tensor:
@@ -89,16 +90,36 @@ class ReverseProcess:
         return len(self.timesteps)
 
     def split(self, index: int | slice, latents: Tensor, prediction: Tensor):
-        """x0hat and eps from the U-Net's prediction at these steps, each like `latents`."""
+        """Turn what the U-Net predicted into x0hat and eps, each in the shape of `latents`.
+
+        Args:
+            index: Step, or slice of S steps.
+            latents: x_t, (B, 4, h, w); (S, 4, h, w) for a slice.
+            prediction: The U-Net's, like `latents`.
+        """
         return self._split(self.sqrt_alpha[index], self.sqrt_noise[index], latents, prediction)
 
     def mean(self, index: int | slice, pred_original_sample: Tensor, noise_pred: Tensor) -> Tensor:
-        """Mean of x_p: sqrt(a_p) x0hat + sqrt(1 - a_p - sigma_t^2) eps."""
+        """The mean of x_p: sqrt(a_p) x0hat + sqrt(1 - a_p - sigma_t^2) eps.
+
+        Args:
+            index: Step, or slice of S steps.
+            pred_original_sample: x0hat, (B, 4, h, w); (S, 4, h, w) for a slice.
+            noise_pred: eps, of the same shape.
+        """
         toward = self.sqrt_alpha_prev[index] * pred_original_sample
         return toward + self.direction[index] * noise_pred
 
     def invert_step(self, index: int, latents: Tensor, prediction: Tensor) -> Tensor:
-        """x_t from x_p (DreamDA Eq. 5): sqrt(a_t) x0hat(x_p, eps) + sqrt(1 - a_t) eps."""
+        """Go one step back, from x_p to x_t (DreamDA Eq. 5).
+
+        x_t = sqrt(a_t) x0hat(x_p, eps) + sqrt(1 - a_t) eps.
+
+        Args:
+            index: The step that leads from x_t to x_p.
+            latents: x_p, (B, 4, h, w).
+            prediction: The U-Net's for `latents`.
+        """
         pred_original_sample, noise_pred = self._split(
             self.sqrt_alpha_prev[index], self.sqrt_noise_prev[index], latents, prediction
         )
@@ -117,14 +138,19 @@ def encode_trajectory(
     generator: Generator,
     start_generator: Generator | None = None,
 ) -> Tensor:
-    """x_T, ..., x_p of the last step, drawn from q given x_0: (N + 1, 4, h, w).
+    """Draw a whole trajectory of noisy latents given x_0; no network is needed.
 
-    No network is needed. As in diffusers' `CycleDiffusionPipeline`, the last step lands on x_0
-    itself. Draws one noise for x_T, then one per step but the last.
+    As in diffusers' `CycleDiffusionPipeline`, the last step lands on x_0 itself. One noise is drawn
+    for x_T, then one for each step but the last.
 
     Args:
-        latents: (1, 4, h, w), x_0.
-        start_generator: Draws the noise for x_T, if not `generator` does.
+        process: The N steps.
+        latents: x_0, (1, 4, h, w).
+        generator: Draws the noises.
+        start_generator: Draws the noise for x_T; default: `generator`.
+
+    Returns:
+        x_T, ..., x_p of the last step, (N + 1, 4, h, w).
     """
 
     def noise(drawn_from: Generator = generator) -> Tensor:
@@ -148,10 +174,16 @@ def cycle_inversion(
     generator: Generator,
     start_generator: Generator | None = None,
 ) -> Inversion:
-    """CycleDiffusion's encoding of x_0 (1, 4, h, w); `predict` sees all steps in one call.
+    """CycleDiffusion's inversion: draw a trajectory, and keep the noises that lead along it.
 
-    z_t = (x_p - mean_t) / sigma_t, the noise with which the step from x_t gives x_p. Generators
-    are those of `encode_trajectory`.
+    z_t = (x_p - mean_t) / sigma_t is the noise with which the step from x_t gives x_p.
+
+    Args:
+        process: The N steps.
+        latents: x_0, (1, 4, h, w).
+        predict: The U-Net's prediction; it is called once, for all steps together.
+        generator: As in `encode_trajectory`.
+        start_generator: As in `encode_trajectory`.
     """
     trajectory = encode_trajectory(process, latents, generator, start_generator)
     noisy, following = trajectory[:-1], trajectory[1:]
@@ -162,10 +194,15 @@ def cycle_inversion(
 
 
 def ddim_inversion(process: ReverseProcess, latents: Tensor, predict: Predict) -> Inversion:
-    """DDIM's steps run backwards from x_0 (1, 4, h, w), one after another.
+    """Deterministic inversion: DDIM's steps run backwards from x_0, one after another.
 
     As in diffusers' `DDIMInverseScheduler`, the noise of the step between p and t is predicted at
-    t from x_p, for want of x_t; so the round trip is approximate.
+    t from x_p, because x_t is not known yet. So the round trip is approximate.
+
+    Args:
+        process: The N steps.
+        latents: x_0, (1, 4, h, w).
+        predict: The U-Net's prediction; it is called for one step at a time.
     """
     corrections = torch.zeros_like(latents).expand(len(process), -1, -1, -1)
     for i in reversed(range(len(process))):

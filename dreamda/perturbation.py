@@ -18,13 +18,13 @@ Change = Callable[[Tensor], Tensor]
 
 
 class GaussianNoise:
-    """Adds noise of standard deviation `scale`, each image's from its own generator.
+    """Adds Gaussian noise to tensors; each image's noise comes from its own generator.
 
     Args:
-        scale: Standard deviation; if `relative`, in units of that of each image's tensor.
-        relative: See `scale`.
+        scale: Standard deviation of the noise.
+        relative: Multiply `scale` by the standard deviation of each image's own tensor.
         generators: B, one per image.
-        shared: One noise for all rows of an image instead of one per row.
+        shared: Draw one noise for all rows of an image instead of one per row.
     """
 
     def __init__(
@@ -35,10 +35,11 @@ class GaussianNoise:
         self._stds: list[Tensor] = []
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """A new tensor with noise; row r B + b of the R B rows belongs to image b.
+        """Return a new tensor with noise added.
 
         Args:
-            tensor: (R B, C, h, w); R is 2 for features under classifier-free guidance, else 1.
+            tensor: (R B, C, h, w), whose row r B + b belongs to image b. R is 2 for features under
+                classifier-free guidance, else 1.
         """
         rows = tensor.float().unflatten(0, (-1, len(self.generators)))  # (R, B, C, h, w)
         num_drawn = 1 if self.shared else len(rows)
@@ -54,18 +55,19 @@ class GaussianNoise:
         return (rows + self.scale * unit * noise).flatten(0, 1).to(tensor.dtype)
 
     def mean_std(self) -> Tensor:
-        """Standard deviation of each image's tensors, mean over the calls: (B,)."""
+        """Standard deviation (B,) of each image's tensors before noise, averaged over the calls."""
         return torch.stack(self._stds).mean(dim=0)
 
 
 @contextmanager
 def perturbed_features(unet: UNet2DConditionModel, location: str, change: Change) -> Iterator[None]:
-    """Inside, features of `unet` pass through `change`.
+    """Inside this context, features of `unet` pass through `change`.
 
     Args:
-        location: "bottleneck": output of the middle block, skips untouched. "encoder": output of
-            every down block, also where it is a skip. "decoder": output of every up block.
-        change: (rows, C, h, w) to the same shape.
+        unet: Is given forward hooks, which are removed at the end.
+        location: "bottleneck" is the output of the middle block, with skips untouched; "encoder"
+            that of every down block, also where it is a skip; "decoder" that of every up block.
+        change: Maps features (rows, C, h, w) to the same shape.
     """
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -88,14 +90,15 @@ def perturbed_features(unet: UNet2DConditionModel, location: str, change: Change
 
 @contextmanager
 def forked_features(unet: UNet2DConditionModel, location: str, change: Change) -> Iterator[None]:
-    """Inside, `unet` returns the rows' clean predictions followed by their perturbed ones.
+    """Inside this context, `unet` returns clean predictions of its rows, then perturbed ones.
 
     What comes before the first perturbed block is computed once: the rows are doubled at the
     bottleneck, or at the input if the encoder is perturbed.
 
     Args:
-        location: See `perturbed_features`.
-        change: Applied to the second half of the doubled rows.
+        unet: Is given forward hooks, which are removed at the end.
+        location: As in `perturbed_features`.
+        change: Is applied to the second half of the doubled rows.
     """
 
     def change_second_half(features: Tensor) -> Tensor:
@@ -126,7 +129,7 @@ def forked_features(unet: UNet2DConditionModel, location: str, change: Change) -
 
 
 def _twice(value: Any) -> Any:
-    """Tensors with rows twice over, also inside tuples and dicts; the rest as it is."""
+    """Repeat the rows of tensors, also inside tuples and dicts; other values stay as they are."""
     if isinstance(value, Tensor):
         return torch.cat([value, value]) if value.ndim else value
     if isinstance(value, tuple):

@@ -47,6 +47,7 @@ NUM_SHOWN = 5  # classes that a warning lists
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the JSON file of prompts; `arguments` defaults to the process's own."""
     config = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     output = check_output(config)
@@ -73,7 +74,11 @@ def parse(arguments: Sequence[str] | None) -> PromptsConfig:
 
 
 def check_output(config: PromptsConfig) -> Path:
-    """The output file. Raises InputError when there is none to write or one would be lost."""
+    """The output file of `config`.
+
+    Raises:
+        InputError: None is given, or one exists and must not be replaced.
+    """
     require(bool(config.output), "no output file; give --output, such as prompts/NAME.json")
     output = Path(config.output)
     require(not output.is_dir(), f"--output {output} is a folder; give the name of a file in it")
@@ -85,10 +90,15 @@ def check_output(config: PromptsConfig) -> Path:
 
 
 def fill(template: str, values: Mapping[str, str], name: str) -> str:
-    """`template` with each {key} replaced; braces in the values are kept as they are.
+    """Replace each {key} in `template`; braces in the values are kept as they are.
 
     Args:
-        name: Option that the template comes from, for errors.
+        template: Text with placeholders.
+        values: Text for each key.
+        name: Option that the template comes from, for the error.
+
+    Raises:
+        InputError: The template has a placeholder that `values` lacks.
     """
     unknown = [key for key in PLACEHOLDER.findall(template) if key not in values]
     known = " ".join(f"{{{key}}}" for key in values)
@@ -97,7 +107,7 @@ def fill(template: str, values: Mapping[str, str], name: str) -> str:
 
 
 def combine_words(config: PromptsConfig, dataset: ImageDataset) -> dict[str, list[str]]:
-    """Class -> distinct prompts from the word lists, see `word_list_prompts`."""
+    """`word_list_prompts` of every class of `dataset`, by class; `config` has the word lists."""
     template = dataset.config.prompt_template
     return {
         name: word_list_prompts(config, name, class_prompt(template, prompt_name))
@@ -106,9 +116,11 @@ def combine_words(config: PromptsConfig, dataset: ImageDataset) -> dict[str, lis
 
 
 def word_list_prompts(config: PromptsConfig, class_name: str, subject: str) -> list[str]:
-    """At least `num_prompts` distinct combinations, in an order drawn by seed and class.
+    """Combine words to `num_prompts` distinct prompts or more, in random order.
 
     Args:
+        config: Word lists, pattern, seed and number of prompts.
+        class_name: Decides the order, together with the seed.
         subject: The dataset's own prompt of the class; its final period is left out.
 
     Raises:
@@ -120,7 +132,7 @@ def word_list_prompts(config: PromptsConfig, class_name: str, subject: str) -> l
     total = math.prod(map(len, lists.values()))
     draw = random.Random(stable_seed("word lists", config.seed, class_name))
     texts: dict[str, str] = {}
-    # Twice as many, for a word that is listed twice, and for `top_up` to choose from.
+    # Twice as many as asked for: equal combinations drop out, and `top_up` needs a choice.
     for number in draw.sample(range(total), min(total, 2 * config.num_prompts)):
         values = {**dict.fromkeys(WORD_LISTS, ""), "subject": subject.strip().removesuffix(".")}
         for key, words in lists.items():
@@ -139,7 +151,14 @@ def word_list_prompts(config: PromptsConfig, class_name: str, subject: str) -> l
 def ask_all(
     config: PromptsConfig, dataset: ImageDataset
 ) -> tuple[dict[str, list[str]], Counter[str]]:
-    """Load the model and ask it about every class; its prompts by class, and why some were dropped.
+    """Load the language model and ask it for prompts of every class.
+
+    Args:
+        config: The model, the request and the number of prompts.
+        dataset: Its classes.
+
+    Returns:
+        Prompts by class, and how many answers were dropped, by reason.
 
     Raises:
         InputError: The request or the model cannot be used.
@@ -158,7 +177,7 @@ def ask_all(
 
 
 def request_for(config: PromptsConfig, prompt_name: str, number: int) -> str:
-    """The request for `number` prompts of a class."""
+    """The text that asks the model for `number` prompts of the class called `prompt_name`."""
     require("{class}" in config.request, f"request {config.request!r}: write {{class}} in it")
     values = {"class": prompt_name, "num": str(number), "min_words": str(config.min_words)}
     return fill(config.request, values, "request")
@@ -169,9 +188,15 @@ def ask_for_prompts(
 ) -> tuple[list[str], Counter[str]]:
     """Ask about one class until there are `num_prompts` prompts or `max_requests` were made.
 
+    Args:
+        ask: Gives the model's answer to a request and a seed.
+        config: Number of prompts and requests, and the shortest prompt.
+        class_name: Decides the seeds of the requests.
+        prompt_name: Name of the class in prompts.
+
     Returns:
-        At most `num_prompts` distinct prompts that name their class, and how many others there
-        were, by reason.
+        At most `num_prompts` distinct prompts that name their class, and how many others the model
+        gave, by the reason for which they were dropped.
     """
     texts: dict[str, str] = {}
     dropped: Counter[str] = Counter()
@@ -194,10 +219,11 @@ def ask_for_prompts(
 
 
 def parse_answer(answer: str, min_words: int) -> list[str]:
-    """The prompts in a model's answer, one per line of a numbered or bulleted list.
+    """The prompts in a model's answer, one for each line of a numbered or bulleted list.
 
-    Without any list marker, every line of at least `min_words` words that does not announce others
-    with a colon is a prompt. A reasoning model's thoughts, up to "</think>", do not count.
+    An answer without list markers gives a prompt for each line of at least `min_words` words,
+    except lines that end in a colon, which announce a list. The thoughts of a reasoning model, up
+    to "</think>", are left out.
     """
     lines = [EMPHASIS.sub("", line) for line in answer.rpartition("</think>")[2].splitlines()]
     lines = [" ".join(line.split()) for line in lines]
@@ -210,7 +236,7 @@ def parse_answer(answer: str, min_words: int) -> list[str]:
 
 
 def _without_wrapping(text: str, min_words: int) -> str:
-    """`text` without quotes around it and without a remark behind it."""
+    """Remove quotes around `text`, and a remark behind it such as its number of words."""
     text = WORD_COUNT.sub("", text)
     quoted = QUOTED.match(text)
     if quoted and (quoted.end() == len(text) or len(quoted["inside"].split()) >= min_words):
@@ -226,8 +252,13 @@ def top_up(
 ) -> tuple[dict[str, list[str]], dict[str, int]]:
     """Fill each class up to `number` prompts with combinations of words.
 
+    Args:
+        answers: The model's prompts by class.
+        combined: Prompts from the word lists by class.
+        number: Prompts per class.
+
     Returns:
-        Prompts by class, and how many were added to the classes that needed any.
+        Prompts by class, and how many were added to each class that had too few.
     """
     prompts: dict[str, list[str]] = {}
     for name, texts in answers.items():
@@ -240,7 +271,7 @@ def top_up(
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model as `Ask`: samples an answer, the same for the same seed."""
+    """A causal language model that is called as `Ask`: equal seeds give equal answers."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -266,7 +297,7 @@ class LanguageModel:
             )
         tokens = output[0, length:]
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        # At the limit the last line is cut off somewhere.
+        # An answer that reached the limit ends somewhere within a line, which is left out.
         return text if len(tokens) < limit else text.rpartition("\n")[0]
 
     def _inputs(self, request: str):
@@ -279,7 +310,7 @@ class LanguageModel:
         )
 
     def _limit(self, length: int) -> int:
-        """Tokens that an answer to a request of `length` tokens can have."""
+        """The most tokens that an answer to a request of `length` tokens may have."""
         text_config = self.model.config.get_text_config()
         window = getattr(text_config, "max_position_embeddings", None) or math.inf
         require(
@@ -296,7 +327,9 @@ class LanguageModel:
 
 
 def load_model(config: PromptsConfig) -> LanguageModel:
-    """The language model `config.model`; runs no code from the checkpoint, safetensors only.
+    """Load the language model `config.model`.
+
+    Only safetensors weights are read, and no code that lies in the checkpoint is run.
 
     Raises:
         InputError: There is no such model, or it cannot be loaded.

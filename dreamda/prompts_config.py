@@ -11,7 +11,7 @@ from expansion.data.datasets import DEFAULT_DATASET
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsConfig:
-    """Where prompts come from; texts and word lists are in `configs/dreamda/prompts.yaml`."""
+    """Where prompts come from and how many; `configs/dreamda/prompts.yaml` has the word lists."""
 
     dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
     data_dir: str = option("data", "where named datasets lie")

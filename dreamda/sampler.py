@@ -1,7 +1,7 @@
 """DreamDA as a sampler: one inversion per real image, one perturbed reverse run per variant.
 
-`--inversion_per` says what the variants of a real image share. What they share is drawn from the
-real image's seed (`Batch.source_seeds`), the rest from the variant's generator.
+`--inversion_per` says what the variants of a real image share. Random numbers for that come from
+the real image's seed (`Batch.source_seeds`), all others from the variant's generator.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from expansion.diffusion.denoising import guide
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.samples import Batch, Samples
 
-MAX_INVERSIONS = 64  # kept in memory; 5 MB each at 80 steps of 64x64 latents
+MAX_INVERSIONS = 64  # that are kept in memory; 5 MB each at 80 steps of 64x64 latents
 
 
 class DreamDASampler(Img2ImgSampler):
@@ -29,7 +29,7 @@ class DreamDASampler(Img2ImgSampler):
 
     Args:
         pipeline: Any SD-1.x or 2.x checkpoint.
-        config: See `DreamDAConfig`.
+        config: Settings of sampling, inversion and perturbation.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: DreamDAConfig):
@@ -39,7 +39,9 @@ class DreamDASampler(Img2ImgSampler):
 
     @torch.no_grad()
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
+        """Invert the real images, then run them forward with perturbation; see `Sampler.sample`."""
         config = self.config
+        # Where each variant starts, and what its steps add to their means.
         inversions = self._invert(batch, generators)
         latents = torch.cat([inversion.start for inversion in inversions])
         corrections = torch.stack([inversion.corrections for inversion in inversions], dim=1)
@@ -50,6 +52,7 @@ class DreamDASampler(Img2ImgSampler):
             generators=generators,
             shared=config.perturb == "eq6",
         )
+        # The reverse process, with noise on latents or, through hooks, on the U-Net's features.
         if config.location == "xT":
             latents = noise(latents)
         with self._perturbed_unet(noise):
@@ -63,7 +66,11 @@ class DreamDASampler(Img2ImgSampler):
         return Samples(images, self._details(images, batch, noise))
 
     def _mean(self, index: int, timestep: int, latents: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """The step's mean: Eq. 6, or with the one (perturbed) prediction in both terms."""
+        """The mean of a step (B, 4, h, w), by Eq. 6 or as the released code computes it.
+
+        The released code uses the perturbed prediction in both terms; Eq. 6 has the perturbed
+        x0hat but the clean noise.
+        """
         rows = torch.cat([latents, latents]) if self.denoiser.uses_guidance else latents
         prediction = self.denoiser.unet_rows(rows, timestep, prompt_embeds)
         if self.config.perturb == "released":
@@ -82,7 +89,7 @@ class DreamDASampler(Img2ImgSampler):
         return perturb(self.pipeline.unet, self.config.location, noise)
 
     def _invert(self, batch: Batch, generators: Sequence[Generator]) -> list[Inversion]:
-        """One inversion per variant; see `inversion_per`."""
+        """One inversion per variant; `inversion_per` decides what they have in common."""
         inversions = []
         for index, generator in zip(batch.source_index.tolist(), generators, strict=True):
             source, image = batch.sources[index], batch.images[index]
@@ -103,9 +110,11 @@ class DreamDASampler(Img2ImgSampler):
     def _invert_one(
         self, source: str, image: Tensor, start_generator: Generator, generator: Generator
     ) -> Inversion:
-        """Always alone, so that no neighbour in a batch changes a bit of it.
+        """Invert a real image, always alone, so that no neighbour in a batch changes a bit of it.
 
         Args:
+            source: Name of the real image.
+            image: (3, H, W) in [0, 1].
             start_generator: Draws the latents and x_T.
             generator: Draws the noises after that.
         """
@@ -117,7 +126,10 @@ class DreamDASampler(Img2ImgSampler):
         )
 
     def _predict_source(self, latents: Tensor, timesteps: Tensor) -> Tensor:
-        """Prediction (R, 4, h, w) under the source prompt, in chunks of `source_batch_size`."""
+        """Predict for latents (R, 4, h, w) at timesteps (R,) under the source prompt.
+
+        `source_batch_size` rows go through the U-Net together.
+        """
         config = self.config
         guided = config.source_rows_per_prediction == 2
         negative_prompt = config.negative_prompt if guided else None
@@ -138,7 +150,11 @@ class DreamDASampler(Img2ImgSampler):
         return torch.cat(predictions)
 
     def _details(self, images: Tensor, batch: Batch, noise: GaussianNoise) -> dict[str, Tensor]:
-        """Per image: std of what was perturbed, and RMS distance to the real image, in [0, 1]."""
+        """Figures (B,) for the manifest.
+
+        They are the standard deviation of what was perturbed, and the root mean square distance of
+        the pixels, in [0, 1], to the real image.
+        """
         real = batch.images[batch.source_index].to(images.device)
         distance = (images - real).square().mean(dim=(1, 2, 3)).sqrt()
         return {"perturbed_std": noise.mean_std(), "distance_to_real": distance}

@@ -61,6 +61,7 @@ BAR_FORMAT = "{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}, {rate_i
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Train as the command line says; `arguments` defaults to the process's own."""
     config, scratch = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of every file it saves
@@ -73,9 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         {"the dataset": dataset.root, "the model": config.pretrained_model_name_or_path},
     )
     _check(config, output_dir)
+    # The images; one that cannot be read is found now, not in the middle of the training.
     records = few_shot(dataset.records(config.dataset_split), config.shots, config.subset_seed)
     records, _ = readable_records(records, config.on_error)
     require(bool(records), f"{dataset.root}: no image of its {config.dataset_split} split is left")
+    # Claim the folder, in which a run with other settings must not go on, and train.
     accelerator = _accelerator(config)
     identity = _identity(config, scratch, dataset, records)
     with ExitStack() as until_the_end:
@@ -96,7 +99,7 @@ def _identity(
     dataset: ImageDataset,
     records: Sequence[ImageRecord],
 ) -> dict[str, Any]:
-    """All that decides the trained checkpoint."""
+    """Everything that decides the trained checkpoint; a run with the same goes on in its folder."""
     identity = deciding(config) | (deciding(scratch) if config.from_scratch else {})
     if not config.from_scratch:
         model = locate_model(config.pretrained_model_name_or_path)
@@ -117,7 +120,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[FinetuneConfig, FromScratchC
 
 
 def _check(config: FinetuneConfig, output_dir: Path) -> None:
-    """Refuse, before anything heavy is loaded, what cannot work."""
+    """Raise InputError for what cannot work, before anything heavy is loaded."""
     require(
         not (output_dir / "model_index.json").exists(),
         f"{output_dir} already holds a checkpoint; remove it or choose another --output_dir",
@@ -135,7 +138,11 @@ def _check(config: FinetuneConfig, output_dir: Path) -> None:
 
 
 def _accelerator(config: FinetuneConfig) -> Accelerator:
-    """Device and processes; raises InputError if they cannot do what `config` asks for."""
+    """The device and the processes to train with.
+
+    Raises:
+        InputError: They cannot do what `config` asks for.
+    """
     accelerator = make_accelerator(config.mixed_precision)
     share = config.train_batch_size // accelerator.num_processes
     require(
@@ -154,14 +161,24 @@ def train(
     records: Sequence[ImageRecord],
     accelerator: Accelerator,
 ) -> None:
-    """Train and write the checkpoint with its README, sample grids and loss curve."""
+    """Train, and write the checkpoint with its README, sample grids and loss curve.
+
+    Args:
+        config: Settings of the training.
+        scratch: Architecture of a new checkpoint; idle without `config.from_scratch`.
+        dataset: Gives the class names, and its own name for the README.
+        records: The training images.
+        accelerator: Device, precision and processes.
+    """
     from dreamda.finetune.trainer import DiffusionTrainer
 
     output_dir = Path(config.output_dir)
+    # The main process downloads or builds the checkpoint; the others then load its files.
     begin = functools.partial(_beginning, config, scratch, dataset, records)
-    found: list[StableDiffusionPipeline] = []
-    in_main_process(accelerator, lambda: found.append(begin()))  # it downloads, or trains
-    pipeline = found[0] if found else begin()
+    loaded: list[StableDiffusionPipeline] = []
+    in_main_process(accelerator, lambda: loaded.append(begin()))
+    pipeline = loaded[0] if loaded else begin()
+    # Train, with pictures before and after.
     trainer = DiffusionTrainer(pipeline, records, dataset.prompt_names, config, accelerator)
     if not config.from_scratch and not (output_dir / "samples_before.png").exists():
         _save_samples(trainer, dataset, "samples_before.png")
@@ -171,6 +188,7 @@ def train(
     _save_samples(trainer, dataset, "samples.png")
     if log is None:
         return
+    # Describe the result, then remove what only a resumed run would need.
     save_figure(loss_chart(log.rows), output_dir / "loss.png")
     trained_on = f"{len(records)} images of the {config.dataset_split} split of {dataset.name}"
     command = shlex.join(["python", "-m", "dreamda.finetune", *sys.argv[1:]])
@@ -181,7 +199,7 @@ def train(
 
 
 def _train_with_log(trainer: DiffusionTrainer, dataset: ImageDataset) -> TrainingLog | None:
-    """Train from where an earlier run stopped; returns the log, in the main process."""
+    """Train from where an earlier run stopped; returns the log in the main process, else None."""
     config, main_process = trainer.config, trainer.accelerator.is_main_process
     state_dir = Path(config.output_dir) / "training_state"
     first = trainer.resume(state_dir)
@@ -211,7 +229,7 @@ def _train_with_log(trainer: DiffusionTrainer, dataset: ImageDataset) -> Trainin
 
 
 def _save_samples(trainer: DiffusionTrainer, dataset: ImageDataset, file_name: str) -> None:
-    """Write a sample grid in the main process, while the others wait."""
+    """Write a sample grid in the main process while the others wait."""
     if trainer.accelerator.is_main_process:
         with trainer.sampling():
             grid = sample_grid(
@@ -227,7 +245,7 @@ def _beginning(
     dataset: ImageDataset,
     records: Sequence[ImageRecord],
 ) -> StableDiffusionPipeline:
-    """What is trained."""
+    """The checkpoint that the training starts from: a new one, or the one that `config` names."""
     from expansion.diffusion.stable_diffusion import load_pipeline
 
     if config.from_scratch:
@@ -241,7 +259,7 @@ def _new_checkpoint(
     dataset: ImageDataset,
     records: Sequence[ImageRecord],
 ) -> StableDiffusionPipeline:
-    """A pipeline with a trained autoencoder; kept in `<output_dir>/start` until training ends."""
+    """A new pipeline with a trained autoencoder, kept in `<output_dir>/start` until the end."""
     from dreamda.finetune.from_scratch import build_pipeline, train_autoencoder
     from dreamda.finetune.inputs import training_images
     from expansion.diffusion.stable_diffusion import load_pipeline, save_pipeline
@@ -264,10 +282,10 @@ def _new_checkpoint(
 
 
 def _save_weights(config: FinetuneConfig, trainer: DiffusionTrainer, output_dir: Path) -> None:
-    """The trained checkpoint; adapters also alone, before they are added to the U-Net.
+    """Save the trained checkpoint; adapters also by themselves, before the U-Net absorbs them.
 
     Raises:
-        InputError: A weight is too large for the format that is asked for.
+        InputError: A weight is too large for the number format that `config` asks for.
     """
     import torch
 

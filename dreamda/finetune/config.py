@@ -44,7 +44,7 @@ FROM_SCRATCH_POSITIVE = (
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Training of a checkpoint's U-Net (and text encoder) on labelled images."""
+    """Settings of training a checkpoint's U-Net (and text encoder) on labelled images."""
 
     dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
     dataset_split: str = option("train", "images to train on", choices=("train", "prior"))
@@ -123,6 +123,7 @@ class FinetuneConfig:
     seed: int = option(0, "random seed")
 
     def __post_init__(self):
+        # Options that exclude or need each other.
         require(
             self.snr_gamma is None or self.p2_gamma == 0,
             f"snr_gamma {self.snr_gamma} and p2_gamma {self.p2_gamma} are two weights of one loss: "
@@ -137,6 +138,7 @@ class FinetuneConfig:
             "--from_scratch needs --resolution",
         )
         require(self.output_dir is not None, "give --output_dir for the trained checkpoint")
+        # Ranges of single options.
         require(
             0 <= self.caption_dropout < 1,
             f"caption_dropout {self.caption_dropout}: give 0 to below 1",
@@ -149,6 +151,7 @@ class FinetuneConfig:
             self.snr_gamma is None or self.snr_gamma > 0,
             f"snr_gamma {self.snr_gamma}: give a positive number",
         )
+        # Numbers of which only the sign matters.
         for name in POSITIVE:
             value = getattr(self, name)
             require(value > 0, f"{name} {value}: give a positive number")
@@ -220,5 +223,5 @@ class FromScratchConfig:
 
 
 def _spaced(value: int | float | tuple) -> str:
-    """As one types it."""
+    """The value as it is typed on a command line: several numbers with spaces between them."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

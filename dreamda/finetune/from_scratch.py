@@ -39,7 +39,13 @@ LATENT_CHANNELS = 4
 
 
 def build_tokenizer(captions: Sequence[str], vocab_size: int) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges are learnt from `captions`."""
+    """Make a CLIP tokenizer whose byte-pair merges are learnt from `captions`.
+
+    Args:
+        captions: All texts that it must encode well.
+        vocab_size: Largest number of tokens to learn.
+    """
+    # Learn the merges with CLIP's rules for case, spaces and word ends.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
@@ -56,6 +62,7 @@ def build_tokenizer(captions: Sequence[str], vocab_size: int) -> CLIPTokenizer:
             show_progress=False,
         ),
     )
+    # Number the tokens as CLIP does: bytes, bytes that end a word, merges, then start and end.
     merges = [tuple(merge) for merge in _merges(learner)]
     pieces = alphabet + [symbol + "</w>" for symbol in alphabet]
     pieces += [left + right for left, right in merges]
@@ -71,48 +78,22 @@ def _merges(tokenizer: Tokenizer) -> list[Sequence[str]]:
 def build_pipeline(
     config: FromScratchConfig, resolution: int, captions: Sequence[str], seed: int
 ) -> StableDiffusionPipeline:
-    """An untrained pipeline for `resolution` pixels; its tokenizer covers `captions`."""
+    """Build an untrained pipeline.
+
+    Args:
+        config: Sizes of the networks.
+        resolution: Side of its images, pixels.
+        captions: All texts that it is trained on; the tokenizer is learnt from them.
+        seed: Decides the first weights.
+    """
+    # The order of the networks decides which random weights each of them begins with.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = build_tokenizer(captions, config.vocab_size)
-        vae_levels = len(config.vae_block_out_channels)
-        vae = AutoencoderKL(
-            block_out_channels=config.vae_block_out_channels,
-            down_block_types=("DownEncoderBlock2D",) * vae_levels,
-            up_block_types=("UpDecoderBlock2D",) * vae_levels,
-            layers_per_block=config.layers_per_block,
-            norm_num_groups=config.norm_num_groups,
-            latent_channels=LATENT_CHANNELS,
-            sample_size=resolution,
-        )
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=config.text_hidden_size,
-                projection_dim=config.text_hidden_size,
-                intermediate_size=4 * config.text_hidden_size,
-                num_hidden_layers=config.text_num_hidden_layers,
-                num_attention_heads=config.num_attention_heads,
-                max_position_embeddings=MAX_TOKENS,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-        unet_levels = len(config.unet_block_out_channels)
-        plain = unet_levels - 1  # as in SD, the innermost level has no attention of its own
-        unet = UNet2DConditionModel(
-            sample_size=resolution // 2 ** (vae_levels - 1),
-            in_channels=LATENT_CHANNELS,
-            out_channels=LATENT_CHANNELS,
-            block_out_channels=config.unet_block_out_channels,
-            down_block_types=("CrossAttnDownBlock2D",) * plain + ("DownBlock2D",),
-            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * plain,
-            layers_per_block=config.layers_per_block,
-            cross_attention_dim=config.text_hidden_size,
-            attention_head_dim=config.num_attention_heads,
-            norm_num_groups=config.norm_num_groups,
-        )
+        vae = _build_vae(config, resolution)
+        text_encoder = _build_text_encoder(config, tokenizer)
+        unet = _build_unet(config, resolution)
+    # The noise schedule of Stable Diffusion 1.x.
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -133,6 +114,52 @@ def build_pipeline(
     )
 
 
+def _build_vae(config: FromScratchConfig, resolution: int) -> AutoencoderKL:
+    levels = len(config.vae_block_out_channels)
+    return AutoencoderKL(
+        block_out_channels=config.vae_block_out_channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=config.layers_per_block,
+        norm_num_groups=config.norm_num_groups,
+        latent_channels=LATENT_CHANNELS,
+        sample_size=resolution,
+    )
+
+
+def _build_text_encoder(config: FromScratchConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.text_hidden_size,
+            projection_dim=config.text_hidden_size,
+            intermediate_size=4 * config.text_hidden_size,
+            num_hidden_layers=config.text_num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _build_unet(config: FromScratchConfig, resolution: int) -> UNet2DConditionModel:
+    plain = len(config.unet_block_out_channels) - 1  # as in SD, the innermost has no attention
+    return UNet2DConditionModel(
+        sample_size=resolution // 2 ** (len(config.vae_block_out_channels) - 1),
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=config.unet_block_out_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * plain + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * plain,
+        layers_per_block=config.layers_per_block,
+        cross_attention_dim=config.text_hidden_size,
+        attention_head_dim=config.num_attention_heads,
+        norm_num_groups=config.norm_num_groups,
+    )
+
+
 def autoencoder_loss(
     images: Tensor, decoded: Tensor, mean: Tensor, logvar: Tensor, config: FromScratchConfig
 ) -> Tensor:
@@ -141,7 +168,9 @@ def autoencoder_loss(
     Args:
         images: (B, 3, H, W) in [-1, 1].
         decoded: Reconstruction, same shape.
-        mean: (B, 4, h, w), posterior mean; `logvar` its log-variance.
+        mean: Posterior mean, (B, 4, h, w).
+        logvar: Logarithm of the posterior variance, same shape.
+        config: Weights of the terms after the first.
     """
     error = decoded - images
     gradient_l1 = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
@@ -163,6 +192,13 @@ def train_autoencoder(
 ) -> None:
     """Train `vae` in place, then fold the latent statistics into it (`fold_latent_scale`).
 
+    Args:
+        vae: Autoencoder, float32.
+        images: Pixel values (3, H, W) in [-1, 1].
+        config: Steps, batch size, learning rate and weights of the loss.
+        seed: Decides the order of the images, their augmentation and the posterior's noise.
+        progress: Is called after each step with its number from 1 and its loss.
+
     Raises:
         InputError: The loss is not finite, or a latent channel is the same for all images.
     """
@@ -172,6 +208,7 @@ def train_autoencoder(
         [config.vae_batch_size] * config.vae_train_steps,
         seed=stable_seed("autoencoder", seed),
     )
+    # Warm up, then follow a cosine to 0; noise is drawn per step, so that a run can be repeated.
     vae.train()
     for step, (pixel_values, _) in enumerate(stream_loader(images, batches, num_workers=0)):
         cosine = 0.5 * (1 + math.cos(math.pi * step / config.vae_train_steps))
@@ -192,6 +229,7 @@ def train_autoencoder(
         optimizer.step()
         optimizer.zero_grad()
         progress(step + 1, loss.item())
+    # Measure the latents of some images, and scale them as Stable Diffusion's are.
     vae.eval()
     with torch.no_grad():
         pixel_values = torch.stack([_plain(images, i) for i in range(min(len(images), 1024))])
@@ -206,6 +244,7 @@ def train_autoencoder(
 
 
 def _plain(images: SeededImages, index: int) -> Tensor:
+    """Pixel values of an image, augmented by a seed that depends on its index alone."""
     return images[index, stable_seed("statistics", index)][0]
 
 
@@ -218,7 +257,9 @@ def fold_latent_scale(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     Diffusion's value.
 
     Args:
-        mean: (4,), mean of the old latents per channel; `std` their standard deviation.
+        vae: Trained autoencoder.
+        mean: Mean of the old latents per channel, (4,).
+        std: Their standard deviation per channel, (4,).
     """
     scale = std * vae.config.scaling_factor
     quant, post_quant = vae.quant_conv, vae.post_quant_conv

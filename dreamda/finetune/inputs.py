@@ -17,7 +17,7 @@ from expansion.images.records import ImageRecord
 
 
 def middle_square(side: int) -> v2.Compose:
-    """The middle of a PIL image, `side` x `side` pixels; an image of that size is not touched."""
+    """Cut the middle `side` x `side` pixels of a resized PIL image; one of that size stays."""
     resize = v2.Resize(side, interpolation=v2.InterpolationMode.BICUBIC)
     return v2.Compose([resize, v2.CenterCrop(side)])
 
@@ -25,13 +25,22 @@ def middle_square(side: int) -> v2.Compose:
 def training_images(
     records: Sequence[ImageRecord], config: FinetuneConfig, resolution: int
 ) -> SeededImages:
-    """`training_transform` of images that are decoded once, as far as memory allows."""
+    """Images with `training_transform`, each decoded only once as far as memory allows.
+
+    Args:
+        records: Real images.
+        config: Augmentation.
+        resolution: Side of the pixel values.
+    """
     cache = PixelCache(resolution, middle_square(resolution))
     return SeededImages(records, training_transform(config, resolution), cache)
 
 
 def training_transform(config: FinetuneConfig, resolution: int) -> v2.Compose:
-    """From a PIL image to pixel values (3, H, W) in [-1, 1], with the augmentation of `config`."""
+    """Turn a PIL image into pixel values (3, H, W) in [-1, 1], augmented as `config` says.
+
+    H and W are `resolution`.
+    """
     zoom = (1 - config.affine_scale, 1 + config.affine_scale)
     shift = (config.affine_translate, config.affine_translate)
     steps: list[nn.Module] = [middle_square(resolution)]
@@ -52,7 +61,14 @@ def training_transform(config: FinetuneConfig, resolution: int) -> v2.Compose:
 
 
 class CaptionSource:
-    """Token ids of a caption per image: a random template of its class, or the empty caption."""
+    """Token ids of a caption per image: a random template of its class, or the empty caption.
+
+    Args:
+        tokenizer: CLIP's.
+        templates: Captions in which {} stands for the class name.
+        names: Class names by label.
+        dropout: Share of empty captions, 0 to 1.
+    """
 
     def __init__(self, tokenizer, templates: Sequence[str], names: Sequence[str], dropout: float):
         def tokens(text: str) -> Tensor:
@@ -69,7 +85,7 @@ class CaptionSource:
         self.dropout = dropout
 
     def draw(self, count: int, seed: int) -> Tensor:
-        """Template numbers (count,), random by `seed`; -1 is the empty caption."""
+        """Draw `count` numbers of templates by `seed`, (count,); -1 is the empty caption."""
         rng = random.Random(seed)
         templates = range(len(self.by_class[0]))
         return torch.tensor(

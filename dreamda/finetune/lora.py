@@ -19,11 +19,13 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
 
 
 def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float | None, seed: int) -> None:
-    """Put trainable adapters into every attention layer of `unet`; A is random by `seed`.
+    """Put trainable adapters into every attention layer of `unet`.
 
     Args:
-        rank: Rows of A and columns of B.
-        alpha: See above; None is `rank`.
+        unet: Is changed in place.
+        rank: Number of rows of A and of columns of B.
+        alpha: Scales what the adapters add by alpha / rank; None means `rank`.
+        seed: Decides the random A.
     """
     from peft import LoraConfig
 
@@ -39,7 +41,10 @@ def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float | None, seed: i
 
 
 def save_lora(unet: UNet2DConditionModel, folder: Path, dtype: str) -> None:
-    """Write the adapters for `pipeline.load_lora_weights(folder)`, with their rank and alpha."""
+    """Write the adapters of `unet`, with rank and alpha, for `pipeline.load_lora_weights(folder)`.
+
+    `dtype` is a key of `DTYPES`, the number format of the file.
+    """
     from peft.utils import get_peft_model_state_dict
 
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))

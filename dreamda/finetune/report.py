@@ -25,11 +25,11 @@ LOSS_WINDOW = 25  # steps
 
 
 class TrainingLog:
-    """One line per step: `step`, `loss`, `learning_rate`, and `seconds` since the line before.
+    """A file with a line per step: `step`, `loss`, `learning_rate`, `seconds` since the last line.
 
     Args:
-        path: A JSON lines file; a resumed run goes on in it.
-        first: Steps that are done; later lines, of a run that was killed, are dropped.
+        path: JSON lines file; a resumed run goes on in it.
+        first: Number of steps that are done. Later lines, which a killed run left, are dropped.
     """
 
     def __init__(self, path: Path, first: int):
@@ -39,7 +39,7 @@ class TrainingLog:
         self.written = time.monotonic()
 
     def add(self, step: int, loss: float, learning_rate: float) -> None:
-        """Append a line; it survives the process."""
+        """Append the line of step `step` (from 1), and write it to the file at once."""
         now = time.monotonic()
         seconds = round(now - self.written, 4)
         row = {"step": step, "loss": loss, "learning_rate": learning_rate, "seconds": seconds}
@@ -50,12 +50,12 @@ class TrainingLog:
 
     @property
     def seconds(self) -> float:
-        """Time of all steps, validation included, without what was lost in interruptions."""
+        """Seconds of all steps, validation included, without work that an interruption lost."""
         return sum(row["seconds"] for row in self.rows)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log up to a torn one, if a killed run left that; none if there is no file."""
+    """Rows of a log, up to a torn line if a killed run left one; none if there is no file."""
     rows: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -66,7 +66,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def loss_chart(rows: Sequence[dict[str, Any]]) -> Image.Image:
-    """Loss of every step, and means of `LOSS_WINDOW` steps at a time."""
+    """A chart with the loss of every step and its mean over each `LOSS_WINDOW` steps."""
     points = [(row["step"], row["loss"]) for row in rows]
     groups = [points[i : i + LOSS_WINDOW] for i in range(0, len(points), LOSS_WINDOW)]
     means = [tuple(sum(column) / len(group) for column in zip(*group)) for group in groups]
@@ -80,9 +80,15 @@ def sample_grid(
     config: FinetuneConfig,
     resolution: int,
 ) -> Image.Image:
-    """A row of `SAMPLES_PER_CLASS` images per class; equal noise in every grid of a run.
+    """A picture with a row of `SAMPLES_PER_CLASS` generated images per class.
 
-    Leaves `pipeline` as it is; that its networks are in eval mode is the caller's business.
+    All grids of a run begin with equal noise, so that they can be compared.
+
+    Args:
+        pipeline: Its networks must be in eval mode; it is left as it is.
+        prompt_names: Class names in captions, by label.
+        config: Captions, guidance scale and seed.
+        resolution: Side of the images, pixels.
     """
     rows = [
         (name, _samples(pipeline, class_prompt(config.captions[0], name), config, resolution))
@@ -113,7 +119,14 @@ def _samples(
 
 
 def readme(config: FinetuneConfig, log: TrainingLog, trained_on: str, command: str) -> str:
-    """Markdown text: what the checkpoint is, what it was trained on and how."""
+    """Markdown text that says what the checkpoint is, what it was trained on and how.
+
+    Args:
+        config: Settings of the training.
+        log: Of the finished training.
+        trained_on: The images, in words.
+        command: The command line that repeats the training.
+    """
     title = Path(config.output_dir or ".").resolve().name
     start = "from scratch"
     if not config.from_scratch:
@@ -132,6 +145,7 @@ def readme(config: FinetuneConfig, log: TrainingLog, trained_on: str, command: s
         f"{SAMPLES_PER_CLASS} samples per class, guidance scale {config.sample_guidance_scale:g}.",
         "![loss](loss.png)",
     ]
+    # Paragraphs that only some trainings need, at their places among the others.
     if config.lora_rank:
         paragraphs.insert(
             2,

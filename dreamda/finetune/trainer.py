@@ -42,6 +42,11 @@ def loss_weights(alphas_cumprod: Tensor, config: FinetuneConfig, prediction_type
     squared error of the noise, which is a_t = SNR_t / (SNR_t + 1) times the squared error of v.
     At zero SNR they have their limits, k^-gamma and 1.
 
+    Args:
+        alphas_cumprod: a_t, (T,).
+        config: k and gamma of P2, or `snr_gamma` of Min-SNR.
+        prediction_type: What the U-Net predicts, "epsilon" or "v_prediction".
+
     Raises:
         InputError: A weight is infinite, as P2's is with k = 0 at zero SNR.
     """
@@ -61,7 +66,12 @@ def loss_weights(alphas_cumprod: Tensor, config: FinetuneConfig, prediction_type
 
 
 def learning_rate_factor(step: int, config: FinetuneConfig) -> float:
-    """Learning rate at `step` (from 0) relative to its peak: warm-up, then constant or cosine."""
+    """The learning rate relative to its peak: warm-up, then constant or a cosine.
+
+    Args:
+        step: From 0.
+        config: Lengths of warm-up and training, and the shape after warm-up.
+    """
     if step < config.lr_warmup_steps:
         return (step + 1) / config.lr_warmup_steps
     if config.lr_scheduler == "constant":
@@ -82,10 +92,12 @@ def diffusion_losses(
     noise: Tensor,
     timesteps: Tensor,
 ) -> Tensor:
-    """w_t mean ||target - prediction||^2 of each image, shape (B,).
+    """The weighted loss w_t mean ||target - prediction||^2 of each image, (B,).
 
     Args:
-        weights: (T,), see `loss_weights`.
+        unet: Predicts the noise or v.
+        scheduler: Gives the noise schedule and says which of both is predicted.
+        weights: (T,), from `loss_weights`.
         latents: (B, 4, h, w), VAE-scaled.
         prompt_embeds: (B, L, D).
         noise: Standard normal, like `latents`.
@@ -104,13 +116,13 @@ def diffusion_losses(
 class DiffusionTrainer:
     """Trains the U-Net (and text encoder) of `pipeline` in place; the autoencoder stays as it is.
 
-    With `lora_rank` the U-Net gets adapters, and they alone are trained; see `dreamda.finetune.lora`.
+    With `lora_rank` the U-Net gets adapters (`dreamda.finetune.lora`), and they alone are trained.
 
     Args:
         pipeline: The checkpoint, float32.
         records: Training images.
-        prompt_names: Class name in captions, by label.
-        config: See `FinetuneConfig`; `captions` must be set.
+        prompt_names: Class names in captions, by label.
+        config: Settings; `captions` must be set.
         accelerator: Device, precision and processes.
     """
 
@@ -129,6 +141,7 @@ class DiffusionTrainer:
             prediction_type in ("epsilon", "v_prediction"),
             f"a checkpoint that predicts {prediction_type!r} cannot be trained here",
         )
+        # What the networks are fed with.
         self.weights = loss_weights(self.scheduler.alphas_cumprod, config, prediction_type)
         self.captions = CaptionSource(
             pipeline.tokenizer, config.captions, prompt_names, config.caption_dropout
@@ -137,6 +150,7 @@ class DiffusionTrainer:
         side = self.resolution // pipeline.vae_scale_factor
         self.latent_shape = (pipeline.vae.config.latent_channels, side, side)
         self.images = training_images(records, config, self.resolution)
+        # What is trained, and what watches over it.
         self._prepare_networks()
         rate = remedy("learning_rate", config.learning_rate, config.mixed_precision)
         self.watch = LossWatch(accelerator, rate)
@@ -150,6 +164,7 @@ class DiffusionTrainer:
     def _prepare_networks(self) -> None:
         """Choose the weights to train and hand them, with their optimiser, to the accelerator."""
         pipeline, config, accelerator = self.pipeline, self.config, self.accelerator
+        # Freeze what is not trained.
         pipeline.vae.requires_grad_(False).to(accelerator.device)
         pipeline.unet.requires_grad_(not config.lora_rank)
         if config.lora_rank:
@@ -159,6 +174,7 @@ class DiffusionTrainer:
         if config.train_text_encoder:
             self.networks["text_encoder"] = pipeline.text_encoder
         self.networks.train()
+        # The optimiser sees the trained weights alone.
         self.trained = [p for p in self.networks.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.trained,
@@ -177,14 +193,15 @@ class DiffusionTrainer:
         """Train from step `first` (see `resume`) to `max_train_steps`.
 
         Args:
-            state_dir: Where the resumable state goes; removed at the end by the caller.
-            first: Steps that are done already.
-            after_step: Called after every step with its number (from 1), the loss and the
-                learning rate it had.
+            state_dir: Folder of the resumable state; the caller removes it at the end.
+            first: Number of steps that are done already.
+            after_step: Is called after every step with its number (from 1), its loss and its
+                learning rate.
 
         Raises:
             InputError: A loss or a weight is not finite; nothing of it is saved.
         """
+        # Weights that are broken from the start would only show as a loss, hours later.
         start = f"the weights of {state_dir}" if first else "the checkpoint's weights"
         another = f"remove {state_dir.parent}" if first else "give another checkpoint"
         self._require_finite(start, f"{another} to begin anew")
@@ -214,9 +231,10 @@ class DiffusionTrainer:
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Inside, the networks are as they would be saved now; training does not notice.
+        """Inside this context the networks are as they would be saved now, in eval mode.
 
-        Averaged weights if there are any, eval mode; weights, mode and random state come back.
+        They have the averaged weights if there are any. Weights, mode and random state are restored
+        at the end, so that training does not notice.
         """
         training, device = self.networks.training, self.accelerator.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -232,7 +250,7 @@ class DiffusionTrainer:
                     self.ema.restore(self.trained)
 
     def _step(self, step: int, pixel_values: Tensor, labels: Tensor) -> float:
-        """One optimiser step; returns the mean loss of its images, all processes together."""
+        """Take one optimiser step; returns the mean loss of its images, of all processes."""
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(step, config)
@@ -252,9 +270,10 @@ class DiffusionTrainer:
         return accelerator.reduce(loss, "mean").item()
 
     def _draws(self, step: int, labels: Tensor) -> tuple[Tensor, ...]:
-        """Posterior noise, noise, timesteps and token ids of this process's images.
+        """Draw posterior noise, noise, timesteps and token ids for this process's images.
 
-        Drawn for the images of all processes, so that their number does not matter.
+        They are drawn for the images of all processes, of which each takes its own, so that the
+        number of processes does not change them.
         """
         config, accelerator = self.config, self.accelerator
         seed = stable_seed("diffusion", config.seed, step)
@@ -276,7 +295,7 @@ class DiffusionTrainer:
         timesteps: Tensor,
         input_ids: Tensor,
     ) -> Tensor:
-        """Add the gradient of one part of a step; returns the part's share of the mean loss."""
+        """Add up the gradient of one part of a step; returns the part's share of the mean loss."""
         vae, accelerator = self.pipeline.vae, self.accelerator
         with torch.no_grad():
             posterior = vae.encode(pixel_values).latent_dist
@@ -293,7 +312,7 @@ class DiffusionTrainer:
         return loss.detach()
 
     def _save_state(self, state_dir: Path, step: int) -> None:
-        """Replace the state in `state_dir` by a whole one; `step.json` is what makes it whole."""
+        """Replace the state in `state_dir`; `step.json`, written last, marks it as complete."""
         accelerator, partial = self.accelerator, _partial_dir(state_dir)
         self._require_finite(f"the weights after step {step}")
         accelerator.wait_for_everyone()
@@ -323,7 +342,11 @@ class DiffusionTrainer:
 
 
 def training_resolution(pipeline: StableDiffusionPipeline, config: FinetuneConfig) -> int:
-    """Side in pixels of training images and samples."""
+    """Side in pixels of training images and samples: that of `config`, else the checkpoint's own.
+
+    Raises:
+        InputError: It is no multiple of the factor by which latents are smaller than images.
+    """
     resolution = config.resolution or default_resolution(pipeline)
     factor = pipeline.vae_scale_factor
     require(
@@ -338,7 +361,7 @@ def _partial_dir(state_dir: Path) -> Path:
 
 
 def _install_state(state_dir: Path) -> None:
-    """Move a whole new state into place, also one that a killed run left beside it."""
+    """Move a complete new state into place, also one that a killed run left beside it."""
     partial = _partial_dir(state_dir)
     if (partial / "step.json").is_file():
         shutil.rmtree(state_dir, ignore_errors=True)

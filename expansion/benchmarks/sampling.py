@@ -1,12 +1,12 @@
-"""How fast an expansion is, beside diffusers' own pipelines, and where its time goes.
+"""Measures how fast an expansion is compared with diffusers' own pipelines, and what takes time.
 
     python -m expansion.benchmark
     python -m expansion.benchmark --methods img2img --batch_sizes 1 8 50 --rounds 5
     python -m expansion.benchmark --full_size --dtype bfloat16 --resolution 512 --batch_sizes 1 8 32
 
-Everything runs in one process and takes turns, from image files to image files: steps, strength
-and guidance are each method's own. Figures are medians over the rounds. "img2img" and
-"CycleDiffusion" of diffusers stand beside the methods that do the same work.
+All contenders run in one process by turns, from image files to image files, with each method's own
+steps, strength and guidance. Figures are medians over the rounds. diffusers' pipelines for img2img
+and CycleDiffusion are measured beside the methods that do the same work.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from expansion.benchmarks.sampling_arms import Contender, Measurement
     from expansion.common.phases import PhaseClock
 
-MAIN_PHASES = ("encode", "denoise", "guide", "decode", "idle")  # one after another
-BESIDE_PHASES = ("load", "write")  # in threads of their own
+MAIN_PHASES = ("encode", "denoise", "guide", "decode", "idle")  # follow one another
+BESIDE_PHASES = ("load", "write")  # run in threads of their own
 # Method -> the pipeline of diffusers that does the same work, whether it takes several images at a
-# time, and further arguments of its call by the name of our setting.
+# time, and our settings that its call takes -> the names of its arguments.
 RIVALS = {
     "img2img": ("StableDiffusionImg2ImgPipeline", True, {}),
     "dreamda": (
@@ -101,6 +101,7 @@ class BenchmarkConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print the tables; `arguments` defaults to the process's own."""
     config = parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +122,14 @@ def parse(arguments: Sequence[str]) -> BenchmarkConfig:
 
 @dataclass
 class Line:
-    """A line of the tables: a contender's measurements."""
+    """A line of the tables: the measurements of a contender.
+
+    Attributes:
+        contender: What was measured.
+        measurements: One for each round.
+        clock: Time by phase, of one further run; only for our own samplers.
+        profiled: That further run.
+    """
 
     contender: Contender
     measurements: list[Measurement]
@@ -129,11 +137,13 @@ class Line:
     profiled: Measurement | None = None
 
     def median(self, value) -> float:
+        """The median over the rounds of what `value` gives of a measurement."""
         return statistics.median(value(m) for m in self.measurements)
 
     def figures(self) -> dict[str, Any]:
+        """All figures of the line, as the JSON file holds them."""
         first = self.measurements[0]
-        found = {
+        figures = {
             "name": self.contender.name,
             "batch_size": self.contender.batch_size,
             "images": first.images,
@@ -144,12 +154,12 @@ class Line:
             "peak_memory_bytes": max(m.peak for m in self.measurements),
         }
         if self.clock is not None:
-            found["seconds_per_image"] = self.seconds_per_image()
-            found["overhead"] = self.overhead()
-        return found
+            figures["seconds_per_image"] = self.seconds_per_image()
+            figures["overhead"] = self.overhead()
+        return figures
 
     def seconds_per_image(self) -> dict[str, float]:
-        """By phase; "other" is what no phase names."""
+        """Seconds of each phase per image; "other" is the time outside all phases."""
         clock, images = self.clock, self.profiled.images
         seconds = {name: clock.seconds[name] for name in MAIN_PHASES}
         seconds["other"] = clock.unaccounted
@@ -157,16 +167,16 @@ class Line:
         return {name: value / images for name, value in seconds.items()}
 
     def overhead(self) -> float:
-        """Share of the time that is spent outside the networks."""
+        """The share of time that is spent outside the networks."""
         return (self.clock.unaccounted + self.clock.seconds["idle"]) / self.clock.total
 
 
 class Bench:
-    """All contenders around one pipeline, in turns.
+    """Measures all contenders, which share one pipeline, by turns.
 
     Args:
-        config: See `BenchmarkConfig`.
-        folder: For a guide classifier with random weights.
+        config: Settings.
+        folder: Temporary folder for a guide classifier with random weights.
     """
 
     def __init__(self, config: BenchmarkConfig, folder: Path):
@@ -177,13 +187,13 @@ class Bench:
         self.facts = self._facts()
 
     def run(self) -> list[Line]:
-        """Warm up, `rounds` rounds, and one more with the clock for our own."""
+        """Warm up, measure `rounds` rounds, and measure our samplers once more with the clock."""
         from expansion.benchmarks.sampling_arms import some_variants, synchronize
         from expansion.common.phases import PhaseClock
 
         count, plans = self.config.num_images_per_prompt, self.plans
         variants = next(iter(plans.values())).variants
-        device = self.pipeline.device  # asked for once: diffusers looks through all modules for it
+        device = self.pipeline.device  # asked for once, as diffusers searches all modules for it
         lines = [Line(contender, []) for contender in self._contenders()]
         chosen = {
             size: some_variants(variants, math.lcm(size, count))
@@ -203,7 +213,7 @@ class Bench:
         return lines
 
     def _plan(self, method: str) -> Plan:
-        """As expand.py plans it; a method that is guided gets a classifier of random weights."""
+        """The plan of expand.py; a guided method gets a classifier with random weights."""
         config = self.config
         given = {
             "dataset": config.dataset,
@@ -286,7 +296,7 @@ class Bench:
         )
         from expansion.diffusion.variants import Drawing
 
-        found = []
+        contenders = []
         for method, plan in self.plans.items():
             drawing = Drawing(
                 plan.config.seed, self.facts["resolution"], plan.method_config.resize_mode
@@ -301,19 +311,25 @@ class Bench:
                 return our_run(sampler, drawing)
 
             for size in self.config.batch_sizes:
-                found.append(Contender(method, size, self.pipeline, ours))
+                contenders.append(Contender(method, size, self.pipeline, ours))
             if method in RIVALS and self.config.rivals:
                 name, batches, arguments = RIVALS[method]
                 theirs = diffusers_pipeline(name, self.pipeline)
                 given = {arguments[key]: getattr(plan.method_config, key) for key in arguments}
                 run = diffusers_run(theirs, drawing, plan.method_config, **given)
                 for size in self.config.batch_sizes if batches else [1]:
-                    found.append(Contender(f"diffusers {name}", size, theirs, lambda run=run: run))
-        return found
+                    title = f"diffusers {name}"
+                    contenders.append(Contender(title, size, theirs, lambda run=run: run))
+        return contenders
 
 
 def report(lines: Sequence[Line], facts: Mapping[str, Any]) -> str:
-    """Both tables as text."""
+    """The two tables as text.
+
+    Args:
+        lines: Their lines.
+        facts: What was measured, and on which device.
+    """
     head = (
         f"{facts['device']}, {facts['threads']} threads, {facts['dtype']}, "
         f"{facts['resolution']} pixels, n {facts['num_images_per_prompt']}, "
@@ -321,22 +337,24 @@ def report(lines: Sequence[Line], facts: Mapping[str, Any]) -> str:
         f"U-Net: {facts['flops_per_row'] / 1e9:.3g} GFLOP per row; matrix product: "
         f"{facts['matrix_rate'] / 1e12:.3g} TFLOP/s\n"
     )
+    # The speed of all contenders.
     speed = [("", "batch", "images/s", "slowest", "fastest", "rows/s", "rows/image", "peak GB")]
     for line in lines:
-        found = line.figures()
-        rates = found["all_images_per_second"]
+        figures = line.figures()
+        rates, peak = figures["all_images_per_second"], figures["peak_memory_bytes"]
         speed.append(
             (
-                found["name"],
-                str(found["batch_size"]),
-                f"{found['images_per_second']:.3g}",
+                figures["name"],
+                str(figures["batch_size"]),
+                f"{figures['images_per_second']:.3g}",
                 f"{min(rates):.3g}",
                 f"{max(rates):.3g}",
-                f"{found['rows_per_second']:.4g}",
-                f"{found['rows_per_image']:.4g}",
-                f"{found['peak_memory_bytes'] / 1e9:.2f}" if found["peak_memory_bytes"] else "-",
+                f"{figures['rows_per_second']:.4g}",
+                f"{figures['rows_per_image']:.4g}",
+                f"{peak / 1e9:.2f}" if peak else "-",
             )
         )
+    # What takes the time of our own samplers.
     columns = (*MAIN_PHASES, "other", *BESIDE_PHASES)
     parts = [("milliseconds per image", "batch", *columns, "overhead", "TFLOP/s", "of product")]
     for line in lines:

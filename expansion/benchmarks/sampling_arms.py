@@ -1,4 +1,4 @@
-"""What `benchmark` compares: our samplers, from file to file, and diffusers' pipelines."""
+"""The contenders of `sampling`: our samplers, from file to file, and diffusers' pipelines."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ from expansion.images.variants import Variant
 from expansion.store.manifest import MadeWith
 from expansion.store.writer import ExpansionWriter
 
-Run = Callable[[Sequence[Variant], Path, int], None]  # writes variants to a folder, by a batch size
+# Makes variants in batches of a size and writes them to a folder.
+Run = Callable[[Sequence[Variant], Path, int], None]
 
 
 @dataclass
 class Measurement:
-    """One run: images made, U-Net rows, seconds, and peak GPU memory in bytes."""
+    """A run: number of images, U-Net rows, seconds, and peak of the GPU memory in bytes."""
 
     images: int
     rows: int
@@ -55,10 +56,10 @@ class Contender:
     """A way to make variants, at one batch size.
 
     Attributes:
-        name: In the table.
-        batch_size: Images at a time.
-        pipeline: Whose U-Net rows are counted.
-        prepare: Gives a `Run`, without what an earlier one kept; its time does not count.
+        name: Name in the table.
+        batch_size: Number of images that are denoised together.
+        pipeline: The pipeline whose U-Net rows are counted.
+        prepare: Gives a new `Run`, which has kept nothing from earlier ones; is not timed.
     """
 
     name: str
@@ -67,7 +68,12 @@ class Contender:
     prepare: Callable[[], Run]
 
     def measure(self, variants: Sequence[Variant], clock: PhaseClock | None = None) -> Measurement:
-        """Make and write the variants, from files to files in a temporary folder."""
+        """Make variants of image files and write them to a temporary folder.
+
+        Args:
+            variants: What to make.
+            clock: Measures the time by phase, if it is given.
+        """
         run = self.prepare()
         device = self.pipeline.device
         synchronize(device)
@@ -84,7 +90,12 @@ class Contender:
 
 
 def our_run(sampler: Sampler, drawing: Drawing) -> Run:
-    """The sampler in the loop that expand.py runs."""
+    """A sampler in the same loop as in expand.py.
+
+    Args:
+        sampler: The method, prepared.
+        drawing: What decides the images beside the sampler.
+    """
 
     def run(variants: Sequence[Variant], folder: Path, batch_size: int) -> None:
         units = make_units(variants, batch_size)
@@ -100,10 +111,13 @@ def our_run(sampler: Sampler, drawing: Drawing) -> Run:
 def diffusers_run(
     pipeline: StableDiffusionPipeline, drawing: Drawing, config: SamplerConfig, **options: Any
 ) -> Run:
-    """A pipeline of diffusers as a script calls it: open, resize, call, save.
+    """A pipeline of diffusers, as a simple script uses it: open, resize, call, save.
 
     Args:
-        options: Further arguments of the call; a text is repeated for every image.
+        pipeline: The pipeline.
+        drawing: Side of the images, and how they become square.
+        config: Number of steps, strength and guidance scale.
+        **options: Further arguments of the call; a text is repeated for every image.
     """
 
     def run(variants: Sequence[Variant], folder: Path, batch_size: int) -> None:
@@ -131,7 +145,7 @@ def diffusers_run(
 
 
 def diffusers_pipeline(name: str, pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
-    """A pipeline class of diffusers around the parts of `pipeline`, with a DDIM scheduler."""
+    """The pipeline class `name` of diffusers with the networks of `pipeline` and DDIM."""
     import diffusers
 
     parts = dict(pipeline.components)
@@ -152,9 +166,12 @@ def random_stable_diffusion(
     """Stable Diffusion 1.x at its full size (1.07 billion parameters) with random weights.
 
     Args:
-        tokenizer: Any; its vocabulary is smaller than the text encoder's.
-        scheduler: Its noise schedule is used.
+        tokenizer: Any tokenizer with a vocabulary that is not larger than the text encoder's.
+        scheduler: Gives the noise schedule.
+        dtype: A key of `DTYPES`.
+        device: Where the weights are made.
     """
+    # Networks of the published sizes.
     down = ("DownEncoderBlock2D",) * 4
     text_config = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
@@ -174,6 +191,7 @@ def random_stable_diffusion(
             ),
             "text_encoder": CLIPTextModel(text_config),
         }
+    # Made ready as `load_pipeline` does it.
     for part in parts.values():
         part.to(DTYPES[dtype]).eval().requires_grad_(False)
         if device.startswith("cuda") and not isinstance(part, CLIPTextModel):
@@ -189,7 +207,7 @@ def random_stable_diffusion(
 
 
 def unet_flops(unet: UNet2DConditionModel, side: int) -> int:
-    """Floating-point operations of one row through the U-Net at latents of `side` cells."""
+    """Floating-point operations of a row in the U-Net, for latents with a side of `side` cells."""
     latents = torch.zeros(1, unet.config.in_channels, side, side)
     text = torch.zeros(1, 77, unet.config.cross_attention_dim)
     inputs = (part.to(unet.device, unet.dtype) for part in (latents, text))
@@ -199,7 +217,7 @@ def unet_flops(unet: UNet2DConditionModel, side: int) -> int:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product, the best of five."""
+    """Floating-point operations per second of a large matrix product, the best of several."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = math.inf
@@ -213,14 +231,14 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU's queue."""
+    """Wait until a GPU has done all its work; nothing to wait for on other devices."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def counted_rows(unet: nn.Module) -> Iterator[list[int]]:
-    """The numbers of rows of all calls of the U-Net inside."""
+    """Inside this context the list receives the number of rows of every call of the U-Net."""
     rows: list[int] = []
     hook = unet.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     try:
@@ -230,6 +248,6 @@ def counted_rows(unet: nn.Module) -> Iterator[list[int]]:
 
 
 def some_variants(variants: Sequence[Variant], count: int) -> list[Variant]:
-    """The first `count`, over and over if there are few."""
+    """The first `count` variants, repeated if there are fewer, under other file names."""
     cycle = itertools.cycle(variants)
     return [dataclasses.replace(next(cycle), file_name=f"all/{i}.png") for i in range(count)]

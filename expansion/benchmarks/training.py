@@ -1,18 +1,18 @@
-"""How fast classifier training goes: this project's loading beside a plain loader, in one run.
+"""Measures how fast classifiers train with this project's loading and with a plain loader.
 
     python -m expansion.benchmark_training
     python -m expansion.benchmark_training -a resnet18 --workers 2 --image_dir path/to/photos
 
-Makes PNG images in a temporary folder and reads them in two ways, by turns:
+PNG images are made in a temporary folder and read in two ways, by turns:
 
     plain   torchvision's ImageFolder, its transforms on PIL images (resize, rotation, random crop,
             flip, normalisation), a DataLoader, and a training loop in float32
     ours    what train_expand.py does: decoded images are kept, the transforms are one step on 8-bit
             pixels, the network is laid out channels last
 
-First the loaders alone, up to normalised batches on the device; then whole training steps. In its
-first pass over a set our loader decodes too; that has a row of its own. A ratio is taken within
-each round, as what else the machine does changes between rounds.
+First the loaders alone are measured, up to normalised batches on the device, then whole training
+steps. In its first pass our loader has to decode the images; this has a row of its own. Ratios are
+taken within each round, because the load of the machine changes between rounds.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ STAND_IN = "linear"  # training_rates.LinearClassifier
 
 @dataclass
 class Row:
-    """Images per second of one arm, by round; `plain` is the arm that it is compared with."""
+    """Images per second of an arm in each round; `plain` is the arm that it is compared with."""
 
     title: str
     plain: Row | None = None
     rates: list[float] = field(default_factory=list)
 
     def ratios(self) -> list[float]:
+        """How many times as fast as the plain arm it is, in each round."""
         return [rate / other for rate, other in zip(self.rates, self.plain.rates)]
 
 
@@ -123,7 +124,11 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make_images(folder: Path, options: argparse.Namespace) -> list[ImageRecord]:
-    """Write `num_images` PNG images into class folders 0 to 9.
+    """Write PNG images into class folders 0 to 9.
+
+    Args:
+        folder: Folder of the class folders.
+        options: Number and size of the images, and the folder of photos to make them from.
 
     Raises:
         InputError: `image_dir` holds no image.
@@ -154,7 +159,12 @@ def _images(options: argparse.Namespace) -> Iterator[Image.Image]:
 
 
 def texture(side: int, rng: np.random.Generator) -> Image.Image:
-    """Smooth colours on three scales and noise; a PNG of it is as large as a photo's."""
+    """An image of smooth colours on three scales with noise; its PNG is as large as a photo's.
+
+    Args:
+        side: Side of the image, pixels.
+        rng: Draws colours and noise.
+    """
     pixels = np.full((side, side, 3), 128.0)
     for cells, contrast in ((4, 60), (16, 30), (64, 15)):
         for channel in range(3):
@@ -165,7 +175,12 @@ def texture(side: int, rng: np.random.Generator) -> Image.Image:
 
 
 def measurements(bench: Bench, options: argparse.Namespace) -> Iterator[list[Row]]:
-    """The rows of the loaders, then those of each backbone."""
+    """Measure the loaders, then the training steps of each backbone; yields the rows of each.
+
+    Args:
+        bench: Runs the arms.
+        options: Backbones and number of rounds.
+    """
     plain = Row("loader, plain")
     rows = [plain, Row("loader, ours, first pass", plain), Row("loader, ours, later", plain)]
     arms = [bench.plain_loader, bench.first_pass, bench.our_loader]
@@ -185,7 +200,7 @@ def _by_turns(rows: list[Row], arms: list[Callable[[], float]], rounds: int) -> 
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Least, median and largest rate of each row, and of its ratios to the plain arm."""
+    """A table with the smallest, median and largest rate of each row, and of its ratios."""
     width = max(34, *(len(row.title) for row in rows))
     lines = [f"{'':{width}}   images/s: min  median     max   times plain: min  median   max"]
     for row in rows:

@@ -1,4 +1,4 @@
-"""What `benchmark_training` times: a plain loader and training loop, and this project's."""
+"""The arms of `training`: a plain loader and training loop, and this project's."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from expansion.images.records import ImageRecord
 from expansion.training.objectives import Run, Supervised, TrainingImages
 from expansion.training.trainer import Trainer, make_optimizer
 
-SQUARE = 16  # pixels
+SQUARE = 16  # side of the squares of `LinearClassifier`, pixels
 
 
 class LinearClassifier(nn.Module):
     """A linear map of the means of 16-pixel squares: the cheapest network that sees every pixel.
 
-    Beside it the loader decides, as beside a GPU, which takes a fraction of a millisecond per
-    image for a small network.
+    With it the loader decides the speed. That is also so on a GPU, which takes a fraction of a
+    millisecond per image for a small network.
     """
 
     arch = "linear"
@@ -49,7 +49,13 @@ class LinearClassifier(nn.Module):
 
 
 class Clock:
-    """Seconds between the ends of steps `first` and `last`, once the device has done them."""
+    """Measures the seconds between the ends of two steps, including the work of the device.
+
+    Args:
+        first: Number of the step at whose end the time begins.
+        last: Number of the step at whose end it stops.
+        device: The device that does the work.
+    """
 
     def __init__(self, first: int, last: int, device: torch.device):
         self.first, self.last, self.device = first, last, device
@@ -67,11 +73,11 @@ class Clock:
 
 
 def checked_recipe(options: argparse.Namespace) -> Recipe:
-    """How every arm trains; raises InputError for an unknown backbone or sizes that do not fit."""
+    """The recipe of all arms; raises InputError for an unknown backbone or unfitting sizes."""
     for arch in options.arch:
         if arch != LinearClassifier.arch:
             check_arch(arch)
-    steps = options.warmup + options.steps + 2  # the last, with its evaluation, is not timed
+    steps = options.warmup + options.steps + 2  # the last step has an evaluation and is not timed
     return Recipe(
         image_size=options.image_size,
         resize_size=options.resize_size,
@@ -87,13 +93,13 @@ def checked_recipe(options: argparse.Namespace) -> Recipe:
 
 
 class Bench:
-    """The arms; each call of one is a run of its own and returns images per second.
+    """The arms as methods; each call is a run of its own and returns images per second.
 
     Args:
-        records: `<folder>/images/<class>/*.png`.
-        recipe: Of `checked_recipe`.
-        options: Of `benchmark_training`.
-        folder: For run folders; temporary.
+        records: The images `<folder>/images/<class>/*.png`.
+        recipe: The recipe that `checked_recipe` gives.
+        options: Options of the command.
+        folder: Temporary folder, also for run folders.
     """
 
     def __init__(
@@ -111,6 +117,7 @@ class Bench:
         self.decoded = False
 
     def description(self) -> str:
+        """The device and the settings in a line."""
         where = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
         return (
             f"{where}, torch {torch.__version__}, {torch.get_num_threads()} network threads, "
@@ -119,9 +126,11 @@ class Bench:
         )
 
     def plain_loader(self) -> float:
+        """The plain loader alone."""
         return self._rate(lambda images, labels: None)
 
     def plain_steps(self, arch: str) -> float:
+        """The plain loader with training steps of a backbone."""
         model = self._network(arch).to(self.device).train()
         optimizer = make_optimizer(model, self.recipe)
 
@@ -163,10 +172,11 @@ class Bench:
             yield from loader
 
     def first_pass(self) -> float:
-        """Images are decoded and not kept."""
+        """Our loader alone, which decodes all images and keeps none."""
         return self._our_batches(dataclasses.replace(self.recipe, image_cache="none"))
 
     def our_loader(self) -> float:
+        """Our loader alone, after all images have been decoded."""
         self._decode_all()
         return self._our_batches(self.recipe)
 
@@ -179,7 +189,7 @@ class Bench:
         return self._images_per_second(clock)
 
     def our_steps(self, arch: str) -> float:
-        """A run of the trainer, up to its only evaluation."""
+        """Our trainer with a backbone, up to its only evaluation."""
         self._decode_all()
         with tempfile.TemporaryDirectory(dir=self.folder) as run_dir:
             run = Run(

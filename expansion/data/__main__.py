@@ -1,9 +1,9 @@
-"""What a dataset holds, and what is wrong with it.
+"""Reports what a dataset holds and what is wrong with it.
 
     python -m expansion.data check caltech-101
     python -m expansion.data check path/to/classes --test_fraction 0.3
 
-`check` counts the images of each class and split, reads them all, and tells what does not fit.
+`check` counts the images of each class and split, reads them all, and lists problems.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Endless shuffled batches in which every sample's randomness is a function of (seed, position).
 
-Two runs agree however many workers load the images and wherever a run was interrupted: position p
-of the stream always holds the same image with the same augmentation.
+Position p of the stream always holds the same image with the same augmentation. So two runs agree,
+however many workers load the images and wherever a run was interrupted.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from expansion.common.seeding import stable_seed
 from expansion.images.pixel_cache import PixelCache
 from expansion.images.records import ImageRecord
 
-EVAL_BATCH = 256  # images
+EVAL_BATCH = 256  # images of a batch of `InOrder`
 
 
 def stream_indices(num_items: int, start: int, count: int, seed: int) -> list[int]:
     """Items at positions start .. start+count-1 of an endless stream of shuffled passes.
 
     Args:
-        num_items: Items in one pass; each occurs once per pass.
+        num_items: Number of items in a pass; each occurs once per pass.
         start: First position, from 0.
         count: Number of positions.
-        seed: Pass e is shuffled by (seed, e).
+        seed: Decides the order; pass e is shuffled by (seed, e).
     """
     indices: list[int] = []
     position = start
@@ -42,13 +42,13 @@ def stream_indices(num_items: int, start: int, count: int, seed: int) -> list[in
 
 
 class StreamBatches(Sampler[list[tuple[int, int]]]):
-    """Batch sampler: lists of (index, seed of the sample).
+    """A batch sampler that gives lists of (index, seed of the sample).
 
     Args:
-        num_items: Size of the dataset.
+        num_items: Number of images of the dataset.
         batch_sizes: Size of every batch of the whole run, in order.
-        first: Batches before this one are left out (a resumed run).
         seed: Decides order and augmentation.
+        first: Number of the first batch to give, from 0; a resumed run begins later.
         rank: This process takes samples rank, rank + world_size, ... of each batch.
         world_size: Number of data-parallel processes.
     """
@@ -85,13 +85,14 @@ class StreamBatches(Sampler[list[tuple[int, int]]]):
 
 
 class SeededImages(Dataset):
-    """Transformed images and labels; the transform sees a random state set by the sample's seed.
+    """A dataset of transformed images and labels, addressed by (index, seed of the sample).
 
     Args:
-        records: What to load.
-        transform: From a PIL image to what the model eats; may draw from torch's global generator.
-        cache: Keeps the images as the transform's first, fixed steps make them; by default files
-            are read again every time.
+        records: The images.
+        transform: Turns a PIL image into what the model takes. It may draw from torch's global
+            generator, which is seeded for the sample.
+        cache: Keeps images as the first, fixed steps of the transform make them; default: files are
+            read again every time.
     """
 
     def __init__(
@@ -124,9 +125,13 @@ class SeededImages(Dataset):
 def stream_loader(
     dataset: Dataset, batches: StreamBatches, num_workers: int, pin_memory: bool = False
 ) -> DataLoader:
-    """DataLoader over `batches`; with workers, two batches per worker are prepared ahead.
+    """Make a DataLoader for the batches of a whole run, so that its workers are started only once.
 
-    The batches are those of all passes, so the workers live as long as the run.
+    Args:
+        dataset: Addressed by (index, seed of the sample), as `SeededImages` is.
+        batches: Which samples to load.
+        num_workers: Number of processes that load; each prepares two batches ahead.
+        pin_memory: Put the tensors into page-locked memory, from which a GPU copies faster.
     """
     return DataLoader(
         dataset, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory
@@ -134,10 +139,12 @@ def stream_loader(
 
 
 class InOrder:
-    """Every image once, in order, as often as wanted: batches of (transformed images, labels).
+    """Gives batches of (transformed images, labels) with every image once, in order.
 
     Args:
-        num_workers: Processes that help while images have to be decoded; none are needed later.
+        images: The dataset; may be iterated over any number of times.
+        num_workers: Number of processes that load as long as images have to be decoded.
+        pin_memory: As in `stream_loader`.
     """
 
     def __init__(self, images: SeededImages, num_workers: int, pin_memory: bool = False):

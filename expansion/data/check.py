@@ -1,4 +1,4 @@
-"""What a dataset holds and what is wrong with it: counts, sizes, unreadable files, duplicates."""
+"""A report on a dataset and its faults: counts, sizes, unreadable files, duplicates."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FEW_CLASSES = 2
 
 @dataclass(frozen=True)
 class Look:
-    """What reading one image told.
+    """What is kept of an image after it was read.
 
     Attributes:
-        size: (width, height) as the image is used, pixels.
+        size: (width, height) of the image as it is used, pixels.
         mode: Pillow's mode of the file.
         content: Hash of size and RGB pixels.
-        pixels: What was converted, and whether it shows anything.
-        problem: Why it cannot be read; then the rest means nothing.
+        pixels: Conversions, and whether the image is nearly of one colour.
+        problem: Why the image cannot be read; if this is set, the rest means nothing.
     """
 
     size: tuple[int, int] = (0, 0)
@@ -47,18 +47,19 @@ def check_splits(
     records_of: Callable[[str], list[ImageRecord]],
     remarks: Sequence[str] = (),
 ) -> tuple[str, int]:
-    """Read every training and test image of a dataset.
+    """Read every training and test image of a dataset and report on them.
 
     Args:
         title: First line of the report.
-        class_names: In label order.
-        prompt_names: What prompts call them.
-        records_of: Split -> its images; raises InputError where something is missing.
-        remarks: What was chosen, and what lies there and is not used.
+        class_names: Names of the classes, in label order.
+        prompt_names: Names of the classes in prompts, in label order.
+        records_of: Gives the images of a split; raises InputError if something is missing.
+        remarks: Lines on choices that were made and files that are not used.
 
     Returns:
         The report, and the number of problems in it.
     """
+    # The lists of images; a split that cannot be listed is a problem like others.
     records: dict[str, list[ImageRecord]] = {}
     problems: list[str] = []
     for split in SPLITS:
@@ -67,6 +68,7 @@ def check_splits(
         except InputError as error:
             records[split] = []
             problems = list(dict.fromkeys([*problems, str(error)]))
+    # Read all images, and collect what is wrong with them.
     everything = [record for split in SPLITS for record in records[split]]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         looks = dict(zip((r.file_name for r in everything), pool.map(_look, everything)))
@@ -78,6 +80,7 @@ def check_splits(
     problems += [message(made)] if made else []
     across, notes = _duplicates(records, looks)
     problems += odd_pixels
+    # The report: figures first, then notes, then problems.
     lines = [
         title,
         *_count_table(class_names, prompt_names, records),
@@ -94,33 +97,36 @@ def check_splits(
 
 def _look(record: ImageRecord) -> Look:
     try:
-        found = record.decoded()
+        decoded = record.decoded()
     except InputError as error:
         return Look(problem=str(error))
-    image = found.image
+    image = decoded.image
     content = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-    return Look(image.size, found.mode, content, facts_of(found))
+    return Look(image.size, decoded.mode, content, facts_of(decoded))
 
 
 def _class_problems(class_names: Sequence[str], train: Sequence[ImageRecord]) -> list[str]:
-    found = []
+    problems = []
     if len(class_names) < FEW_CLASSES:
-        found.append(f"only the class {shown(class_names)}; a classifier needs two or more")
-    found += [
+        problems.append(f"only the class {shown(class_names)}; a classifier needs two or more")
+    problems += [
         f"the classes {shown(map(repr, names))} look alike; write one name if they are one class"
         for names in look_alikes(class_names)
     ]
     present = {record.label for record in train}
     absent = [name for label, name in enumerate(class_names) if label not in present]
     if train and absent:
-        found.append(f"no training image of {shown(absent)}")
-    return found
+        problems.append(f"no training image of {shown(absent)}")
+    return problems
 
 
 def _duplicates(
     records: dict[str, list[ImageRecord]], looks: dict[str, Look]
 ) -> tuple[list[str], list[str]]:
-    """(problems, notes): images with the same pixels, across the splits and within training."""
+    """Texts on images with equal pixels, as problems and as mere notes.
+
+    It is a problem if they are in both splits or have different labels.
+    """
     places: dict[str, dict[str, list[ImageRecord]]] = defaultdict(lambda: defaultdict(list))
     for split in SPLITS:
         for record in records[split]:

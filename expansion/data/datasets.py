@@ -1,6 +1,7 @@
-"""Labelled image sets: a dataset is a name or a folder, read by the reader of its layout.
+"""Labelled image sets, which users give by a name or a folder.
 
-A dataset is a list of `ImageRecord` per split; labels are positions in the class list.
+Each is read by the reader of its layout. It has a list of `ImageRecord` for each split; labels are
+positions in the list of classes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,17 @@ DEFAULT_READING = Reading()
 
 @dataclasses.dataclass(frozen=True)
 class ImageDataset:
-    """A dataset on disk: `class_names` as in its files, `prompt_names` what prompts call them."""
+    """A dataset on disk.
+
+    Attributes:
+        name: What folders of results call it.
+        root: Its folder.
+        class_names: Names of the classes as in its files, in label order.
+        prompt_names: Names of the classes in prompts, in label order.
+        config: Its settings, from its YAML file or the defaults.
+        reader: Lists its images.
+        chosen: Lines on how its layout was recognised, where there was a choice.
+    """
 
     name: str
     root: Path
@@ -44,16 +55,19 @@ class ImageDataset:
     prompt_names: tuple[str, ...]
     config: DatasetConfig
     reader: Reader
-    chosen: tuple[str, ...] = ()  # how its layout was found, where that needs a word
+    chosen: tuple[str, ...] = ()
     _splits: dict[str, list[ImageRecord]] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
 
     def records(self, split: str) -> list[ImageRecord]:
-        """Images of a split, by class: "train", "test"; some have "unlabeled" or "prior".
+        """The images of a split, sorted by class and file name.
+
+        Args:
+            split: "train" or "test"; some datasets also have "unlabeled" or "prior".
 
         Raises:
-            InputError: The split is missing or empty, or lists what is not there.
+            InputError: The split is missing or empty, or its lists name files that do not exist.
         """
         if split not in self._splits:
             self._splits[split] = self._read(split)
@@ -61,32 +75,32 @@ class ImageDataset:
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:
-        """Lines on what was chosen, and on what lies in the folder and is not used."""
-        found = [*self.chosen, *self.reader.remarks]
+        """Lines on choices that were made, and on files in the folder that are not used."""
+        remarks = [*self.chosen, *self.reader.remarks]
         known = [*self.reader.known_folders]
         try:
             used = [record.path for record in self.records("train")]
         except InputError:
-            return tuple(found)  # whoever needs the images gets the error
+            return tuple(remarks)  # whatever needs the images gets the error
         try:
             used += [record.path for record in self.records("test")]
         except InputError:
             folders = folders_by_split(self.root)
             known += [path.name for split in TESTING for path in folders.get(split, ())]
-        return tuple(found + unused_remarks(self.root, used, known))
+        return tuple(remarks + unused_remarks(self.root, used, known))
 
     def _read(self, split: str) -> list[ImageRecord]:
-        found = self.reader.records(split)
-        require(bool(found), f"{self.root}: its {split} split is empty; add images")
-        require_text((record.file_name for record in found), str(self.root))
+        records = self.reader.records(split)
+        require(bool(records), f"{self.root}: its {split} split is empty; add images")
+        require_text((record.file_name for record in records), str(self.root))
         if not self.config.crop_bottom and self.reading == Reading():
-            return found
+            return records
         further = {"crop_bottom": self.config.crop_bottom, "reading": self.reading}
-        return [dataclasses.replace(record, **further) for record in found]
+        return [dataclasses.replace(record, **further) for record in records]
 
     @property
     def reading(self) -> Reading:
-        """What its settings say of the images' background and range of values."""
+        """The settings of how its images are read."""
         return Reading(self.config.background, self.config.value_range)
 
 
@@ -100,35 +114,37 @@ def load_dataset(
 
     Args:
         name: A name from `configs/datasets/`, a folder below `data_dir`, or a path to a folder.
-        data_dir: Where named datasets lie.
-        test_fraction: Share of each class for testing, of a dataset without a test split.
-        log_remarks: Tell what was chosen and what is not used; of several processes one does.
+        data_dir: Folder of the named datasets.
+        test_fraction: Share of each class for testing, for a dataset without a test split.
+        log_remarks: Log its remarks; of several processes only one does.
 
     Raises:
-        InputError: No such dataset, or its folders are missing or empty.
+        InputError: There is no such dataset, or its folders are missing or empty.
     """
-    found = find_layout(name, Path(data_dir))
-    layout = found.fields
-    can_split = test_fraction is not None and isinstance(layout, SplitOptions)
+    # Find its layout; `test_fraction` makes sense only where there is no test split.
+    layout = find_layout(name, Path(data_dir))
+    fields = layout.fields
+    can_split = test_fraction is not None and isinstance(fields, SplitOptions)
     if can_split:
-        layout = dataclasses.replace(layout, test_fraction=test_fraction, train_per_class=None)
-    reader = READERS[found.config.reader][1](layout, found.root, found.title)
-    recognised = "".join(f" ({remark})" for remark in found.remarks)
+        fields = dataclasses.replace(fields, test_fraction=test_fraction, train_per_class=None)
+    reader = READERS[layout.config.reader][1](fields, layout.root, layout.title)
+    recognised = "".join(f" ({remark})" for remark in layout.remarks)
     require(
         test_fraction is None or (can_split and reader.splits_by_seed),
         f"--test_fraction {test_fraction}: dataset {name} has a test split{recognised}; leave the "
         "option out",
     )
-    config = found.config
+    # Put it together from settings and reader.
+    config = layout.config
     check_reading(Reading(config.background, config.value_range), f"dataset {name}")
     dataset = ImageDataset(
-        found.title,
-        found.root,
+        layout.title,
+        layout.root,
         reader.class_names,
-        _prompt_names(name, found.config, reader),
-        found.config,
+        _prompt_names(name, layout.config, reader),
+        layout.config,
         reader,
-        found.remarks,
+        layout.remarks,
     )
     if log_remarks and os.environ.get("RANK", "0") == "0":
         for remark in dataset.remarks:
@@ -137,7 +153,15 @@ def load_dataset(
 
 
 def dataset_config(name: str, data_dir: str | Path = "data") -> DatasetConfig:
-    """Settings of a dataset without reading its folders; raises InputError for an unknown name."""
+    """The settings of a dataset, without reading its images.
+
+    Args:
+        name: As in `load_dataset`.
+        data_dir: Folder of the named datasets.
+
+    Raises:
+        InputError: There is no such dataset.
+    """
     return find_layout(name, Path(data_dir)).config
 
 
@@ -149,18 +173,19 @@ def dataset_of(settings: Layers) -> tuple[str, DatasetConfig]:
 
 
 def dataset_title(name: str, data_dir: str | Path = "data") -> str:
-    """What folders of results call a dataset, found as in `dataset_config`."""
+    """What folders of results call a dataset; arguments and errors as in `dataset_config`."""
     return find_layout(name, Path(data_dir)).title
 
 
 def unlabeled_records(folder: str | Path, reading: Reading = DEFAULT_READING) -> list[ImageRecord]:
-    """All images below `folder`, sorted; their label 0 means nothing.
+    """All images below a folder, sorted; their label 0 means nothing.
 
     Args:
-        reading: Of the labelled images that they go with.
+        folder: Holds images at any depth.
+        reading: How to read them, usually like the labelled images that they go with.
 
     Raises:
-        InputError: No such folder, or no image in it.
+        InputError: There is no such folder, or no image in it.
     """
     root = Path(folder)
     files = image_files(root)
@@ -173,10 +198,14 @@ def unlabeled_records(folder: str | Path, reading: Reading = DEFAULT_READING) ->
 def choose_subset(
     records: Sequence[ImageRecord], shots: int | None, subset_seed: int, path: str | None
 ) -> list[ImageRecord]:
-    """`few_shot`, or the images that an existing list file names.
+    """Choose training images: those that a list file names, else by `few_shot`.
 
     Args:
-        path: JSON file as `write_subset` makes it, or a bare JSON list of file names.
+        records: All training images.
+        shots: Number of images per class; None keeps all.
+        subset_seed: Decides which images `few_shot` keeps.
+        path: JSON file as `write_subset` makes it, or a bare JSON list of file names. If it does
+            not exist yet, `few_shot` chooses.
 
     Raises:
         InputError: The file names other images, or was made with other settings.
@@ -189,33 +218,35 @@ def choose_subset(
             f"--subset_file {path} does not exist; give --shots as well, and it is made",
         )
         return few_shot(records, shots, subset_seed)
-    found = read_json(Path(path), (dict, list))
-    if isinstance(found, list):
-        found = {"files": found}
+    # The list must have been made with the same settings, if it tells them.
+    stored = read_json(Path(path), (dict, list))
+    if isinstance(stored, list):
+        stored = {"files": stored}
     for key, value in (("shots", shots), ("subset_seed", subset_seed)):
         require(
-            shots is None or found.get(key, value) == value,
-            f"--subset_file {path} was made with {key} {found.get(key)}, not {value}; "
+            shots is None or stored.get(key, value) == value,
+            f"--subset_file {path} was made with {key} {stored.get(key)}, not {value}; "
             "give another file",
         )
-    names = listed_names(Path(path), found, "files")
+    # It must name training images of this dataset.
+    names = listed_names(Path(path), stored, "files")
     index = NameIndex(record.file_name for record in records)
-    found_names = {name: index.find(name) for name in names}
-    absent = [name for name, there in found_names.items() if there is None]
+    names_here = {name: index.find(name) for name in names}
+    absent = [name for name, there in names_here.items() if there is None]
     require(
         not absent,
         f"--subset_file {path} names {len(absent)} files that are no training images: "
         f"{shown(absent)}; give the list of this dataset",
     )
     require(bool(names), f"--subset_file {path} names no files")
-    wanted = set(found_names.values())
+    wanted = set(names_here.values())
     return [record for record in records if record.file_name in wanted]
 
 
 def write_subset(
     records: Sequence[ImageRecord], shots: int | None, subset_seed: int, path: str | None
 ) -> None:
-    """Store the chosen images as a file list, unless there is one."""
+    """Store the chosen images as a list file, unless it exists; arguments as in `choose_subset`."""
     if path is None or Path(path).exists():
         return
     content = {
@@ -228,13 +259,15 @@ def write_subset(
 
 
 def _prompt_names(name: str, config: DatasetConfig, reader: Reader) -> tuple[str, ...]:
-    """What prompts call the classes: as the YAML file says, as the dataset's files say, as is."""
+    """Names of the classes in prompts: from the YAML file, else the dataset's files, else as is."""
+    # What the files say, and what the YAML file says instead.
     spoken: dict[Any, Any] = {}
     for given in (reader.spoken_names, config.class_names or {}):
         spoken |= keyed_by(reader.class_names, given, f"dataset {name}: class_names")
     stray = sorted(map(brief, set(spoken) - set(reader.class_names)))
     unnamed = [c for c in reader.class_names if c not in spoken]
-    # Names for classes that a cut copy lacks are no mistake; beside unnamed classes they are.
+    # A smaller copy of a dataset may lack classes that have names; but a name without a class
+    # beside a class without a name is a mistake.
     require(
         not (stray and unnamed),
         f"dataset {name}: class_names has {stray[0]}, no such class" if stray else "",
@@ -248,6 +281,7 @@ def _prompt_names(name: str, config: DatasetConfig, reader: Reader) -> tuple[str
     spoken = {c: stripped(str(text)) for c, text in spoken.items()}
     blank = sorted(str(c) for c, text in spoken.items() if not text)
     require(not blank, f"dataset {name}: class_names: the name of {shown(blank)} is empty")
+    # The others are called as their classes are, in readable form.
     plain = {c: c.replace("_", " ") for c in unnamed}
     if config.lower_case:
         plain = {c: text.lower() for c, text in plain.items()}

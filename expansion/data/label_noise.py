@@ -12,14 +12,16 @@ from expansion.images.records import ImageRecord
 def with_label_noise(
     records: Sequence[ImageRecord], share: float, seed: int, class_names: Sequence[str]
 ) -> list[ImageRecord]:
-    """Records of which round(share * M) have another class's label; all know their true one.
+    """Give a share of the records a wrong label; all of them get their `true_label`.
 
-    The wrong labels are uniform over the other classes. The records made wrong at one share are
-    among those at any larger one.
+    The wrong labels are uniform over the other classes. The records that are wrong at one share are
+    also wrong at any larger share.
 
     Args:
-        share: 0 to 1.
-        seed: Which records, and which labels.
+        records: M records.
+        share: 0 to 1; round(share * M) records become wrong.
+        seed: Decides which records become wrong, and their labels.
+        class_names: Names of the classes, in label order.
     """
     draws = {r.file_name: stable_seed("label noise", seed, r.file_name) for r in records}
     wrong = set(sorted(draws, key=draws.__getitem__)[: round(share * len(records))])

@@ -28,26 +28,27 @@ MAX_BYTES = 120  # of a slug or stem; file systems allow 255 with prefix, suffix
 
 
 def folder_names(class_names: Sequence[str]) -> dict[str, str]:
-    """A distinct folder for every class; names that are safe and distinct stay as they are.
+    """Class -> a folder of its own; class names that are safe and distinct stay as they are.
 
-    Distinct also on file systems that ignore case or Unicode form. A name that clashes gets 8 hex
-    digits of its hash.
+    The folders are distinct also on file systems that ignore case or Unicode form: a name that
+    clashes gets 8 hex digits of its hash.
     """
     return distinct_names({name: name for name in class_names})
 
 
 def ordered_folders(class_names: Sequence[str]) -> dict[str, str]:
-    """`folder_names`, so that loaders of folders, which sort by name, number the classes alike.
+    """Class -> a folder, such that sorting the folders by name gives the order of the labels.
 
-    Where the order by name is another than the dataset's, each begins with its class's number.
+    Loaders of class folders, such as torchvision's, sort by name. Where the order by name is not
+    the dataset's, every folder of `folder_names` gets the number of its class in front.
     """
     return _in_order(folder_names(class_names))
 
 
 def loader_folders(class_names: Sequence[str]) -> dict[str, str]:
-    """`ordered_folders`, for loaders that also look for splits in the names of folders.
+    """`ordered_folders` for loaders that look for words such as "train" in folder names.
 
-    Hugging Face's takes a folder "steam train" below "test" for training images, and passes over
+    Hugging Face's loader takes a folder "steam train" below "test" for training images, and ignores
     "__folder". Such words get brackets.
     """
     folders = {name: SPLIT_WORD.sub(r"(\1)", f) for name, f in folder_names(class_names).items()}
@@ -55,7 +56,7 @@ def loader_folders(class_names: Sequence[str]) -> dict[str, str]:
 
 
 def _in_order(folders: dict[str, str]) -> dict[str, str]:
-    """The folders, with numbers before them unless they are distinct and sort in their order."""
+    """The folders with numbers in front, unless they are distinct and sorted already."""
     names = list(folders.values())
     if sorted(names) == names and len(set(map(_folded, names))) == len(names):
         return folders
@@ -66,8 +67,12 @@ def _in_order(folders: dict[str, str]) -> dict[str, str]:
 def image_stems(records: Sequence[ImageRecord], folders: dict[str, str]) -> dict[str, str]:
     """file_name -> `<class folder>/<stem>` for all real images of a dataset.
 
-    The stem is the file's name without its last suffix. Images of one class that share it (other
-    sub-folders or suffixes) all get 8 hex digits of the hash of their path.
+    The stem is the file's name without its last suffix. Images of one class that share a stem, in
+    other sub-folders or with other suffixes, all get 8 hex digits of the hash of their path.
+
+    Args:
+        records: All real images, so that the stems do not depend on which are expanded.
+        folders: Class -> its folder.
     """
     stems: dict[str, str] = {}
     by_class: dict[str, dict[str, str]] = {}
@@ -81,7 +86,7 @@ def image_stems(records: Sequence[ImageRecord], folders: dict[str, str]) -> dict
 
 
 def distinct_names(names: Mapping[str, str]) -> dict[str, str]:
-    """Key -> a safe file name made from its text, distinct for distinct keys.
+    """Make a safe file name of the text of every key; different keys get different names.
 
     Texts that clash get 8 hex digits of the hash of their key.
     """
@@ -98,10 +103,10 @@ def distinct_names(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def look_alikes(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of names that a reader takes for one, in their order: "cat" and "Cat".
+    """Groups of names that people would take for the same name, such as "cat" and "Cat".
 
-    Alike are names that differ only in case, in blanks or underscores, in Unicode form, in signs
-    that show as nothing, or in zeros before a number ("1", "001").
+    Names are alike if they differ only in case, in blanks or underscores, in Unicode form, in
+    invisible characters, or in zeros before a number ("1", "001").
     """
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
@@ -116,7 +121,7 @@ def _as_seen(name: str) -> str:
 
 
 def _safe(text: str) -> str:
-    """`text` as one path component: no separator, no dot or space at its ends, bounded length."""
+    """Make `text` a path component: no separator, no dot or space at its ends, bounded length."""
     name = FORBIDDEN.sub("-", text).strip(" ").rstrip(". ")
     device = name.lower().split(".")[0] in WINDOWS_DEVICES
     if not name or name[0] == "." or device or OWN_FILES.fullmatch(name):

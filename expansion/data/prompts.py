@@ -1,7 +1,7 @@
 """Prompts: a template with the class name in it, or a file of candidates to draw from.
 
 A prompts file is JSON, `{class: [prompts]}`, or JSON lines, `{"file_name": ..., "text": ...}`, with
-one line or more per real image. It is read and checked as a whole, before any weights load.
+one or more lines per real image. It is read and checked as a whole before any weights load.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Prompts:
     """The prompts of a run.
 
     Attributes:
-        by_label: Candidates of each class.
-        by_file: file_name of a real image -> its own candidates, instead of those of its class.
-        per: "image": the variants of a real image share the candidate that is drawn for it;
+        by_label: Candidates of each class, in label order.
+        by_file: file_name of a real image -> its own candidates, which replace those of its class.
+        per: "image": all variants of a real image have the candidate that is drawn for it;
             "variant": they take the candidates in turn, beginning with the drawn one.
-        seed: Run seed of the draw.
+        seed: Run seed, which decides the draw.
     """
 
     by_label: Sequence[Sequence[str]]
@@ -44,13 +44,19 @@ class Prompts:
     seed: int = 0
 
     def prompt_of(self, file_name: str, label: int, variant: int) -> str:
-        """Prompt of one variant; depends on no other image and not on the number of variants."""
+        """The prompt of a variant; it does not depend on other images or the number of variants.
+
+        Args:
+            file_name: Of the real image.
+            label: Of the real image.
+            variant: Number of the variant, from 0.
+        """
         texts = self.by_file[file_name] if self.by_file else self.by_label[label]
         step = variant if self.per == "variant" else 0
         return texts[(stable_seed("prompt", self.seed, file_name) + step) % len(texts)]
 
     def fingerprint(self) -> str:
-        """Hash of what decides the prompts beside the run seed."""
+        """Hash of everything that decides the prompts, except the run seed."""
         if not self.by_file and all(len(texts) == 1 for texts in self.by_label):
             return config_hash([text for (text,) in self.by_label])  # nothing to draw from
         return config_hash([self.by_label, self.by_file, self.per])
@@ -58,12 +64,13 @@ class Prompts:
 
 @dataclass(frozen=True)
 class PromptScope:
-    """What a prompts file can name, and what it must.
+    """The classes and images that a prompts file may name, and the images that it must name.
 
     Attributes:
-        class_names: Class folders; `prompt_names` what prompts call them, in the same order.
-        labels: file_name -> label of all training images.
-        wanted: file_names of the real images of this run.
+        class_names: Names of the classes, in label order.
+        prompt_names: Names of the classes in prompts, in label order.
+        labels: file_name -> label, for all training images.
+        wanted: file_names of the real images of this run, which must have prompts.
     """
 
     class_names: Sequence[str]
@@ -73,7 +80,11 @@ class PromptScope:
 
 
 def class_prompt(template: str, class_name: str) -> str:
-    """`template` with {} replaced by the class name; braces in the name are kept as they are."""
+    """Replace {} in `template` by the class name; braces in the name are kept as they are.
+
+    Raises:
+        InputError: The template does not hold {} exactly once, or is no UTF-8 text.
+    """
     require(
         template.count("{}") == 1,
         f"prompt template {template!r}: write {{}} once, where the class name goes",
@@ -83,21 +94,32 @@ def class_prompt(template: str, class_name: str) -> str:
 
 
 def template_prompts(template: str, prompt_names: Sequence[str]) -> Prompts:
-    """One prompt per class. Raises InputError when `template` is none."""
+    """The prompts that a template gives, one for each class.
+
+    Args:
+        template: Text with {} in the place of the class name.
+        prompt_names: Names of the classes in prompts, in label order.
+
+    Raises:
+        InputError: The template does not hold {} exactly once.
+    """
     return Prompts(by_label=[(class_prompt(template, name),) for name in prompt_names])
 
 
 def read_prompts(path: str | Path, scope: PromptScope, per: str, seed: int) -> Prompts:
-    """The candidates in a prompts file, see the head of this module.
+    """Read the candidates in a prompts file, whose forms are at the head of this module.
 
-    Classes go by class name or prompt name; images by file_name, or by their path below the split
-    folder. Prompts that do not name their class are logged.
+    The file may name a class by its class name or its prompt name, and an image by its file_name or
+    by its path below the split folder. Prompts that do not name their class are logged.
 
     Args:
-        per: See `Prompts`; `seed` too.
+        path: The file.
+        scope: Which classes and images it may and must name.
+        per: As in `Prompts`.
+        seed: As in `Prompts`.
 
     Raises:
-        InputError: One message with all that is wrong in the file.
+        InputError: The file has faults; one message tells them all.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -117,19 +139,20 @@ def read_prompts(path: str | Path, scope: PromptScope, per: str, seed: int) -> P
 
 
 def names_class(prompt: str, prompt_name: str) -> bool:
-    """Whether a word of the prompt begins with the class: "two Cats" names "cat", "bobcat" not.
+    """Whether a word of the prompt begins with the class name: "two Cats" names "cat".
 
-    Case does not matter, and "_" and "-" are read as spaces.
+    "bobcat" does not name "cat". Case does not matter, and "_" and "-" are read as spaces.
     """
     return re.search(rf"(?<!\w){re.escape(_plain(prompt_name))}", _plain(prompt)) is not None
 
 
 def overlong_warning(prompts: Iterable[str], tokenizer: Callable[..., Any]) -> str | None:
-    """A sentence on the prompts that are cut off by the tokenizer's window; None if all fit.
+    """A sentence on the prompts that are too long for the text encoder; None if all fit.
 
     Args:
-        tokenizer: A transformers tokenizer; `model_max_length` is its window in tokens, the start
-            and end tokens included.
+        prompts: Texts to check.
+        tokenizer: A transformers tokenizer; `model_max_length` is the number of tokens that the
+            text encoder reads, including the start and end tokens.
     """
     texts = sorted(set(prompts))
     token_ids = tokenizer(texts, truncation=False, verbose=False).input_ids
@@ -145,7 +168,7 @@ def overlong_warning(prompts: Iterable[str], tokenizer: Callable[..., Any]) -> s
 
 
 def _is_json_lines(text: str) -> bool:
-    """Whether the first line is an object of its own: with a file_name, or with more lines."""
+    """Whether the first line is an object that has a file_name, or more lines behind it."""
     first, _, rest = text.lstrip().partition("\n")
     try:
         row = json.loads(first)
@@ -155,7 +178,7 @@ def _is_json_lines(text: str) -> bool:
 
 
 def _read_classes(path: str | Path, text: str, scope: PromptScope) -> list[tuple[str, ...]]:
-    """Candidates by label from {class: [prompts]}."""
+    """Read the candidates of each class, in label order, from {class: [prompts]}."""
     try:
         # Pairs instead of a dict, which would hide a class that is given twice.
         pairs = json.loads(text, object_pairs_hook=tuple)
@@ -169,40 +192,42 @@ def _read_classes(path: str | Path, text: str, scope: PromptScope) -> list[tuple
         isinstance(pairs, tuple),
         f"prompts file {path}: not an object; expected {{class: [prompts]}}",
     )
+    # Match the names with the classes, and collect all faults for one message.
     labels = {name: label for label, name in enumerate(scope.prompt_names)}
     labels |= {name: label for label, name in enumerate(scope.class_names)}
     index = NameIndex(labels)
-    found: dict[int, tuple[str, ...]] = {}
+    by_label: dict[int, tuple[str, ...]] = {}
     problems: dict[str, list[str]] = defaultdict(list)
     for name, texts in pairs:
         label = labels.get(index.find(name))
         if label is None:
             problems["no such class"].append(repr(name))
-        elif label in found:
+        elif label in by_label:
             problems["class given twice"].append(repr(name))
         elif not isinstance(texts, list) or not all(map(_is_prompt, texts)):
             problems["no list, or an empty or non-string prompt in it, for class"].append(
                 repr(name)
             )
-            found[label] = ()
+            by_label[label] = ()
         elif texts:
-            found[label] = tuple(map(stripped, texts))
+            by_label[label] = tuple(map(stripped, texts))
     problems["no prompts for class"] = [
-        repr(name) for label, name in enumerate(scope.class_names) if label not in found
+        repr(name) for label, name in enumerate(scope.class_names) if label not in by_label
     ]
     _raise_if_any(path, problems, "expected {class: [prompts]} with all classes of the dataset")
-    return [found[label] for label in range(len(scope.class_names))]
+    return [by_label[label] for label in range(len(scope.class_names))]
 
 
 def _read_lines(path: str | Path, text: str, scope: PromptScope) -> dict[str, list[str]]:
-    """Candidates by file_name of the dataset from lines of {file_name, text}."""
+    """Read the candidates of each real image, by its file_name, from lines of {file_name, text}."""
     files = NameIndex(scope.labels)
-    # Paths below the split folder; one that several images would have stands for none.
+    # Path below the split folder -> the images that have it; a line must mean exactly one.
     below: dict[str, list[str]] = defaultdict(list)
     for name in scope.labels:
         below[name.partition("/")[2] or name].append(name)
     short = NameIndex(below)
-    found: dict[str, list[str]] = {}
+    # Match the lines with the images, and collect all faults for one message.
+    by_file: dict[str, list[str]] = {}
     problems: dict[str, list[str]] = defaultdict(list)
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -218,19 +243,19 @@ def _read_lines(path: str | Path, text: str, scope: PromptScope) -> dict[str, li
             whole, part = files.find(row["file_name"]), short.find(row["file_name"])
             meant = [whole] if whole else below.get(part, [])
             if len(meant) == 1:
-                found.setdefault(meant[0], []).append(stripped(row["text"]))
+                by_file.setdefault(meant[0], []).append(stripped(row["text"]))
             else:
                 kind = "name of several images" if meant else "no such training image"
                 problems[kind].append(repr(row["file_name"]))
-    problems["no line for the real image"] = [repr(n) for n in scope.wanted if n not in found]
+    problems["no line for the real image"] = [repr(n) for n in scope.wanted if n not in by_file]
     _raise_if_any(
         path, problems, 'expected {"file_name": ..., "text": ...} for each real image of the run'
     )
-    return found
+    return by_file
 
 
 def _object(line: str) -> dict[str, Any] | None:
-    """The JSON object in a line, or None."""
+    """The JSON object in a line; None if it holds something else."""
     try:
         row = parse_json(line)
     except JSON_ERRORS:
@@ -253,7 +278,7 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def _warn_if_unnamed(path: str | Path, pairs: Sequence[tuple[str, str]]) -> None:
-    """Log how many (prompt, prompt name) do not agree."""
+    """Log how many prompts do not name their class; `pairs` are (prompt, name of its class)."""
     unnamed = [(prompt, name) for prompt, name in pairs if not names_class(prompt, name)]
     if unnamed:
         prompt, name = unnamed[0]

@@ -1,6 +1,6 @@
 """Which images are for training: few-shot subsets, held-out images, seeded splits as file lists.
 
-Every choice is a function of a seed and the file names, never of their order.
+Every choice is a function of a seed and the file names, and never of the order of the images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 @dataclass(frozen=True, kw_only=True)
 class SplitOptions:
-    """How a set without a test split is split by class, and by what seed."""
+    """How a dataset without a test split is divided, class by class."""
 
     train_per_class: int | None = option(
         None, "images of each class for training where there is no test split; the rest is tested"
@@ -53,12 +53,12 @@ class SplitOptions:
 
     @property
     def wanted(self) -> bool:
-        """Whether there is to be a split at all."""
+        """Whether the options ask for a split."""
         return self.train_per_class is not None or self.test_fraction is not None
 
     @property
     def title(self) -> str:
-        """The setting as the name of the stored split says it."""
+        """The setting as it appears in the name of the stored split."""
         if self.train_per_class is not None:
             return f"{self.train_per_class}-per-class"
         return f"test-{self.test_fraction:g}"
@@ -69,7 +69,15 @@ def few_shot(
 ) -> list[ImageRecord]:
     """Keep `shots` images of each class, chosen by a hash of seed and file name.
 
-    The choice does not depend on the other images, and fewer shots are a subset of more.
+    Fewer shots keep a subset of what more shots keep.
+
+    Args:
+        records: Training images.
+        shots: Number of images per class; None keeps all.
+        subset_seed: Decides which images are kept.
+
+    Raises:
+        InputError: A class has fewer images.
     """
     if shots is None:
         return list(records)
@@ -89,7 +97,12 @@ def few_shot(
 def hold_out(
     records: Sequence[ImageRecord], fraction: float, seed: int
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    """(training, validation): of each class the share `fraction`, at least one image, is held out.
+    """Divide images into (training, validation).
+
+    Args:
+        records: All images.
+        fraction: Share of each class for validation, 0 to 1: at least one image, unless it is 0.
+        seed: Decides which images are held out.
 
     Raises:
         InputError: A class would be left without training images.
@@ -104,7 +117,11 @@ def hold_out(
 def split_by_class(
     records: Sequence[ImageRecord], options: SplitOptions
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    """(training, test) images, so many or such a share of each class; at least one for each side.
+    """Divide images into (training, test), class by class, with at least one image on each side.
+
+    Args:
+        records: All images.
+        options: The number for training or the share for testing, and the seed.
 
     Raises:
         InputError: A class has too few images.
@@ -128,10 +145,16 @@ def split_by_class(
 def stored_split(
     records: Sequence[ImageRecord], options: SplitOptions, root: Path, name: str
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    """`split_by_class`, kept as a file list in the dataset folder.
+    """Divide images into (training, test) as a list file in the dataset folder says.
 
-    A stored list is followed; without a wish for a split, the only one that is there. Where the
-    folder cannot be written, the same split is made anew each time.
+    Without such a file `split_by_class` divides them, and the file is written. If the folder cannot
+    be written, later calls compute the same split again.
+
+    Args:
+        records: All images.
+        options: Which split; if they ask for none, the only list file in the folder counts.
+        root: The dataset folder.
+        name: Name of the dataset, in the name of the file.
 
     Raises:
         InputError: The stored list does not fit the images.
@@ -155,30 +178,39 @@ def stored_split(
 
 
 def find_stored_split(root: Path) -> Path | None:
-    """The list that an earlier command left in a dataset folder; None if there is none.
+    """The list file that an earlier command left in a dataset folder; None if there is none.
 
     Raises:
         InputError: There are several.
     """
-    found = sorted(path for path in root.glob("split-*.json") if STORED_SPLIT.fullmatch(path.name))
+    files = sorted(path for path in root.glob("split-*.json") if STORED_SPLIT.fullmatch(path.name))
     require(
-        len(found) < 2,
-        f"{root} holds the splits {shown([path.name for path in found])}; remove all but one, or "
+        len(files) < 2,
+        f"{root} holds the splits {shown([path.name for path in files])}; remove all but one, or "
         "give the --test_fraction of the one that counts",
     )
-    return found[0] if found else None
+    return files[0] if files else None
 
 
-def listed_names(path: Path, found: dict[str, Any], key: str) -> list[str]:
-    """The list of file names under a key of a stored list. Raises InputError otherwise."""
-    names = found.get(key)
+def listed_names(path: Path, content: dict[str, Any], key: str) -> list[str]:
+    """The file names under a key of a list file.
+
+    Args:
+        path: The file, for the error.
+        content: What it holds.
+        key: "train", "test" or "files".
+
+    Raises:
+        InputError: There is no list of file names under this key.
+    """
+    names = content.get(key)
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     require(is_list, f"{path}: expected a list of file names under '{key}'")
     return names
 
 
 def _share(fraction: float, title: str) -> Callable[[Sequence[ImageRecord]], int]:
-    """How many of a class make up `fraction` of it: at least one, and not all."""
+    """A function that gives the number of images in `fraction` of a class: at least 1, not all."""
 
     def count(members: Sequence[ImageRecord]) -> int:
         number = max(1, round(fraction * len(members)))
@@ -214,7 +246,7 @@ def _parted(
     salt: str,
     seed: int,
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    """(the rest, the chosen), both in the order of `records`."""
+    """Divide records into (the rest, `count(members)` of each class), in their order."""
     chosen = _choose(records, count, salt, seed)
     return (
         [r for r in records if r.file_name not in chosen],
@@ -225,7 +257,7 @@ def _parted(
 def _follow(
     path: Path, lists: dict[str, Any], split: str, records: Sequence[ImageRecord]
 ) -> list[ImageRecord]:
-    """The records that the stored list names; it must name just those that there are."""
+    """The records of a split as a list file says; its two lists must name exactly all records."""
     index = NameIndex(record.file_name for record in records)
     names, others = (
         {name: index.find(name) for name in listed_names(path, lists, key)}

@@ -10,14 +10,14 @@ Value = TypeVar("Value")
 
 
 class RecentlyUsed(Generic[Value]):
-    """The values of the last `max_items` keys that were asked for."""
+    """Keeps the values of the last `max_items` keys that were asked for."""
 
     def __init__(self, max_items: int):
         self.max_items = max_items
         self.values: OrderedDict[Hashable, Value] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of `key`, from `make` unless it is kept."""
+        """The value of `key`; `make` computes it unless it is kept."""
         if key in self.values:
             self.values.move_to_end(key)
             return self.values[key]

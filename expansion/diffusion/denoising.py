@@ -1,8 +1,9 @@
 """Classifier-free guided denoising of latents; differentiable where gradients are enabled.
 
-Step arithmetic is diffusers' `DDIMScheduler`, or another solver of `SOLVERS`, in float32 (epsilon
-or v prediction); only the U-Net runs in its own dtype. S steps T[0] > T[1] > ... > T[S-1]; x0hat
-is `pred_original_sample`.
+The arithmetic of a step is that of diffusers' `DDIMScheduler` or another solver of `SOLVERS`, in
+float32 (epsilon or v prediction); only the U-Net runs in its own dtype.
+Symbols: e_u and e_c are the U-Net's predictions without and with the prompt, g the guidance scale;
+a_t is the cumulative alpha-bar; x0hat is the predicted clean image, `pred_original_sample`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from expansion.diffusion.model_configs import check_steps, noise_schedule
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.stable_diffusion import ddim_scheduler, weight_dtype
 
-# All that decides a step beside the model's noise schedule: the published second-order solvers, in
-# their deterministic data-prediction form (x0hat is `model_outputs`), on the schedule's own sigmas.
+# Settings of the published second-order solvers in their deterministic data-prediction form, where
+# x0hat is in `model_outputs`. With the model's noise schedule they decide a step completely.
 SECOND_ORDER = {
     "steps_offset": 1,
     "solver_order": 2,
@@ -52,11 +53,15 @@ class Denoiser:
     """Runs stretches of the reverse process of one checkpoint.
 
     Args:
-        pipeline: Its U-Net predicts; its scheduler's noise schedule is used with DDIM.
+        pipeline: Gives the U-Net, and its scheduler the noise schedule.
         config: Number of steps, strength, solver and guidance scale.
 
+    Attributes:
+        timesteps: The steps that are run, as training timesteps, the noisiest first.
+        all_timesteps: Those of the whole schedule, of which `strength` decides the share.
+
     Raises:
-        InputError: The checkpoint's noise schedule has not these steps.
+        InputError: These steps cannot be taken on the checkpoint's noise schedule.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: SamplerConfig):
@@ -73,30 +78,37 @@ class Denoiser:
 
     @property
     def uses_guidance(self) -> bool:
+        """Whether the U-Net predicts twice, without and with the prompt."""
         return self.guidance_scale > 1
 
     def add_noise(self, latents: Tensor, noise: Tensor) -> Tensor:
-        """Latents at the first executed step: sqrt(a_t) z_0 + sqrt(1 - a_t) noise."""
+        """Bring latents to the first executed step: sqrt(a_t) z_0 + sqrt(1 - a_t) noise.
+
+        Args:
+            latents: z_0, (B, 4, h, w), VAE-scaled.
+            noise: Standard normal, same shape.
+        """
         return self.scheduler.add_noise(latents, noise, torch.tensor(self.timesteps[:1]))
 
     def predict(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> Tensor:
-        """Guided prediction e_u + g (e_c - e_u), float32.
+        """The guided prediction e_u + g (e_c - e_u), (B, 4, h, w), float32.
 
         Args:
             latents: (B, 4, h, w), float32.
-            timestep: Training timestep.
-            prompt_embeds: (2B, L, D), unconditional rows first; (B, L, D) without guidance.
+            timestep: Training timestep, one of `all_timesteps`.
+            prompt_embeds: (2B, L, D), rows of the negative prompt first; (B, L, D) without
+                guidance.
         """
         rows = torch.cat([latents, latents]) if self.uses_guidance else latents
         return self.guide(self.unet_rows(rows, timestep, prompt_embeds))
 
     def unet_rows(self, rows: Tensor, timestep: int | Tensor, prompt_embeds: Tensor) -> Tensor:
-        """The U-Net's own prediction for every row, float32.
+        """The U-Net's prediction for every row, before guidance, (R, 4, h, w), float32.
 
         Args:
-            rows: (R, 4, h, w), float32.
-            timestep: Training timestep, one for all rows or (R,).
-            prompt_embeds: (R, L, D).
+            rows: Latents (R, 4, h, w), float32.
+            timestep: One of `all_timesteps` for all rows, or a tensor (R,) of timesteps.
+            prompt_embeds: (R, L, D), one for each row.
         """
         if not isinstance(timestep, Tensor):
             timestep = self._on_device[timestep]
@@ -107,23 +119,23 @@ class Denoiser:
         return output.sample.float()
 
     def guide(self, prediction: Tensor) -> Tensor:
-        """Rows as `predict` gives them to the U-Net, (2B or B, 4, h, w), to (B, 4, h, w)."""
+        """Combine the rows that `unet_rows` predicts, (2B or B, 4, h, w), to (B, 4, h, w)."""
         return guide(prediction, self.guidance_scale) if self.uses_guidance else prediction
 
     def run(
         self, latents: Tensor, timesteps: Sequence[int], prompt_embeds: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """Deterministic steps (DDIM: eta 0) at `timesteps`, in this order.
+        """Take deterministic steps (with DDIM: eta 0) at `timesteps`, in this order.
 
-        Solvers of second order begin every stretch anew, with a step of first order.
+        Solvers of second order begin every call anew, with a step of first order.
 
         Args:
             latents: (B, 4, h, w) at timesteps[0], float32.
-            timesteps: A stretch of `self.timesteps`.
-            prompt_embeds: See `predict`.
+            timesteps: A stretch of `self.timesteps`; nothing happens without any.
+            prompt_embeds: As in `predict`.
 
         Returns:
-            Latents after the last step, and x0hat of every step.
+            Latents (B, 4, h, w) after the last step, and x0hat of every step.
         """
         solver, predictions = self.scheduler, []
         if timesteps and self.config.solver != "ddim":
@@ -140,7 +152,7 @@ class Denoiser:
         return latents, predictions
 
     def _new_solver(self) -> SchedulerMixin:
-        """The solver with all its timesteps; DDIM's keeps no state and is always the same."""
+        """A solver with all its timesteps; DDIM keeps no state, so it is always the same object."""
         config, solver = self.config, self.scheduler
         schedule = noise_schedule(solver.config)
         schedule.pop("set_alpha_to_one", None)  # DDIM's alone: the others end without noise
@@ -153,6 +165,11 @@ class Denoiser:
 
 
 def guide(prediction: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance e_u + g (e_c - e_u); (2B, 4, h, w), unconditional rows first."""
+    """Classifier-free guidance: e_u + g (e_c - e_u), (B, 4, h, w).
+
+    Args:
+        prediction: e_u, then e_c, (2B, 4, h, w).
+        guidance_scale: g.
+    """
     unconditional, conditional = prediction.chunk(2)
     return unconditional + guidance_scale * (conditional - unconditional)

@@ -21,10 +21,15 @@ from expansion.images.records import ImageRecord
 
 
 class Img2ImgSampler(Sampler):
-    """Variants of real images by `strength` of the DDIM schedule.
+    """Makes variants of real images by noising and denoising a share of the schedule.
 
-    Given equal noise it equals diffusers' `StableDiffusionImg2ImgPipeline`: a generator first draws
-    the autoencoder's posterior, then the noise.
+    `config.strength` is that share. Given equal noise the images equal those of diffusers'
+    `StableDiffusionImg2ImgPipeline`: a generator first draws the autoencoder's posterior, then the
+    noise.
+
+    Args:
+        pipeline: Any SD-1.x or 2.x checkpoint.
+        config: Settings of denoising.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: SamplerConfig):
@@ -48,17 +53,27 @@ class Img2ImgSampler(Sampler):
 
     @torch.no_grad()
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
+        """Noise the real images, then run all executed steps; see `Sampler.sample`."""
         latents, prompt_embeds = self.start(batch, generators)
         latents, _ = self.denoiser.run(latents, self.denoiser.timesteps, prompt_embeds)
         return Samples(self.codec.decode(latents))
 
     def start(self, batch: Batch, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
-        """Noised latents (B, 4, h, w) at the first executed step, and the prompt embeddings."""
+        """Where the executed steps begin.
+
+        Args:
+            batch: Real images and B variants of them.
+            generators: B, of which each draws its variant's posterior, then its noise.
+
+        Returns:
+            Noised latents (B, 4, h, w) at the first executed step, and the prompt embeddings as
+            `embed_prompts` gives them.
+        """
         latents = self.codec.encode(batch, generators)
         noise = randn_tensor(latents.shape, generator=list(generators), device=latents.device)
         return self.denoiser.add_noise(latents, noise), self.embed_prompts(batch.prompts)
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings (B, L, D), or with guidance (2B, L, D), the negative prompt's rows first."""
+        """Embed B prompts: (B, L, D), or with guidance (2B, L, D), the negative prompt's first."""
         negative_prompt = self.config.negative_prompt if self.denoiser.uses_guidance else None
         return self.prompt_encoder(prompts, negative_prompt)

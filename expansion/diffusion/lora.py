@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) for a loaded pipeline, added to its weights.
 
-W becomes W + scale (alpha / rank) B A. peft is needed, and asked for before weights load.
+W becomes W + scale (alpha / rank) B A. This needs peft, which is looked for before weights load.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def check_lora(name: str, model: str) -> None:
-    """Raise InputError if `--lora` is missing, is none, or is part of the checkpoint already.
+    """Raise InputError if `--lora` names no adapter, or one that the checkpoint holds already.
 
     Args:
-        name: Folder or file.
+        name: Folder or file of the adapter.
         model: The checkpoint that it is added to.
     """
     path = find_lora(name)
@@ -39,12 +39,12 @@ def add_lora(pipeline: StableDiffusionPipeline, name: str, scale: float) -> None
     """Add an adapter to the weights of U-Net and text encoder.
 
     Args:
-        pipeline: Its networks are changed.
-        name: Folder or file.
+        pipeline: Its networks are changed in place.
+        name: Folder or file of the adapter.
         scale: Factor on what the adapter adds.
 
     Raises:
-        InputError: It was made for other networks.
+        InputError: The adapter was made for other networks.
     """
     from expansion.common.quiet import quiet_libraries
 
@@ -55,12 +55,13 @@ def add_lora(pipeline: StableDiffusionPipeline, name: str, scale: float) -> None
             pipeline.load_lora_weights(
                 str(path.parent), weight_name=path.name, use_safetensors=True, local_files_only=True
             )
-            found = sum(
+            # Layers that fit no network are passed over in silence, so count those that fit.
+            fitting = sum(
                 ".lora_A." in key
                 for part in (pipeline.unet, pipeline.text_encoder)
                 for key, _ in part.named_parameters()
             )
-            if found == wanted:
+            if fitting == wanted:
                 pipeline.fuse_lora(lora_scale=scale)
             pipeline.unload_lora_weights()
     except Exception as error:  # layers of another network make diffusers and peft fail in any way
@@ -69,8 +70,8 @@ def add_lora(pipeline: StableDiffusionPipeline, name: str, scale: float) -> None
             f"cannot add --lora {name}: {reason}; give one that was trained on this checkpoint"
         ) from error
     require(
-        found == wanted,
-        f"cannot add --lora {name}: of its {wanted} layers {found} fit this checkpoint; give one "
+        fitting == wanted,
+        f"cannot add --lora {name}: of its {wanted} layers {fitting} fit this checkpoint; give one "
         "that was trained on it",
     )
     for part in (pipeline.unet, pipeline.text_encoder):

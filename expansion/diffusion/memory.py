@@ -1,4 +1,4 @@
-"""Sampling within the memory there is: parts after a shortage, and how large a batch fits."""
+"""Sampling within the available memory: smaller parts after a shortage, and fitting batch sizes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from expansion.diffusion.samples import Batch, Samples
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH_SIZE = 64  # beyond it speed no longer grows
-PIXELS_ON_CPU = 8 * 512 * 512  # of a batch where memory cannot be asked for
-ALWAYS_TRIED = 8  # images; larger batches where the set is large beside them:
-IMAGES_PER_TRIAL = 32  # in the set, for each image of a batch that is tried
+MAX_BATCH_SIZE = 64  # images; larger batches are no faster
+PIXELS_ON_CPU = 8 * 512 * 512  # in a batch; on a CPU a shortage cannot be tried safely
+ALWAYS_TRIED = 8  # images; larger batches are tried only for a large set, which has
+IMAGES_PER_TRIAL = 32  # images for each image of the batch that is tried
 
 
 class CanSample(Protocol):
-    """What is needed here of a sampler, which itself samples through this module."""
+    """What this module needs of a sampler; the class `Sampler` itself imports this module."""
 
     pipeline: StableDiffusionPipeline
 
@@ -43,9 +43,10 @@ def is_shortage(error: BaseException) -> bool:
 
 
 class FittingSampler:
-    """Samples batches whole, or in parts once that exceeded the memory.
+    """Samples whole batches, or smaller parts once a batch exceeded the memory.
 
-    Parts change an image by rounding only. The sampler is first asked to use less memory.
+    Before batches are divided, the sampler is asked to use less memory. Dividing a batch changes an
+    image by rounding only.
     """
 
     def __init__(self, sampler: CanSample):
@@ -53,13 +54,14 @@ class FittingSampler:
         self.largest: int | None = None  # images at a time; None: no shortage was met
 
     def sample(self, batch: Batch, generators: Callable[[], list[Generator]]) -> Samples:
-        """The sampler's `sample` of the batch.
+        """Sample a batch with the sampler, as often as a shortage of memory makes necessary.
 
         Args:
+            batch: Real images and the variants asked of them.
             generators: Makes fresh generators, so that a repetition sees the same noise.
 
         Raises:
-            InputError: One image alone does not fit.
+            InputError: A single image does not fit into the memory.
         """
         while True:
             size = min(self.largest or len(batch), len(batch))
@@ -84,14 +86,16 @@ class FittingSampler:
 def fitting_batch_size(
     sampler: CanSample, make_batch: Callable[[int], Batch], num_images: int
 ) -> int:
-    """The largest power of two that fits, at most `MAX_BATCH_SIZE`.
+    """The largest power of two, up to `MAX_BATCH_SIZE`, that fits into the memory as a batch.
 
-    On a GPU by trying, which costs at most a sixteenth of a large set's work; elsewhere from the
-    number of pixels, since a system without memory left becomes slow before it says so.
+    On a GPU it is found by trying, which costs at most a sixteenth of a large set's work. Elsewhere
+    it follows from the number of pixels, since a system whose memory runs out becomes slow before
+    it says so.
 
     Args:
-        make_batch: A batch of so many variants.
-        num_images: Images of the whole set.
+        sampler: Samples the batches that are tried.
+        make_batch: Makes a batch of a given number of variants.
+        num_images: Number of images of the whole set.
     """
     limit = min(num_images, MAX_BATCH_SIZE)
     if sampler.pipeline.device.type != "cuda":
@@ -114,7 +118,7 @@ def _fits(sampler: CanSample, batch: Batch) -> bool:
 def _in_parts(
     sampler: CanSample, batch: Batch, generators: list[Generator], size: int
 ) -> Samples | None:
-    """None if memory ran out."""
+    """Sample a batch in parts of `size` images; None if memory ran out."""
     try:
         parts = [
             sampler.sample(batch.part(i, i + size), generators[i : i + size])
@@ -128,14 +132,14 @@ def _in_parts(
 
 
 def _release() -> None:
-    """Free what a failed attempt left; to be called where nothing refers to its error any more."""
+    """Free what a failed attempt left; works only where nothing refers to its error any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def power_of_two(number: int) -> int:
-    """The largest one that is at most `number`; 1 for less."""
+    """The largest power of two that is at most `number`; 1 for numbers below 1."""
     return 1 << (max(1, number).bit_length() - 1)
 
 

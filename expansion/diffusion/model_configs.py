@@ -1,8 +1,7 @@
-"""What a checkpoint's JSON files say it needs; what this project does not give is refused before
-weights load. Imports no torch.
+"""Checks of a checkpoint's JSON files before its weights load; imports no torch.
 
-A U-Net is given noisy latents, a timestep and text embeddings, nothing else. Of a scheduler's
-config, `noise_schedule` takes what describes the model.
+This project gives a U-Net noisy latents, a timestep and text embeddings. Checkpoints whose configs
+ask for anything else are refused. Of a scheduler's config only what describes the model is used.
 """
 
 from __future__ import annotations
@@ -57,7 +56,11 @@ REMEDY = "give a text-to-image checkpoint of Stable Diffusion 1.x or 2.x"
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A component's JSON object. Raises InputError for damage and for sizes beyond any use."""
+    """Read the JSON object that describes a component.
+
+    Raises:
+        InputError: It is damaged, or names sizes that no network has.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, *JSON_ERRORS) as error:
@@ -72,9 +75,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def noise_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a scheduler's config says about the model; the solver's settings are this project's own.
+    """The part of a scheduler's config that describes the model.
 
-    The model's are the noise variances, what its U-Net predicts, which timesteps it is made for
+    These are the noise variances, what the U-Net predicts, which timesteps it is made for
     (`timestep_spacing`) and the noise that its latents end with (`set_alpha_to_one`). With these,
     and with latents not clipped and timesteps that start at 1, DDIM equals diffusers' img2img.
     Everything else (algorithm, order, spacing of sigmas, clipping, thresholding) says how another
@@ -118,7 +121,7 @@ def check_scheduler(config: Mapping[str, Any], name: str) -> None:
 
 
 def _check_betas(config: Mapping[str, Any], name: str) -> None:
-    """Raise InputError for variances of which no schedule can be made."""
+    """Raise InputError for noise variances (betas) that make no schedule."""
     steps = config.get("num_train_timesteps", 1000)
     require(
         type(steps) is int and steps > 0, f"{name}: num_train_timesteps {brief(steps)} is no count"
@@ -143,15 +146,17 @@ def check_steps(schedule: Mapping[str, Any], config: SamplerConfig, name: str) -
         config: Number of steps, strength and solver.
         name: Where it comes from, for the message.
     """
+    # No more steps than the model was trained on; second-order solvers' grids have a point more.
     last = schedule.get("num_train_timesteps", 1000) - 1
     steps, most = config.num_inference_steps, last + 1
     if config.solver != "ddim" and schedule.get("timestep_spacing", "leading") != "trailing":
-        most = last  # their grids have a point more
+        most = last
     require(
         steps <= most,
         f"num_inference_steps {steps}: {name} was trained on {last + 1} timesteps; give at most "
         f"{most}",
     )
+    # All timesteps must lie within the trained ones.
     trailing = schedule.get("timestep_spacing", "leading") == "trailing"
     require(
         not trailing or len(np.arange(most, 0, -most / steps)) == steps,
@@ -164,6 +169,7 @@ def check_steps(schedule: Mapping[str, Any], config: SamplerConfig, name: str) -
         f"num_inference_steps {steps} at strength {config.strength}: the first step would be at "
         f"timestep {first}, {name} was trained up to {last}; give fewer steps or less strength",
     )
+    # From pure noise, a predicted noise tells nothing about the image.
     trained = schedule.get("trained_betas")
     ends_in_noise = schedule.get("rescale_betas_zero_snr") or (trained and trained[-1] == 1)
     require(
@@ -177,7 +183,12 @@ def check_steps(schedule: Mapping[str, Any], config: SamplerConfig, name: str) -
 
 
 def first_timestep(schedule: Mapping[str, Any], config: SamplerConfig) -> int:
-    """Training timestep of the first step that `config` runs, as diffusers' solvers place it."""
+    """The training timestep of the first step that is run, as diffusers' solvers place it.
+
+    Args:
+        schedule: A scheduler's config that passed `check_scheduler`.
+        config: Number of steps, strength and solver.
+    """
     total = schedule.get("num_train_timesteps", 1000)
     spacing = schedule.get("timestep_spacing", "leading")
     steps, executed = config.num_inference_steps, config.executed_steps
@@ -191,10 +202,11 @@ def first_timestep(schedule: Mapping[str, Any], config: SamplerConfig) -> int:
 
 
 def check_networks(folder: Path) -> None:
-    """Raise InputError for a U-Net that needs more than this project gives, or foreign latents."""
+    """Raise InputError for networks that need other inputs, or were not made for each other."""
     unet, vae, text = (
         read_config(folder / part / "config.json") for part in ("unet", "vae", "text_encoder")
     )
+    # The U-Net asks for nothing beside latents, timestep and text.
     for key, need in UNET_NEEDS.items():
         value = unet.get(key)
         require(
@@ -202,6 +214,7 @@ def check_networks(folder: Path) -> None:
             f"cannot load the model {folder}: its unet needs {need} ({key} {brief(value)}); "
             f"{REMEDY}",
         )
+    # It takes and predicts the autoencoder's latents, and nothing beside them.
     latents = vae.get("latent_channels", 4)
     channels = unet.get("in_channels", 4)
     need = OTHER_INPUTS.get(
@@ -218,6 +231,7 @@ def check_networks(folder: Path) -> None:
         f"cannot load the model {folder}: its unet predicts {brief(made)} channels from "
         f"{brief(channels)}, so variances too, or other latents; {REMEDY}",
     )
+    # The autoencoder maps RGB images to latents that are scaled, and not moved.
     for key in ("in_channels", "out_channels"):
         value = vae.get(key, 3)
         require(
@@ -237,6 +251,7 @@ def check_networks(folder: Path) -> None:
         f"cannot load the model {folder}: scaling_factor of its vae is {brief(factor)}; copy the "
         "whole folder again",
     )
+    # U-Net and text encoder belong together.
     widths = unet.get("cross_attention_dim", 1280), text.get("hidden_size")
     require(
         widths[1] is None or widths[0] == widths[1],

@@ -1,7 +1,8 @@
 """Stable Diffusion checkpoints as files: completeness and identity. Imports no torch.
 
-A checkpoint is a diffusers folder, a hub id (unseen until it is loaded), or one file as other
-programs write it, whose configs and tokenizer come from a diffusers folder.
+A checkpoint is a diffusers folder, a hub id, or one file as other programs write it. A hub id
+cannot be checked until it is loaded. The configs and the tokenizer that go with one file come from
+a diffusers folder.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from expansion.diffusion.weight_files import (
 if TYPE_CHECKING:
     from expansion.diffusion.sampler_config import SamplerConfig
 
-# Component -> the only classes that are loaded. A model_index.json may name others, of any library,
-# or code that lies in the folder, which diffusers refuses only once it loads.
+# Component -> (library, pattern of the classes) that are loaded; a model_index.json that names
+# others, or code in the folder, is refused here rather than by diffusers in the middle of loading.
 CLASSES = {
     "scheduler": ("diffusers", r"\w+Scheduler"),
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -85,14 +86,19 @@ def check_model_folder(name_or_path: str, single_file_config: str | None = None)
 
 
 def check_model_steps(name_or_path: str, config: SamplerConfig) -> None:
-    """Raise InputError if a local folder's schedule has not the steps of `config`; others pass."""
+    """Raise InputError if the steps of `config` cannot be taken on a checkpoint's noise schedule.
+
+    Args:
+        name_or_path: Checkpoint; only diffusers folders are checked, others pass.
+        config: Number of steps, strength and solver.
+    """
     path = Path(name_or_path, "scheduler", "scheduler_config.json")
     if path.is_file():
         check_steps(read_config(path), config, name_or_path)
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise InputError unless the folder has all parts, with weights, of a model that is usable."""
+    """Raise InputError unless the folder holds all parts of a usable model, with their weights."""
     require(
         (folder / "model_index.json").is_file() or not (folder / LORA_FILE).is_file(),
         f"{folder} holds a LoRA ({LORA_FILE}), no checkpoint: expand.py takes it as --lora "
@@ -111,11 +117,11 @@ def _check_folder(folder: Path) -> None:
 
 
 def _check_configs(folder: Path, further: Iterable[str] = ()) -> None:
-    """Raise InputError unless the folder has all parts and their configs suit.
+    """Raise InputError unless the folder holds all parts, with configs that this project can use.
 
     Args:
-        folder: With or without weights.
-        further: What else is missing in it.
+        folder: Diffusers folder, with or without weights.
+        further: What else is known to be missing, for the same message.
     """
     require(
         (folder / "model_index.json").is_file(),
@@ -137,7 +143,7 @@ def _check_configs(folder: Path, further: Iterable[str] = ()) -> None:
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse what a library would wait for for ever: a pipe, a device, a link to nothing."""
+    """Refuse pipes, devices and dangling links, for which a library would wait for ever."""
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         require(path.is_file() or path.is_dir(), f"{path} is no file; copy the whole folder again")
 
@@ -185,8 +191,13 @@ def model_fingerprint(
 ) -> str:
     """Identity of a checkpoint: the hub id with revision, or a hash over the files that are loaded.
 
-    Of every file, name and size are hashed, with its content or, above 1 MiB, 16 evenly spaced
-    blocks of 64 KiB; a training step changes all weights, so these suffice.
+    The hash covers name, size and content of every file; of the content of files above 1 MiB it
+    covers 16 evenly spaced blocks of 64 KiB. A training step changes all weights, so these suffice.
+
+    Args:
+        name_or_path: Diffusers folder, single file or hub id.
+        revision: Branch, tag or commit of a hub id.
+        single_file_config: Diffusers folder whose configs and tokenizer go with a single file.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -204,7 +215,7 @@ def model_fingerprint(
 
 
 def _loaded_files(folder: Path, with_weights: bool) -> dict[str, Path]:
-    """Of each component its config and weights, or all files of those without, by name."""
+    """`<component>/<file>` -> path: networks' configs and weights, and all files of the others."""
     files: list[Path] = []
     for part in COMPONENTS:
         if part in NETWORKS:
@@ -228,7 +239,7 @@ def _add_to(digest: hashlib._Hash, name: str, path: Path) -> None:
 
 
 def model_resolution(name_or_path: str) -> int:
-    """Side in pixels that a local checkpoint was trained for; 512 for hub ids, unseen."""
+    """Side in pixels that a diffusers folder was trained for; 512 is assumed for all others."""
     folder = Path(name_or_path)
     if not folder.is_dir():
         return 512

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 
 class Sampler(ABC):
-    """A method. It knows no disk, command line, rank, progress bar or global random state.
+    """A method: makes variants of real images with a checkpoint.
+
+    A sampler knows no disk, command line, rank, progress bar or global random state.
 
     Attributes:
         pipeline: The checkpoint.
-        config: Its settings.
-        batch_size: Images that `variants` denoises together.
+        config: Settings of the method.
+        batch_size: Number of images that `variants` denoises together.
     """
 
     pipeline: StableDiffusionPipeline
@@ -40,34 +42,43 @@ class Sampler(ABC):
         class_names: Sequence[str],
         load_pipeline: Callable[[], StableDiffusionPipeline],
     ) -> Sampler:
-        """Construct from files named in `config`, which are checked before the pipeline loads.
+        """Construct the sampler; files that `config` names are checked before the pipeline loads.
 
         Args:
-            class_names: The dataset's, by label.
+            config: Settings of the method, an instance of its own config class.
+            class_names: The dataset's class names, by label.
+            load_pipeline: Loads the checkpoint, which may take minutes; call it last.
         """
 
     @abstractmethod
     def prepare(self, records: Sequence[ImageRecord]) -> None:
-        """Look at all real images, once, before sampling."""
+        """Look at all real images; called once, before `sample`."""
 
     @abstractmethod
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
-        """One variant per row of `batch`.
+        """Make one variant for each of the B rows of `batch`.
 
-        Randomness comes from that row's generator, or, where variants of one real image share it,
-        from `batch.source_seeds`.
+        All random numbers of a variant come from its own generator. Those that the variants of one
+        real image share come from `batch.source_seeds`. So an image does not depend on the others.
+
+        Args:
+            batch: Real images, and which of them each variant starts from.
+            generators: B, one for each variant, on the CPU.
+
+        Returns:
+            B images, and figures about them for the manifest.
         """
 
     def save_memory(self) -> bool:
-        """Use less memory from now on, at the cost of time; False if there is no way to."""
+        """Use less memory from now on, at the cost of time; False if there is no (further) way."""
         return False
 
     def check_labels(self, labels: Sequence[int] | None) -> None:
-        """Raise InputError for labels, None if none are given, that the method cannot do with."""
-        return  # most need none
+        """Raise InputError for labels that the method cannot use; None: there are no labels."""
+        return  # most methods need none
 
     def prepare_images(self, images: Sequence[Picture], labels: Sequence[int]) -> None:
-        """`prepare` from Pillow images or paths, with their labels from 0."""
+        """Call `prepare` with Pillow images or paths, and their labels from 0."""
         self.check_labels(labels)
         self.prepare(given_records(images, labels=labels))
 
@@ -82,24 +93,29 @@ class Sampler(ABC):
         seed: int = 42,
         resolution: int | None = None,
     ) -> list[list[Image.Image]]:
-        """Variants of real images: a list for each image, `number` in it.
+        """Make variants of real images in memory.
 
-        They are those of expand.py for images of these names at equal run seed, resolution, batch
-        size and number format. The images become square as `config.resize_mode` says.
+        They equal those of expand.py for images of the same names, run seed, resolution, batch size
+        and number format. The real images become square as `config.resize_mode` says.
 
         Args:
             images: Pillow images of any size and mode, or paths.
             prompts: One for each image, or one for all.
-            labels: Of the images, from 0; some methods do without.
-            names: Decide the noise, with `seed`; default: "0", "1", ...
+            labels: One for each image, from 0; some methods do without.
+            number: Number of variants of each image.
+            names: Together with `seed` they decide the noise; default: "0", "1", ...
             seed: Run seed.
             resolution: Side of the variants, pixels; default: the checkpoint's own.
+
+        Returns:
+            For each image a list of `number` square RGB images.
 
         Raises:
             InputError: The lists differ in length, or an image cannot be read.
         """
         from expansion.diffusion.variants import Drawing, own_resolution, variants_of
 
+        # What is asked for.
         require(number > 0, f"number {number}: give 1 or more variants of each image")
         self.check_labels(labels)
         records = given_records(images, names, labels)
@@ -108,6 +124,7 @@ class Sampler(ABC):
             len(texts) == len(records),
             f"{len(texts)} prompts for {len(records)} images; give one for each, or one text",
         )
+        # Variants as a run of expand.py has them, so that the noise is the same.
         wanted = [
             Variant(r, k, variant_name(r.file_name, k), text)
             for r, text in zip(records, texts, strict=True)

@@ -64,12 +64,18 @@ class SamplerConfig:
         return 2 if self.guidance_scale > 1 else 1
 
     def unet_rows_per_image(self, num_variants: int) -> float:
-        """U-Net row-evaluations per generated image, `num_variants` being made of each real one."""
+        """Rows that go through the U-Net for each generated image; reports show it as the cost.
+
+        `num_variants` are made of each real image, which may share a part of the cost.
+        """
         return self.executed_steps * self.rows_per_prediction
 
     def check_run(self) -> None:
-        """Raise InputError if a run lacks something that a library user would pass as an object."""
+        """Raise InputError if a command must name a file (of a guide, say) and names none.
+
+        Users of the library may pass an object instead, so the constructor does not check this.
+        """
 
     def input_files(self) -> Mapping[str, str]:
-        """Files, by option, whose content decides the images."""
+        """Option -> file, for the files whose content decides the images."""
         return {}

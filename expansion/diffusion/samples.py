@@ -12,15 +12,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """Real images and the variants asked of them.
+    """S real images and the B variants asked of them.
 
     Attributes:
-        images: (S, 3, H, W) in [0, 1], the distinct real images.
-        sources: S names; equal names mean equal images, so work can be kept.
-        source_index: (B,) row of `images` that each variant starts from.
+        images: The distinct real images, (S, 3, H, W) in [0, 1].
+        sources: S names of the real images. Equal names mean equal images, also in later batches,
+            so a sampler may keep what it computed for a name.
+        source_index: (B,), the row of `images` that each variant starts from.
         prompts: B prompts.
-        targets: (B,) labels.
-        source_seeds: S seeds, of the random numbers that all variants of a real image share.
+        targets: (B,), the labels of the variants.
+        source_seeds: S seeds, for random numbers that all variants of a real image share.
     """
 
     images: Tensor
@@ -34,7 +35,7 @@ class Batch:
         return len(self.prompts)
 
     def part(self, start: int, stop: int) -> Batch:
-        """The variants from `start` to before `stop`, with the real images they need."""
+        """The variants `start` to `stop` - 1 alone, with the real images that they need."""
         index = self.source_index[start:stop]
         used = index.unique()
         return Batch(

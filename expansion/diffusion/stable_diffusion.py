@@ -1,9 +1,9 @@
-"""Loading and saving Stable Diffusion checkpoints, and the three maps around the U-Net:
-text -> embeddings, images -> latents, latents -> images.
+"""Stable Diffusion checkpoints: loading, saving, and the three maps around the U-Net.
 
+The maps are text -> embeddings, images -> latents, latents -> images.
 Spaces: `images` [0, 1]; `pixel_values` [-1, 1]; `latents` are the autoencoder's latents times
-`vae.config.scaling_factor`. Loading never runs code from a checkpoint: safetensors, and of old
-single files what torch.load reads with weights_only.
+`vae.config.scaling_factor`. Loading never runs code from a checkpoint: it reads safetensors, and
+old single files with torch.load's weights_only.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from expansion.diffusion.model_files import check_model_folder
 from expansion.diffusion.samples import Batch
 from expansion.diffusion.weight_files import CONVERSION, PICKLES, weight_variant
 
-LATENTS_AT_ONCE = 4 * 64 * 64  # latent cells in one call of the decoder: four images of 512 pixels
+LATENTS_AT_ONCE = 4 * 64 * 64  # latent cells of one call of the decoder: four images of 512 pixels
 
 MODEL_REMEDY = (
     "copy its folder (2 to 5 GB) from where there is a network, as by: hf download {name} "
@@ -72,6 +72,7 @@ def load_pipeline(
     Raises:
         InputError: The folder is incomplete, or the hub cannot be reached or lacks the id.
     """
+    # Check what can be checked, then load.
     check_model_folder(name_or_path, single_file_config)
     try:
         with quiet_libraries():
@@ -84,6 +85,7 @@ def load_pipeline(
     except Exception as error:  # a damaged config or file makes the libraries fail in any way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"cannot load the model {name_or_path}: {reason}") from error
+    # Make it ready for sampling: DDIM, frozen, on its device.
     _check_parts(pipeline, name_or_path)
     pipeline.scheduler = ddim_scheduler(pipeline)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
@@ -98,7 +100,7 @@ def load_pipeline(
 
 
 def _local_folder(name_or_path: str, revision: str | None) -> str:
-    """The folder itself, or the one into which the hub's files are downloaded, once for ever."""
+    """The folder itself, or the cache folder that a hub's files are downloaded to, once."""
     if Path(name_or_path).is_dir():
         return name_or_path
     options = {"revision": revision, "use_safetensors": True, "safety_checker": None}
@@ -107,7 +109,7 @@ def _local_folder(name_or_path: str, revision: str | None) -> str:
         try:
             folder = StableDiffusionPipeline.download(name_or_path, **options)
         except OSError as error:
-            if "variant=None" not in str(error):  # of what diffusers says where plain files lack
+            if "variant=None" not in str(error):  # diffusers' words where there are no plain files
                 raise
             folder = StableDiffusionPipeline.download(name_or_path, variant="fp16", **options)
     except (OSError, ValueError) as error:
@@ -117,7 +119,7 @@ def _local_folder(name_or_path: str, revision: str | None) -> str:
 
 
 def _from_folder(folder: str, dtype: str) -> StableDiffusionPipeline:
-    """A pipeline from a local diffusers folder; of each part the variant that is there."""
+    """Load a pipeline from a local diffusers folder, each part in the variant that it has."""
     schedule = read_config(Path(folder, "scheduler", "scheduler_config.json"))
     parts: dict[str, Any] = {"scheduler": _ddim(schedule)}
     for part, network in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
@@ -141,7 +143,7 @@ def _from_folder(folder: str, dtype: str) -> StableDiffusionPipeline:
 def _from_single_file(
     path: str, dtype: str, single_file_config: str | None
 ) -> StableDiffusionPipeline:
-    """A pipeline from one file; without a folder for its configs, the hub's are guessed from it."""
+    """Load a pipeline from one file; without `single_file_config`, its kind is guessed."""
     guess = single_file_config is None
     try:
         with no_vain_requests() if guess else nullcontext():
@@ -156,6 +158,7 @@ def _from_single_file(
             )
     except Exception as error:  # files of other networks make diffusers fail in any way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        # Faults of the file itself.
         if Path(path).suffix in PICKLES and "Unable to load weights" in reason:
             raise InputError(
                 f"cannot load {path}: it is damaged or holds more than tensors, which could run "
@@ -165,6 +168,7 @@ def _from_single_file(
             raise InputError(
                 f"cannot load {path}: it lacks weights of a network; copy the file again"
             ) from error
+        # Faults of the guess, which a folder with configs would mend.
         if not guess:
             raise
         if unreachable():
@@ -177,10 +181,12 @@ def _from_single_file(
 
 
 def load_tiny_decoder(name_or_path: str, pipeline: StableDiffusionPipeline) -> AutoencoderTiny:
-    """A distilled autoencoder (TAESD and its kin) for the latents of `pipeline`, frozen.
+    """Load a distilled autoencoder (such as TAESD) for the latents of `pipeline`, frozen.
+
+    `name_or_path` is a hub id or a diffusers folder; number format and device are the pipeline's.
 
     Raises:
-        InputError: It cannot be loaded, or makes images of another size.
+        InputError: The decoder cannot be loaded, or makes images of another size.
     """
     is_folder = Path(name_or_path).is_dir()
     try:
@@ -204,11 +210,11 @@ def load_tiny_decoder(name_or_path: str, pipeline: StableDiffusionPipeline) -> A
 
 
 def _text_encoder(folder: str, dtype: str) -> CLIPTextModel:
-    """The text encoder alone. Raises ValueError where weights are missing.
+    """Load the text encoder; raises ValueError where weights are missing.
 
-    The pipeline would fill them with random numbers and say nothing.
+    `StableDiffusionPipeline` would fill them with random numbers and say nothing.
     """
-    encoder, found = CLIPTextModel.from_pretrained(
+    encoder, report = CLIPTextModel.from_pretrained(
         folder,
         subfolder="text_encoder",
         variant=weight_variant(Path(folder), "text_encoder"),
@@ -216,8 +222,8 @@ def _text_encoder(folder: str, dtype: str) -> CLIPTextModel:
         use_safetensors=True,
         output_loading_info=True,
     )
-    if found["missing_keys"]:
-        raise ValueError(f"its text_encoder lacks {min(found['missing_keys'])}")
+    if report["missing_keys"]:
+        raise ValueError(f"its text_encoder lacks {min(report['missing_keys'])}")
     return encoder
 
 
@@ -248,10 +254,10 @@ def _check_parts(pipeline: StableDiffusionPipeline, name: str) -> None:
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
-    """Write a diffusers folder with weights in `dtype`; the pipeline itself is left in float32.
+    """Write a diffusers folder with weights in `dtype`, a key of `DTYPES`.
 
-    The text encoder's config says float32, so that a plain `from_pretrained` gives parts of one
-    dtype.
+    All configs say float32, so that a plain `from_pretrained` gives parts of one dtype. `pipeline`
+    is in float32 afterwards.
     """
     with quiet_libraries():
         pipeline.to(dtype=DTYPES[dtype]).save_pretrained(folder, safe_serialization=True)
@@ -275,10 +281,7 @@ def ddim_scheduler(pipeline: StableDiffusionPipeline) -> DDIMScheduler:
 
 
 def _ddim(config: Mapping[str, Any]) -> DDIMScheduler:
-    """DDIM for a scheduler's config; see `noise_schedule` for what is the model's in it.
-
-    As diffusers' pipelines correct them: latents are not clipped, timesteps start at 1.
-    """
+    """DDIM on the noise schedule in a scheduler's config, without clipping, timesteps from 1."""
     check_scheduler(config, "the checkpoint's scheduler")
     try:
         return DDIMScheduler(
@@ -295,16 +298,16 @@ def default_resolution(pipeline: StableDiffusionPipeline) -> int:
 
 
 def weight_dtype(network: nn.Module) -> torch.dtype:
-    """Of the first weight; diffusers' own `dtype` walks over all of them, which takes 1 ms."""
+    """Number format of the first weight; diffusers' `dtype` takes 1 ms to look at all of them."""
     return next(network.parameters()).dtype
 
 
 class PromptEncoder:
-    """Prompt embeddings, computed once per distinct text, one text at a time.
+    """Makes prompt embeddings, each text by itself and only once.
 
     Args:
-        pipeline: Its tokenizer and text encoder are used.
-        max_texts: Embeddings kept in memory.
+        pipeline: Gives tokenizer and text encoder.
+        max_texts: Number of embeddings that are kept in memory.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, max_texts: int = 2048):
@@ -322,21 +325,26 @@ class PromptEncoder:
         return embeds[0].to(dtype)
 
     def __call__(self, prompts: Sequence[str], negative_prompt: str | None) -> Tensor:
-        """Embeddings (B, L, D); with a negative prompt (2B, L, D), its B rows first."""
+        """Embed B prompts: (B, L, D) in the text encoder's number format.
+
+        Args:
+            prompts: B texts; L is the tokenizer's window, D the encoder's width.
+            negative_prompt: If it is given, B rows of its embedding come first: (2B, L, D).
+        """
         negative = [] if negative_prompt is None else [negative_prompt] * len(prompts)
         dtype = self.pipeline.text_encoder.dtype
         return torch.stack([self.embed(text, dtype) for text in (*negative, *prompts)])
 
 
 class LatentCodec:
-    """Images [0, 1] to scaled latents and back.
+    """Maps images [0, 1] to scaled latents and back.
 
-    A real image's posterior is computed once, alone, and kept while its variants follow each other,
-    so that it does not depend on what else is in a batch.
+    The posterior of a real image is computed once and by itself, so that it does not depend on what
+    else is in a batch, and kept while the image's variants follow each other.
 
     Args:
-        pipeline: Its autoencoder is used.
-        max_sources: Posteriors kept in memory.
+        pipeline: Gives the autoencoder.
+        max_sources: Number of posteriors that are kept in memory.
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, max_sources: int = 256):
@@ -344,7 +352,12 @@ class LatentCodec:
         self.posteriors: RecentlyUsed[DiagonalGaussianDistribution] = RecentlyUsed(max_sources)
 
     def encode(self, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
-        """A posterior sample per variant, times `scaling_factor`: (B, 4, h, w), float32."""
+        """Encode the real image of every variant: scaled latents (B, 4, h, w), float32.
+
+        Args:
+            batch: Real images and B variants of them.
+            generators: B, of which each draws its variant's posterior sample.
+        """
         samples = [
             self.encode_one(batch.sources[index], batch.images[index], generator)
             for index, generator in zip(batch.source_index.tolist(), generators, strict=True)
@@ -352,19 +365,25 @@ class LatentCodec:
         return torch.cat(samples)
 
     def encode_one(self, source: str, image: Tensor, generator: torch.Generator) -> Tensor:
-        """A posterior sample (1, 4, h, w) of the real image (3, H, W) that `source` names."""
+        """Encode one real image: scaled latents (1, 4, h, w), float32.
+
+        Args:
+            source: Name of the image; an equal name means an equal image.
+            image: (3, H, W) in [0, 1].
+            generator: Draws the posterior sample.
+        """
         posterior = self.posteriors.get(
             (source, weight_dtype(self.vae)), lambda: self._posterior(image[None] * 2 - 1)
         )
         return posterior.sample(generator).float() * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1], float32."""
+        """Decode scaled latents (B, 4, h, w) to images (B, 3, H, W) in [0, 1], float32."""
         with phase("decode"):
             return (self.decode_raw(latents) / 2 + 0.5).clamp(0, 1)
 
     def decode_raw(self, latents: Tensor) -> Tensor:
-        """The decoder's own output: about [-1, 1], not clamped; (B, 3, H, W), float32."""
+        """Decode scaled latents to (B, 3, H, W) in about [-1, 1], not clamped, float32."""
         scaled = (latents / self.vae.config.scaling_factor).to(weight_dtype(self.vae))
         parts = scaled.split(decoded_at_once(latents))
         return torch.cat([self.vae.decode(part).sample.float() for part in parts])
@@ -376,5 +395,5 @@ class LatentCodec:
 
 
 def decoded_at_once(latents: Tensor) -> int:
-    """How many latents of this size, (B, 4, h, w), the decoder takes in one call."""
+    """How many latents of the size of `latents`, (B, 4, h, w), go into one call of the decoder."""
     return max(1, LATENTS_AT_ONCE // latents[0, 0].numel())

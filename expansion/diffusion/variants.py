@@ -28,7 +28,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Drawing:
-    """What decides the variants beside the sampler: run seed, side in pixels, `resize_mode`."""
+    """What decides the variants beside the sampler.
+
+    Attributes:
+        seed: Run seed.
+        resolution: Side of the images, pixels.
+        resize_mode: How a real image becomes square, see `square_image`.
+    """
 
     seed: int
     resolution: int
@@ -36,13 +42,14 @@ class Drawing:
 
 
 def square_image(image: Image.Image, resolution: int, mode: str, seed: int) -> Tensor:
-    """A real image as (3, resolution, resolution) in [0, 1].
+    """Make a real image square: (3, resolution, resolution) in [0, 1].
 
     Args:
         image: RGB.
-        resolution: Side, pixels.
-        mode: "center_crop" and "random_crop" resize the shorter side first, "squash" both.
-        seed: Place of the random crop.
+        resolution: Side of the square, pixels.
+        mode: "center_crop" and "random_crop" cut the square after they resized the shorter side,
+            "squash" resizes both sides.
+        seed: Decides the place of the random crop.
     """
     if mode == "squash":
         return to_unit_tensor(F.resize(image, [resolution, resolution], BICUBIC))
@@ -56,7 +63,7 @@ def square_image(image: Image.Image, resolution: int, mode: str, seed: int) -> T
 
 
 def make_batch(variants: Sequence[Variant], drawing: Drawing) -> Batch:
-    """Read the real images, each once unless its crop differs by variant."""
+    """Read the real images of some variants, each only once unless its crop differs by variant."""
     images: dict[str, Tensor] = {}
     index = []
     for variant in variants:
@@ -81,16 +88,18 @@ def make_batch(variants: Sequence[Variant], drawing: Drawing) -> Batch:
 
 
 def generators_of(variants: Sequence[Variant], drawing: Drawing) -> list[Generator]:
-    """A fresh generator for every variant, which decides its noise."""
+    """A fresh generator for every variant; run seed, real image and number decide its noise."""
     return [image_generator(drawing.seed, *variant.key) for variant in variants]
 
 
 def sample_finite(
     fitting: FittingSampler, batch: Batch, generators: Callable[[], list[Generator]]
 ) -> Samples:
-    """`fitting.sample`, repeated once in float32 if a 16-bit network gave a NaN or infinity.
+    """Sample a batch, and repeat it in float32 if a 16-bit network gave a NaN or infinity.
 
     Args:
+        fitting: Holds the sampler.
+        batch: Real images and the variants asked of them.
         generators: Makes fresh generators, so that the repetition sees the same noise.
     """
     samples = fitting.sample(batch, generators)
@@ -107,7 +116,7 @@ def sample_finite(
 
 
 def eight_bit(images: Tensor) -> np.ndarray:
-    """Images (B, 3, H, W) in [0, 1] as (B, H, W, 3) uint8; what is no number becomes 0."""
+    """Images (B, 3, H, W) in [0, 1] as (B, H, W, 3) uint8; NaN becomes 0."""
     pixels = (images.nan_to_num() * 255).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -115,10 +124,16 @@ def eight_bit(images: Tensor) -> np.ndarray:
 def variants_of(
     sampler: CanSample, variants: Sequence[Variant], drawing: Drawing, batch_size: int
 ) -> list[Image.Image]:
-    """The variants in their order.
+    """Make variants in memory, in the order given.
+
+    Args:
+        sampler: The method, prepared.
+        variants: What is to be made.
+        drawing: What decides the images beside the sampler.
+        batch_size: Number of images that are denoised together.
 
     Raises:
-        InputError: One is not finite, in float32 either.
+        InputError: A variant is not finite, even in float32.
     """
     fitting, made = FittingSampler(sampler), []
     for unit in make_units(variants, batch_size):
@@ -139,7 +154,10 @@ def variants_of(
 
 
 def _named_by_content(batch: Batch) -> Batch:
-    """Names that no other image of a later call has: samplers keep work by them."""
+    """The batch with names that later calls give to equal images only: samplers keep work by name.
+
+    Callers of the library may give other images under the same names, "0", "1", ...
+    """
     names = [
         f"{name} {hashlib.sha256(image.numpy().tobytes()).hexdigest()} {tuple(image.shape)}"
         for name, image in zip(batch.sources, batch.images, strict=True)

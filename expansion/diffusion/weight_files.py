@@ -1,7 +1,7 @@
-"""Files of weights: which of a folder are loaded, and what a safetensors file's header says.
+"""Files of weights: which ones of a folder are loaded, and what a safetensors header says.
 
-A component's weights are one file or, with an index, several; both also as a variant
-(`diffusion_pytorch_model.fp16.safetensors`). Imports no torch.
+The weights of a component are one file, or several with an index. Both may be a variant such as
+`diffusion_pytorch_model.fp16.safetensors`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -34,18 +34,22 @@ CONVERSION = (
 
 
 def weight_variant(folder: Path, part: str) -> str | None:
-    """Which variant of a component's weights to load: None for the plain files, if they are there.
+    """Which variant of a component's weights to load; None means the plain files, if they exist.
+
+    Args:
+        folder: Diffusers folder.
+        part: A key of `STEMS`.
 
     Raises:
-        InputError: There are none, or only several variants of which none is fp16.
+        InputError: There are no weights, or only several variants of which none is fp16.
     """
     stem = STEMS[part]
     names = {path.name for path in (folder / part).glob(f"{stem}*") if path.is_file()}
     if names & {f"{stem}.safetensors", f"{stem}.safetensors.index.json"}:
         return None
     pattern = rf"{stem}\.(?:(\w+)\.safetensors|safetensors\.index\.(\w+)\.json)"
-    found = {match[1] or match[2] for name in names if (match := re.fullmatch(pattern, name))}
-    if not found:
+    variants = {match[1] or match[2] for name in names if (match := re.fullmatch(pattern, name))}
+    if not variants:
         pickled = sorted(path.name for path in (folder / part).glob("*.bin"))
         known = (
             f"; {pickled[0]} is a pickle and is not loaded, save as safetensors" if pickled else ""
@@ -54,18 +58,22 @@ def weight_variant(folder: Path, part: str) -> str | None:
             f"the checkpoint {folder} lacks {part}/*.safetensors ({stem}.safetensors, or a variant "
             f"such as {stem}.fp16.safetensors){known or '; copy the whole folder again'}"
         )
-    if len(found) > 1 and "fp16" not in found:
+    if len(variants) > 1 and "fp16" not in variants:
         raise InputError(
-            f"{folder / part} has the variants {', '.join(sorted(found))}; leave one of them"
+            f"{folder / part} has the variants {', '.join(sorted(variants))}; leave one of them"
         )
-    return "fp16" if "fp16" in found else found.pop()
+    return "fp16" if "fp16" in variants else variants.pop()
 
 
 def weight_files(folder: Path, part: str) -> list[Path]:
     """The files of a component's weights that are loaded, sorted: one, or an index and its shards.
 
+    Args:
+        folder: Diffusers folder.
+        part: A key of `STEMS`.
+
     Raises:
-        InputError: Some are missing, or the index names files elsewhere.
+        InputError: A file is missing, or the index names files outside the component's folder.
     """
     stem, variant = STEMS[part], weight_variant(folder, part)
     middle = f".{variant}" if variant else ""
@@ -85,7 +93,11 @@ def weight_files(folder: Path, part: str) -> list[Path]:
 
 
 def safetensors_header(path: Path) -> Mapping[str, Any]:
-    """Tensors of a safetensors file by name, with their shapes. Raises InputError for any other."""
+    """Name -> description (such as the shape) of the tensors in a safetensors file.
+
+    Raises:
+        InputError: It is another kind of file, or damaged.
+    """
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -99,7 +111,7 @@ def safetensors_header(path: Path) -> Mapping[str, Any]:
 
 
 def num_lora_layers(names: Mapping[str, Any]) -> int:
-    """How many layers these tensors adapt, in diffusers', kohya's or peft's names."""
+    """How many layers a LoRA with tensors of these names adapts (diffusers, kohya or peft)."""
     layer = r"lora[._](down|A)\b|_lora\.down\b|lora_linear_layer\.down\b"
     return sum(bool(re.search(layer, name)) for name in names)
 
@@ -107,7 +119,7 @@ def num_lora_layers(names: Mapping[str, Any]) -> int:
 def check_single_file(path: Path) -> None:
     """Raise InputError unless `path` looks like a whole SD-1.x or 2.x checkpoint in one file.
 
-    Of pickles only the kind of file is looked at; what is in them is read with weights_only.
+    A pickle is not opened here; loading reads it with weights_only.
     """
     if path.suffix != ".safetensors":
         require(
@@ -115,6 +127,7 @@ def check_single_file(path: Path) -> None:
             f"{path} is no checkpoint; give a diffusers folder, a .safetensors file or a hub id",
         )
         return
+    # The names of the tensors tell what kind of file it is.
     header = safetensors_header(path)
     require(
         not num_lora_layers(header),
@@ -127,6 +140,7 @@ def check_single_file(path: Path) -> None:
         "with all parts, or a diffusers folder, to which diffusers' from_single_file and "
         "save_pretrained convert one",
     )
+    # A larger relative of Stable Diffusion, or a U-Net that needs more than latents and text.
     foreign = [
         n for n in names if n.startswith(("conditioner.", "text_encoders.", "control_model."))
     ]
@@ -142,6 +156,7 @@ def check_single_file(path: Path) -> None:
     require(
         need is None, f"{path}: its unet takes {channels} channels, so it needs {need}; {REMEDY}"
     )
+    # The other parts are in the file as well.
     for prefix, part in (
         ("first_stage_model.", "autoencoder"),
         ("cond_stage_model.", "text encoder"),
@@ -158,7 +173,7 @@ def _first_byte(path: Path) -> bytes:
 
 
 def find_lora(name: str) -> Path:
-    """The LoRA file of `--lora`: itself, or the one in the folder.
+    """The adapter file that `--lora` names: the file itself, or the one in a folder.
 
     Raises:
         InputError: There is none, or it is no LoRA in diffusers' or kohya's format.

@@ -1,4 +1,4 @@
-"""Put real and generated images into one folder that others can use.
+"""Puts real and generated images into one folder that others can use.
 
     python -m expansion.export data/caltech-101_expansion/distdiff_5x --merge path/to/merged
 
@@ -7,9 +7,9 @@
     <merged>/*/metadata.jsonl file_name, label, synthetic, source, ... of every image
     <merged>/README.md        a dataset card
 
-torchvision's ImageFolder and Hugging Face's imagefolder number the classes as the dataset does.
-Images are links; one that a plain loader would read otherwise than this project (on its side, of 16
-bits, with a credit line) is written anew. The same command goes on where it was stopped.
+torchvision's ImageFolder and Hugging Face's imagefolder number the classes as the dataset does. The
+images are links. An image that a plain loader would read differently than this project (on its
+side, of 16 bits, with a credit line) is written anew. The same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the folder; `arguments` defaults to the process's own."""
+    # Check everything before a file is written.
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_dir, target = Path(options.set), Path(options.merge)
@@ -95,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_outside(target, {"the dataset": dataset.root, "the expanded set": set_dir})
     _check_target(target)
     merge = _plan(options, asked, dataset, set_dir)
+    # Write images, metadata and card.
     claim_folder(target, IDENTITY_FILE, _identity(merge), REMEDY)
     counts = write_images(merge, target, options.copy)
     write_metadata(merge, target)
@@ -104,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dataset(options: argparse.Namespace, asked: Asked | None, set_dir: Path) -> ImageDataset:
-    """The dataset that is given, else the one that the set says it was made from."""
+    """The dataset that is given, else the one that the set was made from by its own facts."""
     if options.dataset is not None:
         return load_dataset(options.dataset, options.data_dir or "data", options.test_fraction)
     facts = asked.facts if asked else {}
@@ -120,7 +123,7 @@ def _dataset(options: argparse.Namespace, asked: Asked | None, set_dir: Path) ->
         fraction is None or type(fraction) is float,
         f"{set_dir}: test_fraction {brief(fraction)} is no share; give --test_fraction",
     )
-    # The set says both as they lie from it, so that all may move together.
+    # The set gives both paths relative to itself, so that everything can be moved together.
     root, data_dir = (os.path.realpath(os.path.join(set_dir, path)) for path in (root, data_dir))
     if not is_known(name):
         name = root
@@ -134,7 +137,7 @@ def _dataset(options: argparse.Namespace, asked: Asked | None, set_dir: Path) ->
 
 
 def _check_target(target: Path) -> None:
-    """Raise InputError unless the folder is new, empty or made by this command."""
+    """Raise InputError unless the folder is new, empty, or was made by this command."""
     require(target.is_dir() or not target.exists(), f"{target} is no folder; {REMEDY}")
     ours = not target.exists() or (target / IDENTITY_FILE).is_file() or not any(target.iterdir())
     require(ours, f"{target} holds files that this command did not make; {REMEDY}")
@@ -145,6 +148,7 @@ def _plan(
     options: argparse.Namespace, asked: Asked | None, dataset: ImageDataset, set_dir: Path
 ) -> Merge:
     """Find and check all images."""
+    # Real images.
     everything = dataset.records("train")
     chosen = everything
     if asked is not None and options.real == "expanded":
@@ -157,6 +161,7 @@ def _plan(
             )
     real, _ = readable_records(chosen, options.on_error)
     test, _ = readable_records(_test_records(dataset), options.on_error)
+    # Their variants, and names for all of them.
     sources = {record.file_name: record for record in real}
     others = {record.file_name: record for record in everything}
     generated = read_expansion(set_dir, sources, options.on_incomplete, others)
@@ -178,7 +183,7 @@ def _test_records(dataset: ImageDataset) -> list[ImageRecord]:
 
 
 def _identity(merge: Merge) -> dict[str, Any]:
-    """All that decides what the folder holds."""
+    """Everything that decides what the folder holds."""
     images = {}
     for split, part in merge.parts.items():
         images[f"{split}_images"] = content_summary(part.real)

@@ -1,4 +1,4 @@
-"""The card (README.md) of a folder of real and generated images, in Hugging Face's form."""
+"""Writes the card (README.md) of a folder of real and generated images, in Hugging Face's form."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 LARGEST = "1M<n<10M"
 FRONT = re.compile(r"\A---\n(.*?)\n---\s*\n", re.DOTALL)
 LICENCE_LINE = re.compile(r"^\W*licen[cs]e\W+(\S.*)$", re.IGNORECASE | re.MULTILINE)
-SCRIPT_FOLDER = re.compile(r"\S*/(?=\w+\.py\b)")  # says only where someone keeps this project
+SCRIPT_FOLDER = re.compile(r"\S*/(?=\w+\.py\b)")  # folder of a script, which concerns nobody else
 NOT_SAID = "not said here; see the model's card"
 
 
 class Model(NamedTuple):
-    """A checkpoint: what it is called, its licence as it says itself, its fingerprint."""
+    """A checkpoint: its name, the licence that its own files state, and its fingerprint."""
 
     name: str
     licence: str
@@ -36,8 +36,10 @@ def write_card(merge: Merge, target: Path, set_dir: Path, facts: Mapping[str, An
     """Write `README.md`.
 
     Args:
-        set_dir: The expanded set; its `expansion.yaml` says how it was made.
-        facts: What the set says of its model.
+        merge: The content of the folder.
+        target: The folder.
+        set_dir: The expanded set, whose `expansion.yaml` says how it was made.
+        facts: Facts of the set, which name its model.
     """
     path = set_dir / "expansion.yaml"
     made = load_yaml(path).values if path.is_file() else {}
@@ -47,7 +49,7 @@ def write_card(merge: Merge, target: Path, set_dir: Path, facts: Mapping[str, An
 
 
 def size_category(count: int) -> str:
-    """Hugging Face's name of a number of images."""
+    """Hugging Face's name for a size of this many images."""
     return next((name for limit, name in SIZES if count < limit), LARGEST)
 
 
@@ -133,7 +135,14 @@ def _use(target: Path) -> str:
 def model_of(
     set_dir: Path, facts: Mapping[str, Any], made: Mapping[str, Any], merge: Merge
 ) -> Model:
-    """The checkpoint of a set, with its licence where its own files say it."""
+    """The checkpoint of a set, with its licence if its own files state one.
+
+    Args:
+        set_dir: The expanded set.
+        facts: Facts of the set, which name its model.
+        made: Content of the set's `expansion.yaml`.
+        merge: The images of the folder, whose rows hold the model's fingerprint as well.
+    """
     rows = (merge.rows[record.file_name] for record in merge.generated)
     fingerprint = str(made.get("model") or _distinct(row.get("model") for row in rows))
     name = facts.get("model")
@@ -148,7 +157,7 @@ def model_of(
 
 
 def stated_licence(folder: Path) -> str:
-    """The licence that a checkpoint's model_index.json or README names."""
+    """The licence that a checkpoint's model_index.json or README states; else NOT_SAID."""
     index, card = folder / "model_index.json", folder / "README.md"
     try:
         values = json.loads(index.read_bytes()) if index.is_file() else {}
@@ -175,15 +184,15 @@ def stated_licence(folder: Path) -> str:
 
 
 def _cached_card(name: str) -> Path | None:
-    """The README of a model that was downloaded once; asks no network."""
+    """The README of a model in the hub's cache, without asking the network; None without one."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, "README.md")
+        path = try_to_load_from_cache(name, "README.md")
     except HFValidationError:
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(path) if isinstance(path, str) else None
 
 
 def _distinct(values: Iterable[Any]) -> str:
@@ -196,10 +205,10 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _shown(text: str) -> str:
-    """A text that Markdown shows as it is, in one line of a table."""
+    """Escape a text, so that Markdown shows it unchanged and in one line."""
     return re.sub(r"([\\`*_|\[\]])", r"\\\1", one_line(text)).replace("<", "&lt;")
 
 
 def _code(text: str) -> str:
-    """A text as code in a line of Markdown."""
+    """Write a text as code within a line of Markdown."""
     return f"`{one_line(text).replace('`', chr(39))}`"

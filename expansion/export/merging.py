@@ -1,4 +1,4 @@
-"""Real and generated images in one folder: names, links or copies, and their metadata."""
+"""Puts real and generated images into one folder: names, links or copies, and metadata."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ from expansion.common.files import write_atomic
 from expansion.data.naming import distinct_names
 from expansion.images.records import ImageRecord
 
-# What torchvision's ImageFolder takes for images; Hugging Face's imagefolder takes these as well.
+# Suffixes that torchvision's ImageFolder loads; Hugging Face's imagefolder loads these as well.
 LOADED = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "test")
-PARTIAL = re.compile(r"\..*\.partial")  # what a killed process leaves
+PARTIAL = re.compile(r"\..*\.partial")  # files that a killed process leaves
 LINKED, POINTED, COPIED, ANEW = "hard links", "symbolic links", "copies", "written anew as PNG"
 
 
 @dataclass(frozen=True)
 class Part:
-    """The images of a split."""
+    """The real and generated images of a split."""
 
     real: Sequence[ImageRecord]
     generated: Sequence[ImageRecord] = ()
 
     @property
     def records(self) -> Iterator[ImageRecord]:
+        """All images, the real ones first."""
         yield from self.real
         yield from self.generated
 
 
 class Entry(NamedTuple):
-    """An image with its name in the folder, without suffix: `<split>/<class folder>/<stem>`."""
+    """An image with its path in the folder without suffix, `<split>/<class folder>/<stem>`."""
 
     record: ImageRecord
     stem: str
@@ -51,13 +52,13 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Merge:
-    """What is to be put together.
+    """The content of a folder of real and generated images.
 
     Attributes:
         title: Name of the dataset.
-        class_names: By label.
-        folders: class -> its folder.
-        parts: split -> its images.
+        class_names: Names of the classes, by label.
+        folders: Class -> its folder.
+        parts: Split -> its images.
         rows: file_name of a generated image -> its manifest row.
     """
 
@@ -74,7 +75,7 @@ class Merge:
 
     @cached_property
     def counts(self) -> dict[str, Counter[tuple[str, bool]]]:
-        """split -> how many images (class, whether generated)."""
+        """Split -> number of images by class and by whether they are generated."""
         return {
             split: Counter((r.class_name, r.source is not None) for r in part.records)
             for split, part in self.parts.items()
@@ -82,19 +83,19 @@ class Merge:
 
     @cached_property
     def entries(self) -> dict[str, list[Entry]]:
-        """split -> images, each under a name of its own."""
+        """Split -> its images, each with a path of its own."""
         return {split: _entries(split, part, self.folders) for split, part in self.parts.items()}
 
     @cached_property
     def plain(self) -> set[Path]:
-        """Files of real images that a plain loader reads as this project does."""
+        """Files of real images that a plain loader reads just as this project does."""
         records = [record for part in self.parts.values() for record in part.real]
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            found = pool.map(reads_plainly, records)
-            return {record.path for record, plain in zip(records, found, strict=True) if plain}
+            answers = pool.map(reads_plainly, records)
+            return {record.path for record, plain in zip(records, answers, strict=True) if plain}
 
     def file_name(self, entry: Entry) -> str:
-        """Its path below the folder."""
+        """The path of an image below the folder, with its suffix."""
         record = entry.record
         kept = record.source is None and record.path in self.plain
         return f"{entry.stem}{record.path.suffix.lower() if kept else '.png'}"
@@ -114,7 +115,7 @@ def _entries(split: str, part: Part, folders: Mapping[str, str]) -> list[Entry]:
 
 
 def reads_plainly(record: ImageRecord) -> bool:
-    """Whether Pillow alone, as loaders of folders use it, gives the image that `load` gives."""
+    """Whether Pillow alone, as loaders of folders use it, gives the same image as `load`."""
     if record.part or record.path.suffix.lower() not in LOADED:
         return False
     image = record.load()
@@ -124,19 +125,27 @@ def reads_plainly(record: ImageRecord) -> bool:
 
 
 def write_images(merge: Merge, target: Path, copy: bool) -> Counter[str]:
-    """Every image under its name, whole or not at all; returns how many came in which way.
+    """Write, link or copy every image that is not in the folder yet.
 
-    What is there already is left if it is right.
+    Args:
+        merge: The content of the folder.
+        target: The folder.
+        copy: Copy files instead of linking them.
+
+    Returns:
+        The number of images that are links, copies or written anew.
 
     Raises:
-        InputError: Other images lie in the folder, which loaders would take for some of these.
+        InputError: The folder holds other files, which loaders would take for images of the set.
     """
+    # The folder may hold these names and no others.
     names = {merge.file_name(e): e.record for entries in merge.entries.values() for e in entries}
     folders = [f"{split}/{folder}" for split in merge.parts for folder in merge.folders.values()]
     _refuse_others(
         target, {*folders, *merge.parts, *(f"{s}/metadata.jsonl" for s in SPLITS), *names}
     )
-    for folder in folders:  # of every class, or loaders would number the others otherwise
+    # Every class needs a folder, even an empty one: loaders number the classes by their folders.
+    for folder in folders:
         (target / folder).mkdir(parents=True, exist_ok=True)
 
     def write(item: tuple[str, ImageRecord]) -> str:
@@ -154,11 +163,11 @@ def write_images(merge: Merge, target: Path, copy: bool) -> Counter[str]:
 
 
 def _refuse_others(target: Path, names: set[str]) -> None:
-    """Raise InputError for files and folders, of the splits, beside `names`, and for links."""
+    """Raise InputError if split folders hold anything but `names`, or links to folders."""
     strange = []
     for split in SPLITS:
-        found = [target / split, *(target / split).rglob("*")]
-        for path in found if os.path.lexists(target / split) else []:
+        paths = [target / split, *(target / split).rglob("*")]
+        for path in paths if os.path.lexists(target / split) else []:
             name = path.relative_to(target).as_posix()
             ours = name in names and not (path.is_dir() and path.is_symlink())
             if not ours and not PARTIAL.fullmatch(path.name):
@@ -183,7 +192,11 @@ def _write(path: Path, content: bytes, kind: str) -> str:
 
 
 def _link(source: Path, path: Path) -> str:
-    """A hard link, which survives when the source is moved; where there are none, another."""
+    """Make a hard link, which survives if the source is moved; else a symbolic link, else a copy.
+
+    Returns:
+        The word for what it is now.
+    """
     real = os.path.realpath(source)
     if path.is_file() and (os.path.samefile(real, path) or filecmp.cmp(real, path, shallow=False)):
         return POINTED if path.is_symlink() else LINKED if os.path.samefile(real, path) else COPIED
@@ -198,7 +211,7 @@ def _link(source: Path, path: Path) -> str:
 
 
 def write_metadata(merge: Merge, target: Path) -> None:
-    """`metadata.jsonl` of every split; all have the same columns of the same kinds."""
+    """Write `metadata.jsonl` of every split, all with the same columns of the same types."""
     for split, entries in merge.entries.items():
         lines = [json.dumps(_row(merge, split, entry), ensure_ascii=False) for entry in entries]
         write_atomic(target / split / "metadata.jsonl", "".join(f"{line}\n" for line in lines))

@@ -1,1 +1,1 @@
-"""Making an expanded set: plan, shards, loop, status."""
+"""Makes an expanded set: plan, run, loop, status."""

@@ -1,4 +1,4 @@
-"""The batch size that was found for an output folder; every process there uses the same."""
+"""The batch size that was measured for an output folder, so that all its processes use the same."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FILE_NAME = ".batch_size.json"
 
 
 def remembered_batch_size(output_dir: Path) -> int | None:
-    """The number of images; None if none was found for this folder.
+    """The batch size that was measured for a folder; None if none was.
 
     Raises:
-        InputError: The file holds no such number.
+        InputError: The file does not hold a positive number.
     """
     path = output_dir / FILE_NAME
     if not path.is_file():
@@ -27,13 +27,13 @@ def remembered_batch_size(output_dir: Path) -> int | None:
 
 
 def remember_batch_size(output_dir: Path, size: int) -> int:
-    """Keep `size` for the folder unless another process was first; returns what is kept."""
+    """Keep `size` for a folder unless another process has kept one; returns what is kept."""
     output_dir.mkdir(parents=True, exist_ok=True)
     write_if_absent(output_dir / FILE_NAME, f'{{"batch_size": {size}}}\n')
     return remembered_batch_size(output_dir) or size
 
 
 def forget_batch_size(output_dir: Path) -> None:
-    """Remove what was found for a folder whose other files are gone: for other settings."""
+    """Remove the batch size from a folder without a set: it was measured for other settings."""
     if not (output_dir / "expansion.yaml").is_file():
         (output_dir / FILE_NAME).unlink(missing_ok=True)

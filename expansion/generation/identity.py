@@ -1,4 +1,4 @@
-"""What an expansion is: all that decides its images, and what reports show beside them."""
+"""What identifies an expanded set: everything that decides its images; and facts for reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from expansion.images.content import content_summary
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:
-    """What reports show beside the images: where real ones and model lie, what one costs."""
+    """Facts for reports: where real images and model are, and what an image costs."""
     config, model = plan.config, plan.model
     return {
         "model": os.path.relpath(model, plan.output_dir) if os.path.isdir(model) else model,
@@ -28,7 +28,12 @@ def facts_of(plan: Plan) -> dict[str, Any]:
 
 
 def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
-    """Everything that decides the images, and nothing else."""
+    """Everything that decides the images, and nothing else; a run with the same may go on.
+
+    Args:
+        plan: The run.
+        dtype: Number format of the networks, resolved.
+    """
     settings = deciding(plan.method_config)
     for name, path in plan.method_config.input_files().items():
         settings[name] = file_fingerprint(path)
@@ -56,7 +61,7 @@ def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
 
 
 def layout_of(plan: Plan) -> dict[str, Any]:
-    """What decides, beside `identity_of`, which image lies in which tar; nothing for files."""
+    """What also decides which image goes into which tar; empty where images are files."""
     if plan.tars is None:
         return {}
     return {

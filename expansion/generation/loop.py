@@ -26,7 +26,7 @@ from expansion.store.writer import ExpansionWriter
 
 logger = logging.getLogger(__name__)
 
-Unit = Sequence[Variant]  # the variants of one batch
+Unit = Sequence[Variant]  # variants that are computed as one batch
 
 
 @dataclass
@@ -47,18 +47,18 @@ def generate(
     progress: Callable[[int], None],
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Compute units and write the images that are missing of them.
+    """Compute units and write those of their images that are missing.
 
-    A unit is always computed whole, so that an image does not depend on what was there before.
+    A unit is always computed whole, so that an image does not depend on which ones existed before.
 
     Args:
         sampler: The method, prepared.
-        drawing: What decides the images beside it.
-        units: All to be computed; the next is read while one is computed.
-        missing: The variants to be written.
-        writer: Takes the images.
-        progress: Called after each unit with its number of written or failed images.
-        stop: Asked before each unit; if true, no further one is begun.
+        drawing: What decides the images beside the sampler.
+        units: The units to compute; the next one is read while one is computed.
+        missing: The variants to write.
+        writer: Writes the images.
+        progress: Is called after each unit with its number of written or failed images.
+        stop: Is asked before each unit; if it returns true, no further unit is begun.
     """
     outcome = Outcome()
     fitting = FittingSampler(sampler)
@@ -66,12 +66,12 @@ def generate(
         if stop():
             outcome.stopped = True
             break
-        # The images, as 8 bits, and what the method says of them.
+        # Make the images of the unit, as 8 bits, and the figures about them.
         samples = sample_finite(fitting, batch, lambda unit=unit: generators_of(unit, drawing))
         finite = samples.images.isfinite().flatten(1).all(dim=1).tolist()
         pixels = eight_bit(samples.images)
         details = _details(samples)
-        # To the writer, those that are missing.
+        # Hand the missing ones to the writer.
         num_handled = 0
         for i, variant in enumerate(unit):
             if variant not in missing:
@@ -88,7 +88,7 @@ def generate(
 
 
 def _details(samples: Samples) -> list[dict[str, float]]:
-    """Figures of each image, brought from the device at once."""
+    """The figures about each image, copied from the device in one go."""
     if not samples.details:
         return [{}] * len(samples.images)
     rows = torch.stack(list(samples.details.values()), dim=1).tolist()
@@ -99,7 +99,7 @@ def _details(samples: Samples) -> list[dict[str, float]]:
 
 
 def _loaded_ahead(units: Iterable[Unit], drawing: Drawing) -> Iterator[tuple[Unit, Batch]]:
-    """Units with their real images; the next is read while the current one is computed."""
+    """Units with their batches of real images; the next is read while the last is computed."""
 
     def load_next() -> tuple[Unit, Batch] | None:
         with phase("load"):

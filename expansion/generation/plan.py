@@ -1,4 +1,4 @@
-"""The plan of an expansion: images, shard, output folder, identity. Loads no weights."""
+"""The plan of a run: which images to make of what, and where. Making it loads no weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from expansion.store.expanded_set import Sources
 from expansion.store.tars import TarLayout, tar_prefix
 
 IDENTITY_FILE = "expansion.yaml"
-LARGEST_COUNT = 1_000_000  # variants or images of a batch; the plan lists every variant
+LARGEST_COUNT = 1_000_000  # variants of an image, or images of a batch; all variants are listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +139,23 @@ class ExpandConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run with its work laid out; nothing is loaded yet.
+    """A run with all its work laid out, before anything heavy is loaded.
 
     Attributes:
+        config: Settings that all methods share.
+        method_config: Settings of the method.
+        dataset: The dataset of the real images.
+        records: The real images that are expanded.
         sources: All training images by file name, also those that are not expanded now.
-        variants: Every image of all shards, in order.
+        num_skipped: Number of real images that cannot be read and were left out.
+        prompts: The prompts of the variants.
+        variants: The images to make, of all shards, in order.
         folders: Class name -> folder of its images.
-        batch_size: Images of a unit; None while it is to be measured.
+        exp: Name of the expanded set.
+        output_dir: Folder of the expanded set.
+        model: The checkpoint: hub id or path.
+        batch_size: Number of images of a unit; None as long as it must be measured.
+        shard: The part of the work that this process does.
     """
 
     config: ExpandConfig
@@ -169,26 +179,35 @@ class Plan:
 
     @property
     def shard_units(self) -> list[list[Variant]]:
-        """The units of this shard; the batch size must be known."""
+        """The variants of this shard, cut into batches; the batch size must be known."""
         return take_shard(make_units(self.variants, self.batch_size), *self.shard[:2])
 
     @cached_property
     def shard_variants(self) -> list[Variant]:
-        """The images of this shard; of all while the units are not cut yet."""
+        """The variants of this shard; those of all shards as long as the batch size is unknown."""
         if self.batch_size is None:
             return self.variants
         return [variant for unit in self.shard_units for variant in unit]
 
     @cached_property
     def tars(self) -> TarLayout | None:
-        """Which image goes into which tar; None where images are files."""
+        """Which image goes into which tar; None if images are files."""
         if self.config.output_format == "images":
             return None
         return TarLayout(tar_prefix(self.exp), self.variants, self.config.images_per_tar)
 
 
 def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
-    """Find and check everything that can be checked before weights load."""
+    """Look up and check everything that can be checked before weights load.
+
+    Args:
+        config: Settings that all methods share.
+        method_config: Settings of the method.
+
+    Raises:
+        InputError: Something is missing or wrong; the message says what to do.
+    """
+    # The shard, the checkpoint and the files that the method needs.
     shard = resolve_shard(config.split, config.total_split)
     model = locate_model(config.pretrained_model_name_or_path)
     check_model_folder(model, config.single_file_config)
@@ -201,6 +220,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
             Path(path).is_file(),
             f"{name} {path} does not exist; train the classifier first with train_original.py",
         )
+    # The real images: all, then those that are chosen and can be read.
     dataset = load_dataset(config.dataset, config.data_dir, config.test_fraction)
     everything = dataset.records("train")
     records = choose_subset(everything, config.shots, config.subset_seed, config.subset_file)
@@ -208,6 +228,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     present = {record.label for record in records}
     absent = [name for label, name in enumerate(dataset.class_names) if label not in present]
     require(not absent, f"{dataset.root}: no readable training image of {', '.join(absent)}")
+    # Where the images go, and what they are to show.
     folders = ordered_folders(dataset.class_names)
     output_dir = output_folder(config, dataset.name)
     check_outside(output_dir, {"the dataset": dataset.root, "the model": model})
@@ -235,7 +256,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
 def _variants(
     records: Iterable[ImageRecord], stems: Mapping[str, str], prompts: Prompts, number: int
 ) -> list[Variant]:
-    """`number` variants of every real image, in order."""
+    """`number` variants of every real image, in the order of the images."""
     return [
         Variant(
             source=record,
@@ -249,30 +270,37 @@ def _variants(
 
 
 def _batch_size(config: ExpandConfig, output_dir: Path) -> int | None:
-    """As it was given, or found for this folder by an earlier command; None: to be measured."""
+    """The batch size that is given, or that an earlier command measured; None: measure it."""
     if config.batch_size != "auto":
         return config.batch_size
-    begun = (output_dir / IDENTITY_FILE).is_file()  # else what was found was for other settings
+    # In a folder without a set, a measured size was for other settings.
+    begun = (output_dir / IDENTITY_FILE).is_file()
     return remembered_batch_size(output_dir) if begun else None
 
 
 def exp_name(config: ExpandConfig) -> str:
-    """Name of the expanded set."""
+    """The name of the expanded set: as given, or after method and number of variants."""
     return config.exp or f"{config.method}_{config.num_images_per_prompt}x"
 
 
 def output_folder(config: ExpandConfig, dataset_title: str) -> Path:
-    """Folder of the expanded set."""
+    """The folder of the expanded set.
+
+    Args:
+        config: Gives the folder, or the parts of the default one.
+        dataset_title: What folders of results call the dataset, unless `config.name` does.
+    """
     title = config.name or dataset_title
     default = Path(config.data_dir) / f"{title}_expansion" / exp_name(config)
     return Path(config.output_dir) if config.output_dir else default
 
 
 def _check_folders(output_dir: Path, folders: Iterable[str]) -> None:
-    """Raise InputError for one that would carry files elsewhere, or can hold none.
+    """Raise InputError for folders that are files, or links that lead out of `output_dir`.
 
     Args:
-        folders: Of the classes; hidden ones, for what is not finished, are checked besides.
+        output_dir: Folder of the expanded set; hidden links in it are refused as well.
+        folders: Names of the classes' folders in it.
     """
     hidden = (path for path in output_dir.glob(".*") if path.is_symlink())
     for path in (*hidden, *(output_dir / folder for folder in folders)):
@@ -290,7 +318,7 @@ def _prompts(
     everything: list[ImageRecord],
     records: list[ImageRecord],
 ) -> Prompts:
-    """Prompts from the file, else from the template."""
+    """The prompts: from the prompts file if one is given, else from the template."""
     if config.prompts_file is None:
         template = config.prompt_template or dataset.config.prompt_template
         return template_prompts(template, dataset.prompt_names)
@@ -304,12 +332,12 @@ def _prompts(
 
 
 def own_resolution(plan: Plan) -> int:
-    """Side in pixels that the checkpoint was trained for."""
+    """Side in pixels that the plan's checkpoint was trained for."""
     return model_resolution(plan.config.single_file_config or plan.model)
 
 
 def describe(plan: Plan) -> str:
-    """The resolved settings and the size of the work, as text."""
+    """A text with the resolved settings and the size of the work, for `--dry_run`."""
     resolution = plan.config.resolution or own_resolution(plan)
     first = plan.variants[0]
     rows = plan.method_config.unet_rows_per_image(plan.config.num_images_per_prompt)

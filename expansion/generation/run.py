@@ -1,4 +1,4 @@
-"""A run of expand.py: what is missing of a shard is made, and the folder is left in order."""
+"""A run of expand.py: it makes the missing images of a shard and leaves the folder in order."""
 
 from __future__ import annotations
 
@@ -41,19 +41,20 @@ REMEDY = "give another --exp or --output_dir, or remove the folder"
 
 
 def run(plan: Plan, sampler_class: type[Sampler]) -> int:
-    """Make what is missing of the plan's shard.
+    """Make the missing images of the plan's shard.
 
     Args:
         plan: What is to be made, and where.
-        sampler_class: Makes it.
+        sampler_class: The method.
 
     Returns:
-        The exit status: 0, 1 if images could not be made, or what says by which signal it stopped.
+        The exit status: 0; 1 if images could not be made; or one that tells the signal that stopped
+        the run.
 
     Raises:
         InputError: The folder was begun with other settings or from other images.
     """
-    # The folder must be one of these settings and of these real images.
+    # The folder must have been begun with these settings and from these real images, if at all.
     device, dtype = device_and_dtype(plan.config.device, plan.config.dtype)
     identity = identity_of(plan, dtype)
     claimed = {**identity, **layout_of(plan)}
@@ -63,7 +64,7 @@ def run(plan: Plan, sampler_class: type[Sampler]) -> int:
     stored = StoredSet(plan.output_dir, plan.sources)
     stored.check_sources()
 
-    # What is missing is made; every file of the shard is looked at here, and not again.
+    # Make what is missing. Every file of the shard is opened here, and not again.
     begun = time.monotonic()
     missing = stored.missing(plan.shard_variants)
     written = failed = 0
@@ -86,7 +87,8 @@ def run(plan: Plan, sampler_class: type[Sampler]) -> int:
         if outcome.stopped:
             return _report_stop(plan, stop, written, len(missing) - written)
     else:
-        plan.output_dir.mkdir(parents=True, exist_ok=True)  # of a shard that is empty, and first
+        # A shard without images may be the first to run, before the folder exists.
+        plan.output_dir.mkdir(parents=True, exist_ok=True)
         _say_what_is_asked(plan, stored)
 
     seconds = time.monotonic() - begun
@@ -99,12 +101,12 @@ def _finish(
     """Look at the other shards too, and round off a complete set; returns the exit status.
 
     Args:
-        plan: Of this shard.
-        stored: What is there; the manifests are read again.
-        num_lacking: Images of the shard that were missing.
-        written: How many of them are made.
-        failed: How many of them could not be made.
-        seconds: What it took.
+        plan: The plan of this shard.
+        stored: The images on disk; their manifests are read again.
+        num_lacking: Number of images of the shard that were missing before.
+        written: How many of these were made.
+        failed: How many of these could not be made.
+        seconds: Time that this took.
     """
     # What the whole set lacks; where nothing was written, this shard was looked at already.
     stored.refresh()
@@ -152,7 +154,7 @@ def _build_sampler(plan: Plan, sampler_class: type[Sampler], device: str, dtype:
 
 
 def _drawing(plan: Plan, sampler: Sampler) -> Drawing:
-    """What decides the images beside sampler and variants."""
+    """What decides the images beside the sampler and the variants."""
     from expansion.diffusion.stable_diffusion import default_resolution
     from expansion.diffusion.variants import Drawing
 
@@ -161,7 +163,7 @@ def _drawing(plan: Plan, sampler: Sampler) -> Drawing:
 
 
 def _begin_folder(plan: Plan, claimed: Mapping[str, Any], sampler: Sampler) -> None:
-    """Claim the folder and write what it holds beside images."""
+    """Claim the folder for these settings, and write the files that it holds beside images."""
     prompts = {variant.prompt for variant in plan.variants}
     warning = overlong_warning(prompts, sampler.pipeline.tokenizer)
     if warning:
@@ -186,7 +188,7 @@ def _write_classes(plan: Plan) -> None:
 
 
 def _measured(plan: Plan, sampler: Sampler, drawing: Drawing) -> Plan:
-    """The plan with the batch size that fits, which is kept for all processes of this folder."""
+    """Measure the largest batch size that fits, keep it for the folder, and add it to the plan."""
     from expansion.diffusion.memory import fitting_batch_size
     from expansion.diffusion.variants import make_batch
 
@@ -199,7 +201,7 @@ def _measured(plan: Plan, sampler: Sampler, drawing: Drawing) -> Plan:
 
 
 def _say_what_is_asked(plan: Plan, stored: StoredSet) -> None:
-    """Keep what this command asks for; what does not belong to it is moved out of the way."""
+    """Write down what this command asks for, and move images that do not belong to it away."""
     sources = [record.file_name for record in plan.records]
     count = plan.config.num_images_per_prompt
     Asked(count, sources, facts_of(plan)).write(plan.output_dir)
@@ -215,7 +217,7 @@ def _make(
     missing: Sequence[Variant],
     stop: StopRequest,
 ) -> Outcome:
-    """Compute the units that lack images, and write these."""
+    """Compute the units that lack images, and write the missing ones."""
     from expansion.common.progress import SteadyBar
     from expansion.generation.loop import generate
 
@@ -234,7 +236,7 @@ def _make(
 
 
 def _merge(plan: Plan) -> list[dict[str, Any]]:
-    """Write metadata.jsonl; returns its rows."""
+    """Write metadata.jsonl from all manifests; returns its rows."""
     count = plan.config.num_images_per_prompt
 
     def select(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -248,7 +250,7 @@ def _merge(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _report_stop(plan: Plan, stop: StopRequest, written: int, num_missing: int) -> int:
-    """Say where the shard stopped; returns the exit status."""
+    """Report where the shard was stopped; returns the exit status."""
     total = len(plan.shard_variants)
     logger.info(
         f"stopped by {stop.signal.name}: {written} images written; {plan.shard} has "
@@ -260,7 +262,7 @@ def _report_stop(plan: Plan, stop: StopRequest, written: int, num_missing: int) 
 
 
 def _round_off(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
-    """What is left to do when no image is missing."""
+    """Finish a complete set: contact sheets, removal of leftovers, means of the figures."""
     from expansion.generation.sheets import write_contact_sheets
 
     write_contact_sheets(plan, rows)
@@ -272,7 +274,7 @@ def _round_off(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _mean_details(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means over all images of the figures that the method left in the manifest."""
+    """The figures of the manifest, each averaged over all images."""
     columns: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.get("details", {}).items():

@@ -1,4 +1,4 @@
-"""The pictures of an expansion at a glance: a row for every class, real image and variants."""
+"""Contact sheets of an expanded set: for every class a row with a real image and its variants."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from expansion.images.records import ImageRecord
 from expansion.pictures.figures import save_contact_sheets
 from expansion.store.places import generated_record
 
-MAX_COLUMNS = 8  # variants in a row
+MAX_COLUMNS = 8  # largest number of variants in a row
 
 
 def write_contact_sheets(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
-    """`contact_sheet.png`, and `contact_sheet_2.png` and so on where the classes need more pages.
+    """Write `contact_sheet.png`, and `contact_sheet_2.png` etc. if the classes need more pages.
+
+    Each row shows the first real image of a class and its first variants.
 
     Args:
-        rows: Of the manifest; must list all images of the plan.
-
-    A row is the first real image of a class and its first variants.
+        plan: The run.
+        rows: Rows of the manifest, with all images of the plan.
     """
     columns = range(min(MAX_COLUMNS, plan.config.num_images_per_prompt))
-    found = {(row["source"], row["variant"]): row for row in rows}
+    by_key = {(row["source"], row["variant"]): row for row in rows}
     first: dict[int, ImageRecord] = {}
     for record in plan.records:
         first.setdefault(record.label, record)
@@ -30,7 +31,7 @@ def write_contact_sheets(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     for label, record in sorted(first.items()):
         variants = [
             generated_record(
-                plan.output_dir, found[record.file_name, k], label, record.class_name
+                plan.output_dir, by_key[record.file_name, k], label, record.class_name
             ).load()
             for k in columns
         ]

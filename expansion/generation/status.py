@@ -1,8 +1,8 @@
 """`expand.py --status`: how far an expanded set is, from its manifests and what was asked for.
 
-Rates are images per second of monotonic time, of the last units that a process noted. How long ago
-something happened is told by the times of the manifest files; a clock that jumps makes that wrong,
-and nothing else.
+A rate is that of the last units of a process, in images per second by a monotonic clock. How long
+ago a process wrote is read from the time of its manifest file, the only figure that a wrong system
+clock can falsify.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from expansion.store.expanded_set import Asked
 from expansion.store.manifest import ManifestReader
 
 HEADER = ("", "done", "missing", "failed", "images/s", "time left", "last image")
-RECENT_UNITS = 20  # the rate is that of the last units of a process
-SILENT_UNITS = 10  # a process that was silent for the time of so many units counts as gone
-SILENT_SECONDS = 60.0  # and for this long at least
+RECENT_UNITS = 20  # number of the last units of a process that its rate is computed from
+SILENT_UNITS = 10  # a process counts as gone if it was silent for the time of so many units,
+SILENT_SECONDS = 60.0  # but not before it was silent for so many seconds
 
 
 @dataclass
 class Process:
-    """What the manifest of a process tells.
+    """What the manifest of a process says about the process.
 
     Attributes:
-        shard: (number, count).
-        last_time: When it was last written, seconds since the epoch.
+        shard: Number of its shard, and number of shards.
+        last_time: When it last wrote, seconds since the epoch.
         units: Images and seconds of its last units.
-        ended: Whether it says that it ended.
+        ended: Whether it came to its end.
     """
 
     shard: tuple[int, int]
@@ -42,7 +42,10 @@ class Process:
     ended: bool = False
 
     def rate(self, now: float) -> float:
-        """Images per second; 0 if it ended, or has been silent for long."""
+        """Images per second; 0 if the process ended or has been silent for long.
+
+        `now` is in seconds since the epoch.
+        """
         seconds = sum(seconds for _, seconds in self.units)
         patience = max(SILENT_SECONDS, SILENT_UNITS * seconds / max(len(self.units), 1))
         if self.ended or not seconds or now - self.last_time > patience:
@@ -51,10 +54,10 @@ class Process:
 
 
 def status_text(output_dir: Path) -> str:
-    """A table with a line per shard and one of the whole.
+    """A table with a line for each shard and one for the whole set.
 
     Raises:
-        InputError: No manifest there, or a line that is none.
+        InputError: The folder holds no manifest, or one with a damaged line.
     """
     processes, done, failed = _read(output_dir)
     if not processes and not done:
@@ -62,14 +65,14 @@ def status_text(output_dir: Path) -> str:
     asked = Asked.read(output_dir)
     unit = asked.facts.get("batch_size") if asked else None
     if asked is None or type(unit) is not int or unit < 1 or not processes:
-        lines = [_cells("all", len(done), None, None, 0.0, "")]  # which is all that older sets tell
+        lines = [_cells("all", len(done), None, None, 0.0, "")]  # older sets say no more
     else:
         lines = _lines(asked, unit, processes, done, failed)
     return f"{output_dir}\n\n{aligned([HEADER, *lines], left=(0, len(HEADER) - 1))}"
 
 
 def _read(output_dir: Path) -> tuple[list[Process], set[VariantKey], set[VariantKey]]:
-    """The processes, the variants that are listed, and those that could not be made."""
+    """Read all manifests: (processes, variants that exist, variants that could not be made)."""
     processes: dict[Path, Process] = {}
     done: set[VariantKey] = set()
     failed: set[VariantKey] = set()
@@ -100,7 +103,11 @@ def _lines(
     done: set[VariantKey],
     failed: set[VariantKey],
 ) -> list[tuple[str, ...]]:
-    """A line per shard, and the last of the whole; shards count as they did when one last wrote."""
+    """The lines of the shards, and the last one of the whole set.
+
+    The number of shards is that of the process which wrote last; earlier runs may have had others.
+    """
+    # Which shard each variant belongs to, by its place among all of them.
     now = time.time()
     count = asked.num_variants
     place = {source: i * count for i, source in enumerate(asked.sources)}
@@ -113,6 +120,7 @@ def _lines(
 
     all_of = per_shard({(source, k) for source in asked.sources for k in range(count)})
     done_of, failed_of = per_shard(done), per_shard(failed)
+    # A line for each shard: how far it is, and what its newest process does.
     lines, total_rate = [], 0.0
     for number in range(num_shards):
         num_missing = all_of[number] - done_of[number]
@@ -142,7 +150,7 @@ def _cells(
 
 
 def _duration(seconds: float) -> str:
-    """As 42 s, 3:07 min, 5:12 h or 2 d 5 h."""
+    """A duration in a form such as 42 s, 3:07 min, 5:12 h or 2 d 5 h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

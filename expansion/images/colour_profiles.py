@@ -1,4 +1,4 @@
-"""Colours by an embedded profile as sRGB, the colours that models and screens take."""
+"""Turns the colours of an embedded profile into sRGB, which models and screens expect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image, ImageCms
 
-# What `check` counts.
+# Notes that `python -m expansion.data check` counts.
 CONVERTED, IGNORED = "colour profile converted", "broken colour profile ignored"
 # The tables and curves that programs call sRGB differ by rounding.
 SAME_LEVELS = 3  # of 256
@@ -19,13 +19,16 @@ PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str | None]:
-    """The image as RGB, and what became of its profile: CONVERTED, IGNORED or None.
+    """Convert an image to RGB in sRGB.
+
+    A profile that moves no colour by more than `SAME_LEVELS` is not applied.
 
     Args:
         image: 8 bits a channel, without alpha.
-        profile: As the file has it.
+        profile: Bytes of the ICC profile in the file, if it has one.
 
-    A profile that moves no colour by more than `SAME_LEVELS` changes nothing.
+    Returns:
+        The image, and what became of its profile: CONVERTED, IGNORED, or None if it was not needed.
     """
     if not profile or image.mode == "LAB":
         return image.convert("RGB"), None
@@ -43,7 +46,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str
 
 
 def _fitting(image: Image.Image, mode: str) -> Image.Image:
-    """The image in the mode that its profile is for; raises ValueError where that is another's."""
+    """Convert an image to the mode that its profile is for; raises ValueError for another's."""
     if mode == "RGB" and image.mode != "CMYK":
         return image.convert("RGB")
     if mode == "L" and image.mode == "1":
@@ -53,7 +56,10 @@ def _fitting(image: Image.Image, mode: str) -> Image.Image:
 
 @functools.lru_cache(maxsize=16)
 def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
-    """From the profile to sRGB; None if that changes nothing. Raises one of PROFILE_ERRORS."""
+    """The transform from a profile to sRGB; None if it changes nothing visibly.
+
+    A profile that cannot be used raises one of PROFILE_ERRORS.
+    """
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = source.profile.xcolor_space.strip()
     if space not in SPACES:
@@ -69,7 +75,7 @@ def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
 
 
 def _keeps_all(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether no colour of a grid moves visibly."""
+    """Whether the transform moves no colour of a grid visibly."""
     if transform.input_mode == "L":
         grid = np.arange(256, dtype=np.uint8)[None]
         before = grid[..., None]

@@ -1,13 +1,13 @@
-"""What image files contain: the SHA-256 of their bytes, and what reading them told.
+"""What image files contain: the SHA-256 of their bytes, and facts learnt by decoding them.
 
-Sets and runs are keyed by content, not by file names. To read and decode 100,000 images only once,
-what was found is kept between commands, one file per dataset folder:
+Sets and runs are identified by content, not by file names. So that 100,000 images are read and
+decoded only once, the results are kept between commands, in one file per dataset folder:
 
     $XDG_CACHE_HOME/dataset-expansion/<hash of the folder>.json      (default: ~/.cache/...)
 
-An entry counts as long as size, inode, modification and change time of the image file stay as they
-were; the change time moves even where a tool restores the modification time. Without a place to
-write it, everything is read anew by each command.
+An entry is valid as long as size, inode, modification and change time of the image file stay the
+same; the change time moves even where a tool restores the modification time. If the file cannot be
+written, each command reads all images again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from expansion.images.records import ImageRecord
 
 logger = logging.getLogger(__name__)
 
-# Another Pillow may read other files; the number counts up when this project's reading changes.
+# Another version of Pillow may decode differently; the number behind it counts this project's own
+# changes of how images are read.
 READ_BY = f"{PIL.__version__}/2"
 AT_REST_NS = 2 * 10**9  # a file changed this recently may change again within one tick of its clock
 
@@ -42,19 +43,20 @@ AT_REST_NS = 2 * 10**9  # a file changed this recently may change again within o
 def readable_records(
     records: Sequence[ImageRecord], on_error: str
 ) -> tuple[list[ImageRecord], list[str]]:
-    """Find the images that cannot be read, before any long work, and what the others contain.
+    """Find the images that cannot be read, before any long work, and hash the others.
 
     Args:
         records: Images to check; each is hashed and decoded, unless an earlier command did so.
-        on_error: "fail" raises at the first unreadable image, "skip" leaves it out.
+        on_error: "fail" raises for the first unreadable image, "skip" leaves such images out.
 
     Returns:
         The readable records, their `content` filled in, and one message per image left out.
 
     Raises:
         InputError: An image cannot be read and `on_error` is "fail", or images that this project
-            generated stand among the real ones.
+            generated are among the real ones.
     """
+    # Look at all images, with what earlier commands know of them.
     known: dict[Path, _Known] = {}
     for root in {_root(record) for record in records}:
         known[root] = _Known(root)
@@ -72,18 +74,19 @@ def readable_records(
     require(not generated, message(generated))
     for each in known.values():
         each.save()
+    # Tell the readable ones from the others.
     problems = [result for result in looked_at if isinstance(result, str)]
     if problems and on_error == "fail":
         raise InputError(problems[0])
     for problem in problems:
         logger.warning("skipped: %s", problem)
-    found = [result for result in looked_at if not isinstance(result, str)]
-    warn_of_pixels(found)
-    return [record for record, _ in found], problems
+    readable = [result for result in looked_at if not isinstance(result, str)]
+    warn_of_pixels(readable)
+    return [record for record, _ in readable], problems
 
 
 def content_summary(records: Sequence[ImageRecord]) -> str:
-    """Identity of images: their names, labels and contents, as a count and a hash.
+    """A text that identifies a set of images: their number, and a hash of names, labels, contents.
 
     Args:
         records: As `readable_records` returns them; their order counts.
@@ -96,7 +99,7 @@ def content_summary(records: Sequence[ImageRecord]) -> str:
 
 
 class _Known:
-    """What earlier commands found out about the images below one folder."""
+    """What earlier commands learnt about the images below one folder, and this one adds to it."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -108,11 +111,15 @@ class _Known:
         self.generated: list[str] = []  # images of our own making that are taken for real ones
 
     def look(self, record: ImageRecord) -> tuple[str, PixelFacts]:
-        """SHA-256 of the image's bytes and what reading it told; InputError if it cannot be read."""
+        """SHA-256 of the image's bytes, and facts about its pixels.
+
+        Raises:
+            InputError: The image cannot be read.
+        """
         try:
             stat = record.path.stat()
         except OSError:
-            record.load()  # says what is wrong
+            record.load()  # raises an error that says what is wrong
             raise
         now = time.time_ns()
         key = f"{os.path.relpath(record.path, self.root)}?{record.reading}{record.part}"
@@ -132,7 +139,7 @@ class _Known:
         return digest, facts
 
     def save(self) -> None:
-        """Keep what is new, together with what other processes have kept meanwhile."""
+        """Write new entries to the file, together with those that other processes added to it."""
         if not self.num_new:
             return
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, no more
@@ -149,7 +156,7 @@ class _Known:
 
 
 def _root(record: ImageRecord) -> Path:
-    """The folder that `file_name` counts from; of an image in a tar, the tar's."""
+    """The folder that a record's `file_name` is relative to; for an image in a tar, the tar's."""
     if record.part:
         return record.path.parent
     depth = record.file_name.count("/")

@@ -12,7 +12,7 @@ from pathlib import Path
 from expansion.common.errors import InputError
 from expansion.images.pixels import IMAGE_SUFFIXES
 
-# What file servers, desktops and archives leave behind, beside what a leading dot hides.
+# Names that file servers, desktops and archives leave behind, beside those with a leading dot.
 LITTER = frozenset(
     (
         "__macosx", "__pycache__", "@eadir", "@tmp", "@__thumb", "@recycle", "@recently-snapshot",
@@ -30,14 +30,14 @@ def is_litter(name: str) -> bool:
 
 @dataclass
 class Tree:
-    """What a walk found.
+    """The files and links below a folder.
 
     Attributes:
-        images: Sorted.
-        others: Visible files with suffixes that are not read.
-        nowhere: Links to what is not there.
-        loops: Links that lead back to a folder that the walk is in; they are not followed.
-        litter: Folder of another program -> number of images in it, where there are some.
+        images: Image files, sorted.
+        others: Visible files with suffixes that are not read, sorted.
+        nowhere: Links to files or folders that do not exist, sorted.
+        loops: Links back to a folder above them, which are not followed, sorted.
+        litter: Folder of another program -> number of images in it, for folders with some.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -48,24 +48,28 @@ class Tree:
 
 
 def walk(folder: Path) -> Tree:
-    """Everything below `folder`. Raises InputError, naming it, for a folder that cannot be read."""
+    """Look at everything below `folder`.
+
+    Raises:
+        InputError: A folder cannot be read; the message names it.
+    """
     tree = Tree()
-    # Each folder with the real paths of itself and of all above it.
+    # Each folder waits with the real paths of itself and of all above it, to recognise loops.
     waiting = [(folder, (os.path.realpath(folder),))]
     while waiting:
         waiting += _look(*waiting.pop(), tree)
-    for found in (tree.images, tree.others, tree.nowhere, tree.loops):
-        found.sort()
+    for paths in (tree.images, tree.others, tree.nowhere, tree.loops):
+        paths.sort()
     return tree
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Images below `folder`, sorted; what is hidden or litter is left out."""
+    """Images below `folder` that are neither hidden nor litter, sorted; none without a folder."""
     return walk(folder).images if folder.is_dir() else []
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Folders in `folder` that are no litter, sorted by name; links to folders are some, too."""
+    """Folders in `folder` that are no litter, sorted by name; links to folders count as folders."""
     return sorted(
         (p for p in folder.iterdir() if not is_litter(p.name) and os.path.isdir(p)),
         key=lambda p: p.name,
@@ -108,8 +112,8 @@ def _look(folder: Path, chain: tuple[str, ...], tree: Tree) -> list[tuple[Path, 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
     try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise InputError(
             f"cannot read the folder {folder}: {error.strerror}; change its permissions or remove "
@@ -118,7 +122,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
 
 
 def _images_in_litter(folder: Path) -> int:
-    """Images at any depth; what may not be read there does not matter."""
+    """Number of images at any depth; folders that cannot be read are passed over."""
     return sum(
         _is_image(name) and not name.startswith(".")
         for _, _, names in os.walk(folder)

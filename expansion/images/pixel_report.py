@@ -1,4 +1,4 @@
-"""What reading many images told: what was converted, and which of them show nothing."""
+"""Findings about many decoded images: conversions, doubtful grey values, images of one colour."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class PixelFacts:
-    """What is kept of a decoded image.
+    """Facts about the pixels of an image, which are kept when the image is forgotten.
 
     Attributes:
-        notes: One for each conversion.
-        top: Highest of the upper 8 bits of a 16-bit image; None for others.
-        flat: Nearly one colour.
+        notes: One text for each conversion that reading it took.
+        top: Largest value of the upper 8 bits of a 16-bit image; None for other images.
+        flat: Whether the image is nearly of one colour.
     """
 
     notes: tuple[str, ...] = ()
@@ -35,14 +35,14 @@ class PixelFacts:
     flat: bool = False
 
 
-def facts_of(found: Decoded) -> PixelFacts:
-    """The facts about a decoded image, which may then be forgotten."""
-    flat = all(high - low < FLAT_LEVELS for low, high in found.image.getextrema())
-    return PixelFacts(found.notes, found.top, flat)
+def facts_of(decoded: Decoded) -> PixelFacts:
+    """The facts about a decoded image."""
+    flat = all(high - low < FLAT_LEVELS for low, high in decoded.image.getextrema())
+    return PixelFacts(decoded.notes, decoded.top, flat)
 
 
 def conversion_lines(facts: Iterable[PixelFacts]) -> list[str]:
-    """One line that counts the conversions, or none."""
+    """A list of one line that counts the conversions; empty if there were none."""
     counts = Counter(note for one in facts for note in one.notes)
     listed = "; ".join(f"{note}: {count}" for note, count in counts.most_common())
     return [f"converted: {listed}"] if counts else []
@@ -51,8 +51,9 @@ def conversion_lines(facts: Iterable[PixelFacts]) -> list[str]:
 def pixel_findings(
     images: Sequence[tuple[ImageRecord, PixelFacts]],
 ) -> tuple[list[str], list[str]]:
-    """(problems, notes) about images of nearly one colour and numbers of doubtful range."""
+    """Texts about doubtful images of a dataset, as problems and as mere notes."""
     problems, notes, ask = [], [], REMEDY.format("BLACK", "WHITE")
+    # Files without a declared range, whose values may be scaled differently.
     ways = Counter(
         note.removeprefix(UNDECLARED)
         for _, facts in images
@@ -69,6 +70,7 @@ def pixel_findings(
             f"{ways.total()} images were each {next(iter(ways))}, so that equal values of two may "
             f"look different; {ask}"
         )
+    # Images of 16 bits that use only the lower values.
     tops = [facts.top for _, facts in images if facts.top is not None]
     if tops and max(tops) <= DARK_TOP:
         highest = 256 * (max(tops) + 1) - 1
@@ -76,6 +78,7 @@ def pixel_findings(
             f"{len(tops)} {SIXTEEN} images come out dark or black: none has a value above "
             f"{highest} of 65535; {REMEDY.format(0, highest)}"
         )
+    # Images of nearly one colour: a problem where they are the rule.
     flat = [record for record, facts in images if facts.flat]
     if flat:
         listed = shown(record.file_name for record in flat)
@@ -90,13 +93,13 @@ def pixel_findings(
 
 
 def warn_of_pixels(images: Sequence[tuple[ImageRecord, PixelFacts]]) -> None:
-    """The problems above as warnings, for commands that go on nevertheless."""
+    """Log the problems of `pixel_findings`, for commands that go on nevertheless."""
     for problem in pixel_findings(images)[0]:
         logger.warning("warning: %s", problem)
 
 
 def _mostly_flat(images: Sequence[tuple[ImageRecord, PixelFacts]]) -> str:
-    """What is nearly one colour by more than half: "all", classes, or ""."""
+    """Where more than half of the images are nearly of one colour: "all", "class ..." or ""."""
     groups: dict[str, list[bool]] = defaultdict(list)
     for record, facts in images:
         groups[record.class_name].append(facts.flat)

@@ -1,10 +1,10 @@
-"""How an image file becomes upright RGB of 8 bits: one rule for whoever reads an image.
+"""How an image file becomes upright RGB of 8 bits: one rule for everything that reads images.
 
-In this order:
+The steps, in this order:
 
 1. Of several frames or pages the first is used.
-2. What stands on its side is turned once, as the orientation in its EXIF or XMP says, whatever the
-   format. EXIF that cannot be read turns nothing.
+2. An image that lies on its side is turned once, as the orientation in its EXIF or XMP says,
+   whatever the format. EXIF that cannot be read turns nothing.
 3. Grey values of more than 8 bits become 8 bits by the range that the file declares: 12 bits of
    TIFF, the largest value of PGM, the depth of JPEG 2000, 16 bits else. Of 16 bits, grey or
    colour, the upper 8 remain. Neither the values of an image nor the tags that repeat its lowest
@@ -49,20 +49,20 @@ from expansion.common.errors import require
 from expansion.images.colour_profiles import to_srgb
 
 # Formats that are tried, whatever the suffix says. Pillow knows some forty more, one of which calls
-# another program (EPS: Ghostscript). It must be told to load the plugins of the less usual ones.
+# another program (EPS: Ghostscript). Importing the plugins of the less usual ones loads them.
 PLUGINS = (AvifImagePlugin, Jpeg2KImagePlugin, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin)
 Image.preinit()
 ONE_OF_EACH = ".avif .bmp .dib .gif .jp2 .jpg .png .ppm .tif .webp".split()
 FORMATS = tuple(Image.EXTENSION[s] for s in ONE_OF_EACH if s in Image.EXTENSION)
-# Decoders that a build of Pillow may lack.
+# Formats whose decoders a build of Pillow may lack.
 DECODERS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
-# All their suffixes; MPO is what phones write: a JPEG with further frames behind it.
+# All suffixes of these formats; MPO, which phones write, is a JPEG with further frames behind it.
 IMAGE_SUFFIXES = frozenset(
     suffix
     for suffix, kind in Image.EXTENSION.items()
     if kind in (*FORMATS, "MPO") and (kind not in DECODERS or features.check(DECODERS[kind]))
 )
-# EXIF orientation -> what makes the image upright; read alone, as other tags may be malformed.
+# EXIF orientation -> what makes the image upright. Only this tag is read; others may be malformed.
 EXIF_TURNS = dict(
     zip(
         range(2, 9),
@@ -77,23 +77,23 @@ EXIF_TURNS = dict(
         ],
     )
 )
-# A line of pixels made square by its shorter side would fill the memory.
-LARGEST_RATIO = 100  # of the sides
+# A line of pixels, resized until its shorter side fits, would fill the memory.
+LARGEST_RATIO = 100  # of the longer to the shorter side
 TOP_16 = 65535
 INTEGER_TOPS = (255, TOP_16, 2**32 - 1)
 FLOAT_TOPS = (1, *INTEGER_TOPS)
-# What a decoded image may tell, in the words of `check`.
+# Notes on what was done to an image, which `python -m expansion.data check` counts.
 TURNED, FRAMES, CMYK, SIXTEEN = "turned upright", "several frames, first used", "CMYK", "16-bit"
 TRANSPARENT = "transparent, on "  # then the background
 UNDECLARED = "without a declared range, "  # then how its values were taken
-# libtiff gives numbers in the machine's order, which Pillow takes for the file's.
+# libtiff gives numbers in the machine's byte order, which Pillow takes for the file's.
 SWAPPED = {"I;16BS": "I;16S", "I;32BS": "I;32S", "F;32BF": "F;32F"}
 JP2_EXIF, MAX_BOXES, MAX_EXIF = b"JpgTiffExif->JP2", 1000, 1 << 20
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 MIN_IS_WHITE, UNSIGNED = 0, 1
 HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)  # also named .jpg
 ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
-# Pillow's modes that no file of an image in memory has, and those that only TIFF has.
+# Pillow's modes that cannot be stored -> one that can, and those that TIFF stores but PNG does not.
 NOT_STORED = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA", "HSV": "RGB", "YCbCr": "RGB", "RGBX": "RGB"}
 NOT_IN_PNG = ("CMYK", "F", "I", "LAB")
 COLOURS_OF_16_BITS = re.compile(r"(RGB[AXa]?|LA|CMYK);16")  # raw modes; BGR;16 is 5 + 6 + 5 bits
@@ -101,12 +101,12 @@ COLOURS_OF_16_BITS = re.compile(r"(RGB[AXa]?|LA|CMYK);16")  # raw modes; BGR;16 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a dataset says about its images, where their files do not.
+    """A dataset's own settings of how its images are read.
 
     Attributes:
         background: Colour behind transparent pixels: a name or "#rrggbb".
-        value_range: The two grey values that become black and white, in files of more than 8 bits
-            that declare no range, or 16 bits; () for the module's rule.
+        value_range: The two grey values that become black and white in files of 16 bits, or of more
+            than 8 bits without a declared range; () leaves it to the module's rule.
     """
 
     background: str = "white"
@@ -120,8 +120,9 @@ class Decoded:
     Attributes:
         image: RGB, upright.
         mode: Pillow's mode of the file.
-        notes: Words of this module and of `colour_profiles`, one for each conversion.
-        top: Of 16 bits without `value_range`, the highest of the upper 8 that occurs; else None.
+        notes: One text for each conversion, from this module or `colour_profiles`.
+        top: Largest value of the upper 8 bits, for images of 16 bits that were read without
+            `value_range`; None for others.
     """
 
     image: Image.Image
@@ -131,7 +132,15 @@ class Decoded:
 
 
 def check_reading(reading: Reading, place: str) -> Reading:
-    """`reading` itself; raises InputError, naming `place`, for what is no colour or no range."""
+    """Return `reading` if its values make sense.
+
+    Args:
+        reading: Settings to check.
+        place: Where they come from, for the error.
+
+    Raises:
+        InputError: The background is no colour, or the value range no range.
+    """
     try:
         opaque = len(ImageColor.getrgb(reading.background)) == 3
     except ValueError:
@@ -151,9 +160,17 @@ def check_reading(reading: Reading, place: str) -> Reading:
 
 
 def decode(file: Path | io.BytesIO, reading: Reading) -> Decoded:
-    """The image in a file, by the rule above; whatever Pillow raises where it cannot be read."""
+    """Read the image in a file by the rule at the head of this module.
+
+    An image that cannot be read raises whatever Pillow raises.
+
+    Args:
+        file: Path, or the content of a file.
+        reading: The dataset's settings.
+    """
     with Image.open(file, formats=FORMATS) as opened:
         _refuse_line(opened)
+        # What must be known before the pixels are loaded, since loading changes it.
         mode, raw = opened.mode, _raw_mode(opened)
         notes = [FRAMES] if _has_frames(opened) else []
         if opened.format == "JPEG2000":
@@ -162,6 +179,7 @@ def decode(file: Path | io.BytesIO, reading: Reading) -> Decoded:
         _mend_byte_order(opened)
         opened.load()  # TIFF is turned here
         turn = EXIF_TURNS.get(_orientation(opened))
+        # Values to 8 bits, alpha apart, colours to sRGB.
         image, alpha, top = opened, None, None
         if mode[0] in "IF":
             image, alpha, top, more = _grey(opened, reading)
@@ -176,6 +194,7 @@ def decode(file: Path | io.BytesIO, reading: Reading) -> Decoded:
             image, alpha = _without_alpha(opened, raw)
         image, more = to_srgb(image, opened.info.get("icc_profile"))
         notes += [more] if more else []
+    # Lay it on the background, and turn it upright.
     if alpha is not None and alpha.getextrema()[0] < 255:
         ground = Image.new("RGB", image.size, reading.background)
         ground.paste(image, mask=alpha)
@@ -189,10 +208,10 @@ def decode(file: Path | io.BytesIO, reading: Reading) -> Decoded:
 
 
 def decode_image(image: Image.Image) -> Image.Image:
-    """An image in memory as its file would be read.
+    """Convert an image in memory just as if it were read from a file.
 
     Raises:
-        InputError: It is a line of pixels, or its values are no numbers.
+        InputError: It is a line of pixels, or some of its values are NaN or infinite.
     """
     _refuse_line(image)
     orientation = _orientation(image)
@@ -215,7 +234,12 @@ def _refuse_line(image: Image.Image) -> None:
 
 
 def why_unreadable(file: Path | io.BytesIO, error: Exception) -> str:
-    """Why an image cannot be read, in a few words: by Pillow's message, or by what the file is."""
+    """Say in a few words why an image cannot be read.
+
+    Args:
+        file: What `decode` was given.
+        error: What it raised.
+    """
     if isinstance(error, UnidentifiedImageError):
         with file.open("rb") if isinstance(file, Path) else file as opened:
             opened.seek(0)
@@ -225,7 +249,7 @@ def why_unreadable(file: Path | io.BytesIO, error: Exception) -> str:
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:
-    """Pillow's name of the values as the file has them, such as RGB;16B."""
+    """Pillow's name for how the file stores its values, such as RGB;16B."""
     args = image.tile[0].args if image.tile else ""
     raw = args[0] if isinstance(args, tuple) and args else args
     return raw if isinstance(raw, str) else ""
@@ -252,7 +276,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _exif_of_jp2(file: BinaryIO) -> bytes:
-    """The EXIF of a JP2 file, which Pillow passes over: a box of its own, of a fixed name."""
+    """The EXIF of a JP2 file, which Pillow does not read; it is in a box with a fixed name."""
     place, start = file.tell(), 0
     try:
         for _ in range(MAX_BOXES):
@@ -282,12 +306,13 @@ def _mend_byte_order(image: ImageFile.ImageFile) -> None:
 def _grey(
     image: ImageFile.ImageFile, reading: Reading
 ) -> tuple[Image.Image, Image.Image | None, int | None, list[str]]:
-    """(8-bit grey image, its alpha, `Decoded.top`, notes) of an image of mode I, I;16 or F."""
+    """Convert an image of mode I, I;16 or F to (8-bit grey, alpha, `Decoded.top`, notes)."""
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     if values.dtype == np.int32 and tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED:
         values = values.view(np.uint32)
     require(bool(np.isfinite(values).all()), "some of its values are no numbers")
+    # The range of values, by points 3 and 4 of the rule.
     top, notes = None, []
     if tags.get(BITS_PER_SAMPLE, (16,))[0] == 12:
         grey, notes = _scaled(values, 0, 4095), ["12-bit"]
@@ -299,6 +324,7 @@ def _grey(
     else:
         low, high, words = _undeclared_range(values)
         grey, notes = _scaled(values, low, high), [UNDECLARED + words]
+    # What the file says about white, and about one transparent value.
     if tags.get(PHOTOMETRIC) == MIN_IS_WHITE:
         grey = 255 - grey
     alpha = None
@@ -308,7 +334,7 @@ def _grey(
 
 
 def _undeclared_range(values: np.ndarray) -> tuple[float, float, str]:
-    """The values that become black and white, and words for it: point 4 of the rule."""
+    """The values that become black and white by point 4 of the rule, and a note on them."""
     low, high = float(values.min()), float(values.max())
     tops = FLOAT_TOPS if values.dtype.kind == "f" else INTEGER_TOPS
     top = next((top for top in tops if 0 <= low and high <= top), None)
@@ -318,13 +344,13 @@ def _undeclared_range(values: np.ndarray) -> tuple[float, float, str]:
 
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Values from `low` to `high` as 0 to 255, rounded; those beyond are cut off."""
+    """Map values from `low` to `high` to 0 to 255, rounded; values beyond are clipped."""
     share = (values.astype(np.float64) - low) / max(high - low, np.finfo(float).tiny)
     return np.rint(share.clip(0, 1) * 255).astype(np.uint8)
 
 
 def _without_alpha(image: Image.Image, raw: str) -> tuple[Image.Image, Image.Image]:
-    """(colours or grey values, alpha of mode L) of an image with transparency."""
+    """Divide an image with transparency into its colours (or grey values) and its alpha, mode L."""
     clear = image.info.get("transparency")
     if image.format == "PNG" and image.mode in ("L", "RGB"):
         # Pillow compares with the file's own number what has meanwhile become 8 bits.
@@ -337,7 +363,7 @@ def _without_alpha(image: Image.Image, raw: str) -> tuple[Image.Image, Image.Ima
 
 
 def _eight_bits(clear: int | tuple[int, ...], raw: str) -> int | tuple[int, ...]:
-    """The colour that a PNG file says is clear, as the decoded pixels have it."""
+    """The colour that a PNG file declares transparent, as it appears in the decoded pixels."""
     if isinstance(clear, tuple):
         return tuple(value >> 8 if "16" in raw else value & 255 for value in clear)
     if raw in ("L;2", "L;4"):

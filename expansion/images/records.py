@@ -12,7 +12,7 @@ from PIL import Image
 from expansion.common.errors import InputError, is_text, require, shown
 from expansion.images.pixels import Decoded, Reading, decode, decode_image, why_unreadable
 
-Picture = Image.Image | str | Path  # what a caller of the library has of a real image
+Picture = Image.Image | str | Path  # how a caller of the library gives a real image
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,17 @@ class ImageRecord:
     """One image file with its label.
 
     Attributes:
+        path: The file.
         file_name: Path relative to the dataset folder, with "/"; identifies the image in seeds and
             manifests.
+        label: Number of its class, from 0.
+        class_name: Name of its class.
         source: `file_name` of the real image that a generated one was made from; None for a real
             image.
-        true_label: What a generated image really shows, where `label` was made wrong on purpose.
-        crop_bottom: Rows of pixels cut off below: a credit line.
-        reading: What its dataset says of background and range of values.
-        content: SHA-256 of the image's bytes, hexadecimal; None until it was looked at.
+        true_label: What the image really shows, where `label` was made wrong on purpose.
+        crop_bottom: Rows of pixels that are cut off below, because they hold a credit line.
+        reading: The dataset's settings of background and range of values.
+        content: SHA-256 of the file, hexadecimal; None until `readable_records` fills it in.
     """
 
     path: Path
@@ -44,38 +47,38 @@ class ImageRecord:
         """The image as upright RGB, by the rule of `expansion.images.pixels`.
 
         Raises:
-            InputError: It cannot be read; names the file.
+            InputError: The image cannot be read; the message names the file.
         """
         return self.decoded().image
 
     def decoded(self) -> Decoded:
-        """`load`'s image with notes on what was done to it; raises as `load` does."""
+        """The image with notes on what was done to it; raises InputError as `load` does."""
         file: Path | io.BytesIO = self.path
         try:
             file = self._file()
-            found = decode(file, self.reading)
+            whole = decode(file, self.reading)
         except Exception as error:  # a damaged file makes Pillow's decoders fail in any way
             raise InputError(
                 f"cannot read the image {self._shown()} ({why_unreadable(file, error)}); replace "
                 "or remove it, or go on without it with --on_error skip"
             ) from error
-        image = found.image
+        image = whole.image
         if not 0 < self.crop_bottom < image.height:
-            return found
+            return whole
         kept = image.crop((0, 0, image.width, image.height - self.crop_bottom))
-        return replace(found, image=kept)
+        return replace(whole, image=kept)
 
     @property
     def part(self) -> str:
-        """Which part of `path` the image is; nothing where it is the whole file."""
+        """A text that tells which part of the file the image is; empty if it is the whole file."""
         return ""
 
     def read_bytes(self) -> bytes:
-        """The encoded image."""
+        """The encoded image, as it is in the file."""
         return self.path.read_bytes()
 
     def _file(self) -> Path | io.BytesIO:
-        """What Pillow opens."""
+        """The path or content that Pillow opens."""
         return self.path
 
     def _shown(self) -> str:
@@ -84,7 +87,10 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedRecord(ImageRecord):
-    """One whose `path` is a tar of many images: `byte_range` is (first byte, number of bytes)."""
+    """A record of an image in a tar, which is its `path`.
+
+    `byte_range` says where in the tar the image is: first byte, and number of bytes.
+    """
 
     byte_range: tuple[int, int]
 
@@ -107,7 +113,7 @@ class PackedRecord(ImageRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class HeldRecord(ImageRecord):
-    """One whose image, `held`, is in memory already."""
+    """A record of an image that is in memory already, as `held`."""
 
     held: Image.Image
 
@@ -120,14 +126,16 @@ def given_records(
     names: Sequence[str] | None = None,
     labels: Sequence[int] | None = None,
 ) -> list[ImageRecord]:
-    """Records of Pillow images or paths.
+    """Make records of images that a caller of the library gives.
 
     Args:
-        names: File names, of which each may occur once; default: "0", "1", ...
-        labels: From 0; default: 0, which then means nothing.
+        images: Pillow images or paths.
+        names: Distinct file names; default: "0", "1", ...
+        labels: Numbers of classes, from 0; default: 0 for all, which then means nothing.
 
     Raises:
-        InputError: The lists differ in length or an image in memory has odd pixels.
+        InputError: The lists differ in length, a name occurs twice, or an image in memory cannot be
+            used.
     """
     single = isinstance(images, (str, Path, Image.Image))
     require(not single and len(images) > 0, "give a list of images, with one or more in it")
@@ -151,6 +159,11 @@ def given_records(
 
 
 def require_text(names: Iterable[str], place: str) -> None:
-    """Raise InputError for names that no manifest, prompt or image text can hold."""
+    """Raise InputError for names that are no UTF-8 text, as manifests and prompts must be.
+
+    Args:
+        names: File names, or names of classes.
+        place: Where they come from, for the error.
+    """
     odd = [name for name in dict.fromkeys(names) if not is_text(name)]
     require(not odd, f"{place}: {len(odd)} names are no UTF-8 text: {shown(odd)}; rename them")

@@ -1,4 +1,4 @@
-"""Pillow images as tensors."""
+"""Converts Pillow images to tensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ BICUBIC = InterpolationMode.BICUBIC
 
 
 def to_unit_tensor(image: Image.Image) -> Tensor:
-    """Pillow image to (3, H, W) float32 in [0, 1]."""
+    """Convert an RGB image to (3, H, W) float32 in [0, 1]."""
     return F.to_dtype(F.to_image(image), torch.float32, scale=True)
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """Pillow image to (H, W, 3) uint8."""
+    """Convert an RGB image to (H, W, 3) uint8."""
     return torch.from_numpy(np.array(image))

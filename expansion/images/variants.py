@@ -1,4 +1,4 @@
-"""An image to be made: the one name that plan, loop, sampler and store have for it."""
+"""An image that is to be made, as plan, loop, sampler and store all know it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ VariantKey = tuple[str, int]  # (file_name of the real image, number), as manife
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Variant:
-    """One image to be made: of which real image, which number, under which name.
+    """One image that is to be made of a real one.
 
-    The plan makes each once, so that two are equal only if they are the same object.
+    The plan makes each variant once, so that two are equal only if they are the same object.
 
     Attributes:
         source: The real image; its file name and `number` decide the noise.
-        number: From 0.
+        number: Which of the variants of that real image this is, from 0.
         file_name: `<class folder>/<stem>_expand_<number>.png`, below the folder of the set.
-        prompt: What the image is to show.
+        prompt: Text that says what the image is to show.
     """
 
     source: ImageRecord
@@ -29,10 +29,15 @@ class Variant:
 
     @property
     def key(self) -> VariantKey:
-        """How manifests name it."""
+        """File name of the real image and number, by which manifests name the variant."""
         return self.source.file_name, self.number
 
 
 def variant_name(stem: str, variant: int) -> str:
-    """Path of a generated image below the output folder."""
+    """Path of a generated image below the output folder.
+
+    Args:
+        stem: `<class folder>/<stem>` of the real image.
+        variant: Number of the variant, from 0.
+    """
     return f"{stem}_expand_{variant}.png"

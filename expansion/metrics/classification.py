@@ -1,7 +1,8 @@
-"""The metrics of a classifier: trainer, tables and page read what there is from here.
+"""The metrics of a classifier, of which trainer, tables and page take their list.
 
-Those of predictions are computed by `expansion.metrics.measures`, which needs numpy; this module
-does not, so that a command line can list the names.
+Most of them are functions of the predictions on the test set, which `expansion.metrics.measures`
+computes. A new one is a function there and a line in `METRICS`. This module imports no numpy, so
+that a command line can list the names quickly.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number per run.
+    """A number that tells how good the classifier of a run is.
 
     Attributes:
-        title: Of its column.
-        unit: Of the number.
-        better: "higher" or "lower".
-        of_predictions: Computes it from Predictions, with weights of the images as its second
-            argument; None: only results.yaml has it.
-        note: What it is, for the end of a table.
-        by_class: Whether every class weighs the same, however few test images it has.
+        title: Heading of its column.
+        unit: Unit of the number.
+        better: "higher" or "lower", which values are better.
+        of_predictions: A function (predictions, weights) -> values as in `measures`; None if it
+            cannot be computed from the predictions after the last step, but is in results.yaml.
+        note: What it measures, for the end of a table.
+        by_class: Whether all classes have the same weight, however few test images they have.
     """
 
     title: str
@@ -39,12 +40,12 @@ class Metric:
 
     @property
     def header(self) -> str:
-        """Title with unit."""
+        """The title with the unit."""
         return f"{self.title} ({self.unit})"
 
 
 def _measure(name: str) -> Callable[..., Any]:
-    """The function of `measures` of this name, imported at its first use."""
+    """The function of this name in `measures`, which is imported when it is first called."""
 
     def measure(predictions: Predictions, weights: Any = None) -> Any:
         return import_object(f"expansion.metrics.measures:{name}")(predictions, weights)
@@ -86,7 +87,7 @@ METRICS = {
 
 
 def measured(predictions: Predictions) -> dict[str, float]:
-    """All metrics that can be computed from predictions, by name."""
+    """Name -> value, for all metrics that can be computed from these predictions."""
     values = {
         name: float(metric.of_predictions(predictions))
         for name, metric in METRICS.items()

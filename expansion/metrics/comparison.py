@@ -2,41 +2,44 @@
 
 The gain is the mean over the runs (seeds) of the arm minus that of the Original, in a metric of the
 test set. Both the images and the seeds are samples, and they are crossed: every run sees the same
-images. As readers and cases are in studies of diagnosis (Obuchowski & Rockette 1995; Hillis 2007),
+images. In studies of diagnosis, readers and cases are crossed in the same way (Obuchowski &
+Rockette 1995; Hillis 2007). The model is
 
     difference of image i in seed s = gain + image_i + seed_s + interaction_si
     variance of the mean difference = image / N + seed / S + interaction / (N S).
 
-What is usual goes wrong. A bootstrap over 3 seeds has (S-1)/S of their variance and a normal's
-quantiles where Student's t of 2 degrees of freedom is due (1.96 for 4.30); one that draws images
-and seeds independently counts the interaction three times, and no bootstrap is right for crossed
-samples (McCullagh 2000; Owen 2007). So the parts are estimated and added:
+The usual bootstrap goes wrong here. Over 3 seeds it has (S-1)/S of their variance, and a normal
+distribution's quantiles where Student's t with 2 degrees of freedom is needed (1.96 instead of
+4.30). If it draws images and seeds independently, it counts the interaction three times; and no
+bootstrap is right for crossed samples (McCullagh 2000; Owen 2007). So the parts of the variance are
+estimated and added:
 
-    Q  variance of the seeds' gains, over S: it holds seed / S and interaction / (N S)
-    I  variance of the mean gain over resampled images: image / N and interaction / (N S)
-    R  interaction / (N S): what single seeds vary over resampled images beyond what I explains
-    A = max(I - R, 0): image / N.
+    Q  variance of the seeds' gains, over S; contains seed / S and interaction / (N S)
+    I  variance of the mean gain over resampled images; contains image / N and interaction / (N S)
+    R  interaction / (N S): the variance of single seeds over resampled images that is not in I
+    A = max(I - R, 0), which is image / N.
 
-The variance is A + Q; its quantile is the mean of t(N - 1) and t(S - 1) weighted by A and Q
-(Cochran & Cox 1957). Satterthwaite's degrees of freedom, estimated from the same three numbers,
-let the coverage fall to 92 % at S = 3. `expansion.metrics.coverage` tries all this out.
+The variance is A + Q. Its quantile is the mean of t(N - 1) and t(S - 1), weighted by A and Q
+(Cochran & Cox 1957). With Satterthwaite's degrees of freedom, estimated from the same three
+numbers, the coverage would fall to 92 % at S = 3. `expansion.metrics.coverage` tries all this out.
 
-- Seeds are paired where both arms have the same. Else they are two samples: Q and R are sums, with
-  Welch's degrees of freedom; an arm of one run borrows the variance of the other arm's runs.
-- One run in each arm: the interval is over the test images alone (I), for these two classifiers.
-  The verdict on the arms is "cannot tell": on 600 images, with seeds that spread by 4 points, a
-  third of equal arms would be called better or worse otherwise.
-- The variance over images of a mean (accuracy) is that of the images' scores over N, which is what
-  a bootstrap comes to with ever more resamples. Of other metrics it is that over NUM_RESAMPLES
+- If both arms have the same seeds, the seeds are paired. Otherwise they are two samples: Q and R
+  are sums, with Welch's degrees of freedom; an arm of one run borrows the variance of the other's.
+- With one run in each arm, the interval covers the test images alone (I), for these two
+  classifiers, and the verdict on the arms is "cannot tell". Otherwise, on 600 images and with seeds
+  that spread by 4 points, a third of equal arms would be called better or worse.
+- The variance over images of a mean (accuracy) is the variance of the images' scores over N, the
+  limit of a bootstrap with many resamples. For other metrics it is the variance over NUM_RESAMPLES
   resamples of the images, the same for all arms and runs (paired), times N / (N - 1).
-- A metric that weighs classes alike (`by_class`) has fewer images than N where classes are
-  unequal: N is C sqrt(n / sum of 1/n_c) for the effect of one image drawn at random, and its
-  degrees of freedom are Welch's for C means.
-- Few images: the half-width is at least t(N - 1) / N, the weight of a single image; where the arms
-  do not differ on any image in any seed, 3 / N, the rule of three (Hanley & Lippman-Hand 1983).
-- Identical predictions: gain 0, interval [0, 0].
+- A metric that weighs classes alike (`by_class`) has fewer effective images than N if classes are
+  unequal: C sqrt(n / sum of 1/n_c), from the effect of one image drawn at random. Its degrees of
+  freedom are Welch's for C means.
+- With few images, the half-width is at least t(N - 1) / N, the weight of a single image. If the
+  arms differ on no image in any seed, it is 3 / N, the rule of three (Hanley & Lippman-Hand 1983).
+- Identical predictions give gain 0 and interval [0, 0].
 
-Each interval stands by itself: of 20 arms that equal their Original one is called better or worse.
+There is no correction for many arms: of 20 arms that equal their Original, one is on average called
+better or worse.
 
 Cochran & Cox, Experimental Designs, 1957, 4.14. Hanley & Lippman-Hand, JAMA 249, 1983. Hillis,
 Statistics in Medicine 26, 2007. McCullagh, Bernoulli 6, 2000. Obuchowski & Rockette, Communications
@@ -57,14 +60,14 @@ from expansion.common.errors import InputError, unknown_name
 from expansion.metrics.classification import METRICS, Metric
 from expansion.metrics.predictions import Predictions
 
-NUM_RESAMPLES = 2000  # the standard error of a half-width is 1.6 %
-FEWEST_RESAMPLES = 200  # of test sets for which NUM_RESAMPLES would take minutes: 5 %
-MOST_NUMBERS = 5e7  # resamples * images * classes
-CHUNK = 4_000_000  # weights in memory at once
+NUM_RESAMPLES = 2000  # gives a half-width a standard error of 1.6 %
+FEWEST_RESAMPLES = 200  # for large test sets, to save minutes; a standard error of 5 %
+MOST_NUMBERS = 5e7  # largest resamples * images * classes before the number is reduced
+CHUNK = 4_000_000  # number of weights in memory at once
 SEED = 0
 LEVEL = 0.95
-MOST_TIMES = 1e5  # as many test images; more are as good as none
-NOTHING = 1e-9  # variance, percent squared, of numbers that are equal but for rounding
+MOST_TIMES = 1e5  # largest multiple of the test images that `_more_images` considers
+NOTHING = 1e-9  # a variance below this, percent squared, is due to rounding
 CANNOT_TELL = "cannot tell"
 _known: weakref.WeakKeyDictionary[Predictions, dict[str, np.ndarray]] = weakref.WeakKeyDictionary()
 
@@ -74,13 +77,15 @@ class Gain:
     """What an arm gains over its Original, in the metric's unit.
 
     Attributes:
-        low: Of the 95 % interval; `high` likewise.
+        mean: The gain.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
         verdict: "better", "worse" or "cannot tell".
-        num_test: Test images.
-        num_seeds: Runs of the arm that has fewer.
-        images_only: Whether the interval says nothing about other seeds: both arms have one run.
-        num_needed: Where it cannot be told: test images with which this gain would be told from 0,
-            all else equal; None if no number would do, because the seeds differ too much.
+        num_test: Number of test images.
+        num_seeds: Number of runs of the arm that has fewer.
+        images_only: Whether both arms have one run, so that the interval ignores other seeds.
+        num_needed: If the verdict is "cannot tell", the number of test images with which this gain
+            would be told from 0, all else equal; None if no number would, because of the seeds.
     """
 
     mean: float
@@ -99,15 +104,16 @@ def compare(
     metric: str,
     paired: bool | None = None,
 ) -> Gain:
-    """The gain of `arm` over `base`.
+    """The gain of `arm` over `base`, with its interval and a verdict.
 
     Args:
-        arm: Of its runs, in the order of their seeds; `base` likewise.
-        metric: Name in METRICS, of one that predictions allow.
-        paired: Whether run i of both has the same seed; by default it has if both have as many.
+        arm: Predictions of the arm's runs, in the order of their seeds.
+        base: Predictions of the Original's runs, in the order of their seeds.
+        metric: Name in METRICS of a metric that is computed from predictions.
+        paired: Whether run i of both has the same seed; default: if both have as many runs.
 
     Raises:
-        InputError: Other test images, or a metric that these predictions do not allow.
+        InputError: The test images differ, or the metric cannot be computed from these predictions.
     """
     if metric not in METRICS:
         raise unknown_name("metric", metric, list(METRICS))
@@ -117,6 +123,7 @@ def compare(
     first = base[0]
     if not all(first.same_images(each) for each in (*arm, *base)):
         raise InputError("the runs were tested on other images or classes")
+    # The metric of every run; identical predictions need no statistics.
     paired = len(arm) == len(base) and paired is not False
     values = np.array([float(measure(each)) for each in (*arm, *base)])
     if np.isnan(values).any():
@@ -127,6 +134,7 @@ def compare(
         np.array_equal(a.probabilities, b.probabilities) for a, b in zip(arm, base, strict=True)
     ):
         return Gain(0.0, 0.0, 0.0, CANNOT_TELL, num_test, num_seeds, images_only)
+    # The gain as a weighted sum of independent values: of pairs of runs, or of all runs.
     covariance = image_covariance([*arm, *base], METRICS[metric])
     signs = np.repeat([1.0, -1.0], [len(arm), len(base)])
     samples = [signs > 0, signs < 0]
@@ -137,6 +145,7 @@ def compare(
         samples = [signs > 0]
     contrast = sum(signs * of / of.sum() for of in samples)
     size, freedom = effective_images(first.labels, METRICS[metric].by_class)
+    # Its interval, and the verdict.
     gain = float(contrast @ values)
     half, needed = 200.0, None  # one image says nothing
     if num_test > 1:
@@ -154,11 +163,13 @@ def compare(
 def image_covariance(
     runs: Sequence[Predictions], metric: Metric, resamples: Iterable[np.ndarray] | None = None
 ) -> np.ndarray:
-    """How the metric of each run, and of pairs of runs, varies over test sets: (K, K).
+    """The covariance (K, K) of the runs' metric over test sets.
 
     Args:
-        runs: K of them, on the same images.
-        resamples: Arrays (B, N): how often each image occurs in a resample; default: drawn.
+        runs: Predictions of K runs on the same N images.
+        metric: A metric that is computed from predictions.
+        resamples: Arrays (B, N) that say how often each image occurs in a resample; default: they
+            are drawn.
     """
     num_images = len(runs[0].labels)
     if metric.of_predictions is METRICS["last_accuracy"].of_predictions and resamples is None:
@@ -182,7 +193,7 @@ def _values(
 
 
 def _drawn_values(runs: Sequence[Predictions], metric: Metric) -> np.ndarray:
-    """`_values` on the resamples that are drawn; an Original meets many arms, but is done once."""
+    """`_values` on the drawn resamples, kept for each run: an Original is compared many times."""
     new = [each for each in runs if metric.title not in _known.setdefault(each, {})]
     if new:
         values = _values(new, metric, draw_resamples(*runs[0].probabilities.shape))
@@ -192,7 +203,11 @@ def _drawn_values(runs: Sequence[Predictions], metric: Metric) -> np.ndarray:
 
 
 def draw_resamples(num_images: int, num_classes: int) -> Iterable[np.ndarray]:
-    """Numbers of times that each image occurs, in chunks of (B, num_images); always the same."""
+    """Draw resamples of the images, always the same ones.
+
+    Yields:
+        Arrays (B, num_images) that say how often each image occurs in each resample.
+    """
     wanted = min(NUM_RESAMPLES, MOST_NUMBERS / (num_images * num_classes))
     left = max(FEWEST_RESAMPLES, int(wanted))
     rng = np.random.default_rng(SEED)
@@ -204,7 +219,12 @@ def draw_resamples(num_images: int, num_classes: int) -> Iterable[np.ndarray]:
 
 
 def effective_images(labels: np.ndarray, by_class: bool) -> tuple[float, float]:
-    """How many equal images the test set counts for, and the degrees of freedom they leave."""
+    """The effective number of test images, and their degrees of freedom.
+
+    Args:
+        labels: Classes of the test images, (N,).
+        by_class: Whether the metric weighs all classes alike.
+    """
     if not by_class:
         return len(labels), max(len(labels) - 1, 1)
     counts = np.unique(labels, return_counts=True)[1]
@@ -215,7 +235,7 @@ def effective_images(labels: np.ndarray, by_class: bool) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Variances of a gain: I, A and Q of the module's text."""
+    """Parts of the variance of a gain: I, A and Q of the module's text, and the freedom of Q."""
 
     resampled: float
     images: float
@@ -226,13 +246,13 @@ class _Parts:
 def _parts(
     values: np.ndarray, covariance: np.ndarray, contrast: np.ndarray, samples: list[np.ndarray]
 ) -> _Parts:
-    """Take the variance of a gain apart.
+    """Divide the variance of a gain into its parts.
 
     Args:
-        values: (K,) of runs, or gains of paired runs.
-        covariance: (K, K) over the images.
-        contrast: (K,) factors by which the values make the gain.
-        samples: (K,) bool each: which are the seeds of one sample.
+        values: The metric of the runs, or the gains of paired runs, (K,).
+        covariance: Their covariance over test images, (K, K).
+        contrast: Factors, (K,), by which the values add up to the gain.
+        samples: One mask (K,) for each sample of seeds, which says which values belong to it.
     """
     resampled = float(contrast @ covariance @ contrast)
     sizes = [int(of.sum()) for of in samples]
@@ -256,7 +276,7 @@ def _parts(
 
 
 def _half_width(parts: _Parts, size: float, freedom: float) -> float:
-    """Of the interval, percent; see the module's text."""
+    """Half of the interval's width, percent; see the module's text."""
     tail = (1 + LEVEL) / 2
     of_images, of_seeds = stdtrit(freedom, tail), stdtrit(parts.seed_freedom, tail)
     if max(parts.resampled, parts.seeds) < NOTHING:
@@ -267,10 +287,10 @@ def _half_width(parts: _Parts, size: float, freedom: float) -> float:
 
 
 def _more_images(parts: _Parts, size: float, freedom: float, gain: float) -> float:
-    """How many times as many test images would make the half-width less than `gain`; or infinity.
+    """How many times the test images would make the half-width less than `gain`; maybe infinity.
 
-    What is due to the images, and their interaction with the seeds, falls as their number grows;
-    what is due to the seeds alone stays.
+    The parts of the variance that are due to the images, and to their interaction with the seeds,
+    shrink as there are more images; the part that is due to the seeds alone does not.
     """
     interaction = min(parts.resampled - parts.images, parts.seeds)
 

@@ -1,13 +1,13 @@
-"""How often the interval of `comparison.compare` holds the truth: tables drawn with a known gain.
+"""Tests how often the interval of `comparison.compare` holds the true gain, on simulated runs.
 
     python -m expansion.metrics.coverage
     python -m expansion.metrics.coverage --num_tables 2000 --metric balanced_accuracy
 
-A classifier is right about an image where level + image + image of this arm + seed + chance > 0,
-all normal with variance 1 in sum but for the level; images are shared by both arms and all seeds.
-Its accuracy is then Phi(level): the true gain is known. Of one seed it is that of the two
-classifiers at hand. Columns: share of the tables whose interval holds the gain, and share called
-"cannot tell", which is to be 95 % or more where the accuracies are equal.
+A simulated classifier is right about an image if level + image + image of this arm + seed + chance
+is above 0. All but the level are normal, with variances that sum to 1; the images are the same for
+both arms and all seeds. So its accuracy is Phi(level), and the true gain is known. With one seed it
+is the gain of the two classifiers at hand. Columns: share of the simulations whose interval holds
+the gain, and share called "cannot tell", which should be 95 % or more for equal accuracies.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from expansion.common.tables import aligned
 from expansion.metrics.comparison import compare
 from expansion.metrics.predictions import Predictions
 
-# Standard deviations of what images share, of what only one arm makes of an image, per unit of the
-# chance of one run.
+# Kind -> standard deviations of what all runs find in an image and of what one arm finds in it, per
+# unit of the chance of a single run.
 KINDS_OF_IMAGES = {"alike": (0.0, 0.0), "easy and hard": (1.5, 0.3), "arms disagree": (1.0, 1.0)}
 NUM_CLASSES = 3
 
@@ -35,9 +35,11 @@ class Case:
     """One line of the table.
 
     Attributes:
-        accuracies: True ones of arm and Original.
+        num_images: Number of test images.
+        num_seeds: Number of runs of each arm.
+        accuracies: True accuracies of arm and Original, 0 to 1.
         seed_spread: Standard deviation of the seeds, per unit of chance.
-        images: Name in KINDS_OF_IMAGES.
+        images: A key of KINDS_OF_IMAGES.
         paired: Whether both arms have the same seeds.
     """
 
@@ -50,7 +52,7 @@ class Case:
 
 
 def draw(case: Case, rng: np.random.Generator) -> tuple[list, list, float]:
-    """Predictions of arm and Original, and the true gain in percent."""
+    """Simulate the runs of a case: predictions of arm and Original, and the true gain, percent."""
     common, own = KINDS_OF_IMAGES[case.images]
     shape = case.num_seeds, case.num_images
     fixed = 1 + common**2 + own**2
@@ -69,10 +71,16 @@ def draw(case: Case, rng: np.random.Generator) -> tuple[list, list, float]:
 
 
 def predictions_of(labels: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> Predictions:
-    """Predictions that are right where `right` says so, else of any other class."""
+    """Make predictions that are right for some images, and name any other class for the rest.
+
+    Args:
+        labels: Classes of the images, (N,).
+        right: Which predictions are to be right, (N,) bool.
+        rng: Draws the wrong classes and the confidences.
+    """
     wrong = (labels + rng.integers(1, NUM_CLASSES, len(labels))) % NUM_CLASSES
     chosen = np.where(right, labels, wrong)
-    # Confidences that differ, or runs that are right about the same images would be the same.
+    # Confidences differ, so that runs which are right about the same images are not identical.
     confidence = rng.uniform(0.5, 1, (len(labels), 1))
     others = (1 - confidence) / (NUM_CLASSES - 1)
     rows = np.where(chosen[:, None] == np.arange(NUM_CLASSES), confidence, others)
@@ -81,7 +89,13 @@ def predictions_of(labels: np.ndarray, right: np.ndarray, rng: np.random.Generat
 
 
 def coverage(case: Case, num_tables: int, metric: str = "last_accuracy") -> tuple[float, float]:
-    """Shares, in percent, of intervals that hold the gain and of verdicts "cannot tell"."""
+    """Shares, percent, of intervals that hold the true gain, and of verdicts "cannot tell".
+
+    Args:
+        case: What is simulated.
+        num_tables: Number of simulations.
+        metric: Name in METRICS; its true gain must be that of the accuracy.
+    """
     rng = np.random.default_rng(0)
     held = open_ended = 0
     for _ in range(num_tables):

@@ -1,10 +1,15 @@
-"""Formulas of the measures, in percent, of predictions on a test set.
+"""Formulas of the measures, in percent, for predictions on a test set.
 
-Every measure takes weights of the images besides: how often each occurs in a resample. With weights
-(..., N) it gives (...) values; without, one value. What cannot be computed is NaN.
+Every measure is a function of
 
-Classes of which the test set (or a resample) has no image have no recall and no AUROC; means over
-classes leave them out. Predicting such a class counts as a miss of the image's own class.
+    predictions  those of N test images
+    weights      (..., N), how often each image occurs in a resample; None counts each image once
+
+and returns an array (...), one value for each resample, or a single value without weights. A value
+that cannot be computed is NaN.
+
+A class without images in the test set (or in a resample) has no recall and no AUROC, and means over
+classes leave it out. If such a class is predicted, that counts as a miss of the image's own class.
 """
 
 from __future__ import annotations
@@ -13,31 +18,32 @@ import numpy as np
 
 from expansion.metrics.predictions import Predictions
 
-NUM_BINS = 15  # of the confidence, of equal width
+NUM_BINS = 15  # bins of the confidence, of equal width
 
 
 def accuracy(predictions: Predictions, weights: np.ndarray | None = None) -> np.ndarray:
-    """Share of the images whose most probable class is right."""
+    """Share of the images whose most probable class is right; arguments as in the module's text."""
     return _mean(predictions.hits, _weights(predictions, weights))
 
 
 def balanced_accuracy(predictions: Predictions, weights: np.ndarray | None = None) -> np.ndarray:
-    """Mean over the classes of the share of their images that are recognised."""
-    found, present, _ = _class_counts(predictions, _weights(predictions, weights))
-    return _mean_where(_ratio(found, present), present > 0)
+    """The share of images that are recognised, of each class, averaged over the classes."""
+    recognised, present, _ = _class_counts(predictions, _weights(predictions, weights))
+    return _mean_where(_ratio(recognised, present), present > 0)
 
 
 def macro_f1(predictions: Predictions, weights: np.ndarray | None = None) -> np.ndarray:
-    """Mean over the classes of 2 TP / (2 TP + FP + FN)."""
-    found, present, predicted = _class_counts(predictions, _weights(predictions, weights))
-    return _mean_where(_ratio(2 * found, present + predicted), present > 0)
+    """2 TP / (2 TP + FP + FN) of each class, averaged over the classes."""
+    recognised, present, predicted = _class_counts(predictions, _weights(predictions, weights))
+    return _mean_where(_ratio(2 * recognised, present + predicted), present > 0)
 
 
 def auroc(predictions: Predictions, weights: np.ndarray | None = None) -> np.ndarray:
-    """Area under the ROC curve: of the second of two classes; else of each against the rest, mean.
+    """Area under the ROC curve.
 
-    The chance that an image of the class gets a higher probability of it than another image;
-    equal probabilities count half.
+    This is the chance that an image of a class gets a higher probability of that class than an
+    image of another class; equal probabilities count half. Of two classes the second one counts; of
+    more, each is compared with all others, and the areas are averaged.
     """
     weights = _weights(predictions, weights)
     num_classes = len(predictions.class_names)
@@ -52,8 +58,9 @@ def auroc(predictions: Predictions, weights: np.ndarray | None = None) -> np.nda
 def calibration_error(predictions: Predictions, weights: np.ndarray | None = None) -> np.ndarray:
     """Expected calibration error (Guo et al. 2017) of the most probable class.
 
-    sum over bins of share of the images * |accuracy - mean confidence|; NUM_BINS bins of equal
-    width, each with its upper border. It is above 0 by chance alone where bins hold few images.
+    It is the sum over the bins of confidence of share of the images * |accuracy - mean confidence|.
+    There are NUM_BINS bins of equal width, to each of which its upper border belongs. Where bins
+    hold few images, the error is above 0 by chance alone.
     """
     weights = _weights(predictions, weights)
     confidence = predictions.probabilities.max(axis=1).astype(np.float64)
@@ -64,12 +71,12 @@ def calibration_error(predictions: Predictions, weights: np.ndarray | None = Non
 
 def per_class_recall(predictions: Predictions) -> np.ndarray:
     """Share of each class's images that are recognised, percent, (C,); NaN without images."""
-    found, present, _ = _class_counts(predictions, _weights(predictions, None))
-    return 100 * _ratio(found, present)
+    recognised, present, _ = _class_counts(predictions, _weights(predictions, None))
+    return 100 * _ratio(recognised, present)
 
 
 def confusion(predictions: Predictions) -> np.ndarray:
-    """Number of images by right class (row) and predicted class (column), (C, C)."""
+    """Number of images of each right class (row) and predicted class (column), (C, C)."""
     num_classes = len(predictions.class_names)
     pairs = predictions.labels * num_classes + predictions.predicted
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -89,34 +96,40 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _mean_where(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Percent: the mean over the last axis of the values that count."""
+    """The mean over the last axis of the values whose `counts` is true, percent."""
     return 100 * _ratio(np.where(counts, values, 0).sum(axis=-1), counts.sum(axis=-1))
 
 
 def _class_counts(predictions: Predictions, weights: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Images of each class that are recognised, images of it, and images taken for it: (..., C)."""
+    """Numbers of images of each class: recognised, all, and taken for the class, each (..., C)."""
     numbers = np.arange(len(predictions.class_names))
     own = predictions.labels[:, None] == numbers
     chosen = predictions.predicted[:, None] == numbers
     counts = (own & chosen, own, chosen)
-    found, present, predicted = (weights @ each.astype(np.float64) for each in counts)
-    return found, present, predicted
+    recognised, present, predicted = (weights @ each.astype(np.float64) for each in counts)
+    return recognised, present, predicted
 
 
 def _area(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mann-Whitney statistic of weighted scores; NaN without images of both kinds.
 
-    From the ranks among all images: those of the class have P^2 / 2 pairs among themselves.
+    It follows from the ranks of the class's images among all images, minus the P^2 / 2 pairs that
+    the P images of the class form among themselves.
+
+    Args:
+        scores: Probability of the class for each image, (N,).
+        positive: Which images are of the class, (N,) bool.
+        weights: (..., N).
     """
+    # Images in the order of their scores; those of equal scores share the middle of their ranks.
     order = np.argsort(scores, kind="stable")
     ranked, positive, weights = scores[order], positive[order], weights[..., order]
     starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # of groups of equal scores
     groups = weights if len(starts) == len(ranked) else np.add.reduceat(weights, starts, axis=-1)
     ranks = np.cumsum(groups, axis=-1)
     ranks -= groups / 2
+    # The sum of the ranks of the class's images.
     group_of = np.searchsorted(starts, np.flatnonzero(positive), side="right") - 1
     mine = weights[..., positive]
-    found, whole = mine.sum(axis=-1), weights.sum(axis=-1)
-    return _ratio(
-        (mine * ranks[..., group_of]).sum(axis=-1) - found**2 / 2, found * (whole - found)
-    )
+    own, whole = mine.sum(axis=-1), weights.sum(axis=-1)
+    return _ratio((mine * ranks[..., group_of]).sum(axis=-1) - own**2 / 2, own * (whole - own))

@@ -1,8 +1,8 @@
-"""What a classifier says about every test image, kept in its run folder.
+"""The predictions of a classifier for all N test images of C classes, kept in its run folder.
 
 predictions.npz   file_names (N,)  paths in the dataset, in its order
                   labels (N,)  right classes, from 0
-                  probabilities (N, C)  float32, softmax of the weights after the last step
+                  probabilities (N, C)  float32, softmax after the last training step
                   class_names (C,)
 """
 
@@ -21,23 +21,23 @@ from expansion.common.errors import InputError
 from expansion.common.files import write_atomic
 
 PREDICTIONS_FILE = "predictions.npz"
-LARGEST_ERROR = 1e-3  # of the sum of an image's probabilities
+LARGEST_ERROR = 1e-3  # by which the probabilities of an image may miss a sum of 1
 READ_ERRORS = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Probabilities of every class, for every image of a test set.
+    """Probabilities of all C classes for each of the N images of a test set.
 
     Attributes:
-        file_names: Of the images, (N,).
-        labels: Right classes, (N,) integers.
-        probabilities: (N, C) float32, rows sum to 1.
-        class_names: (C,).
+        file_names: File names of the images, N.
+        labels: Right classes, integers (N,), each in 0 .. C - 1.
+        probabilities: (N, C) float32; each row sums to 1.
+        class_names: Names of the classes, C, in label order.
 
     Raises:
-        InputError: The shapes do not fit, a number is not finite, a label is no class, or rows do
-            not sum to 1.
+        InputError: The shapes do not fit together, a number is not finite, a label is no class, or
+            a row does not sum to 1.
     """
 
     file_names: tuple[str, ...]
@@ -68,16 +68,16 @@ class Predictions:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """Class of the highest probability, (N,); the first of equal ones."""
+        """The most probable class of each image, (N,); the first of equally probable ones."""
         return self.probabilities.argmax(axis=1)
 
     @cached_property
     def hits(self) -> np.ndarray:
-        """Whether the predicted class is right, (N,) bool."""
+        """Whether the most probable class of each image is right, (N,) bool."""
         return self.predicted == self.labels
 
     def same_images(self, other: Predictions) -> bool:
-        """Whether both are of the same images under the same labels, in the same order."""
+        """Whether both are about the same images with the same labels, in the same order."""
         return (
             self.file_names == other.file_names
             and self.class_names == other.class_names
@@ -85,7 +85,7 @@ class Predictions:
         )
 
     def save(self, path: Path) -> None:
-        """Write the file whole, or not at all."""
+        """Write the file, completely or not at all."""
         content = io.BytesIO()
         np.savez_compressed(
             content,
@@ -101,7 +101,7 @@ class Predictions:
         """Read a file that `save` wrote.
 
         Raises:
-            InputError: It is something else, or damaged.
+            InputError: The file is of another kind, or damaged.
         """
         try:
             with np.load(path, allow_pickle=False) as stored:

@@ -1,10 +1,11 @@
-"""Run folders below a root, read into rows (arms) and tables.
+"""Reads the run folders below a root into rows, one for each arm, and tables.
 
     <root>/**/seed<k>/results.yaml     settings and results of a finished run
-    <root>/**/seed<k>/options.yaml     alone: of an unfinished one
-    <root>/**/seed<k>/predictions.npz  what it says about every test image; older runs have none
+    <root>/**/seed<k>/options.yaml     without results.yaml: the run is unfinished
+    <root>/**/seed<k>/predictions.npz  predictions for all test images; older runs have none
 
-Runs of the released DistDiff code are read too: what their results.yaml lacks comes from the path.
+Runs of the released DistDiff code are read too; settings that their results.yaml lacks are taken
+from the path.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
     from expansion.metrics.predictions import Predictions
 
 ORIGINAL = "Original"  # the arm that others are compared with
-LONGEST_TEXT = 200  # characters in a cell of a table
+LONGEST_TEXT = 200  # characters that a table can show in a cell
 LARGEST_NUMBER = 1e15
-GROUP = ("dataset", "arch", "pretrained")  # equal for all rows of a table
+GROUP = ("dataset", "arch", "pretrained")  # settings that all rows of a table have in common
 FACTS = (*GROUP, "arm", "num_real", "num_generated", "lr", "steps")
-DECISIVE = ("lr", "steps", "seed", "training_images", "real_images")  # of arms trained alike
-# What says of which images a test set is; older versions wrote the last, of training images too.
+DECISIVE = ("lr", "steps", "seed", "training_images", "real_images")  # equal if trained alike
+# Facts that identify a test set; older versions wrote "real_images", with training images in it.
 TEST_SET = ("test_images", "num_test", "real_images")
 # <dataset>/<arch>_{pretrained|unpretrained}[_<exp>]_lr<lr>; <exp> may hold "/".
 RUN_FOLDER = re.compile(r"([^/]+)/([^/]+?)_(un)?pretrained(?:_(.+))?_lr(\d*\.?\d+(?:e[+-]?\d+)?)$")
@@ -45,15 +46,15 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: Of the run.
-        facts: Settings and results; of a group of settings "group.name".
+        folder: The run folder.
+        facts: Settings and results by name; a setting in a group is called "group.name".
     """
 
     folder: str
     facts: dict[str, Any]
 
     def number(self, key: str) -> float | None:
-        """A metric, or any number of results.yaml; None where it is not known."""
+        """A metric, or any number of results.yaml, by name; None if it is not known."""
         value = self.facts.get(key)
         if type(value) in (int, float) and abs(value) <= LARGEST_NUMBER:
             return value
@@ -65,7 +66,7 @@ class Run:
 
     @cached_property
     def predictions(self) -> Predictions | None:
-        """What was predicted of the test images; None in a run of an older version."""
+        """The predictions for the test images; None in a run of an older version."""
         path = Path(self.folder, "predictions.npz")
         if not path.is_file():
             return None
@@ -80,11 +81,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row against its Original.
+    """A row in comparison with its Original.
 
     Attributes:
-        mean: Difference of the means.
-        gain: With interval and verdict; None: `problem` says why there is none.
+        mean: Difference of the two means over the runs.
+        gain: The same with interval and verdict, if these can be computed.
+        problem: Why they cannot be computed.
     """
 
     mean: float
@@ -94,7 +96,14 @@ class Comparison:
 
 @dataclass(eq=False)
 class Row:
-    """The runs of one arm, by seed; `original` is the row it is compared with."""
+    """The runs of one arm.
+
+    Attributes:
+        folder: The folder that holds the run folders.
+        runs: The runs in the order of their seeds.
+        name: What tables call the arm.
+        original: The row that it is compared with, if there is one.
+    """
 
     folder: str
     runs: list[Run]
@@ -103,24 +112,25 @@ class Row:
     _comparisons: dict[str, Comparison | None] = field(default_factory=dict)
 
     def text(self, key: str) -> str:
-        """The values of `key`, joined by "/" where runs differ; "" where none is known."""
+        """The value of a fact as text; several are joined by "/", and without any it is empty."""
         values = [run.facts[key] for run in self.runs if run.facts.get(key) is not None]
         shown = {f"{value:g}" if isinstance(value, float) else str(value) for value in values}
         return "/".join(sorted(shown, key=natural_key))
 
     def numbers(self, key: str) -> list[float]:
-        """Those of the runs that know it; see `Run.number`."""
+        """The values of a metric, or of another number, in the runs that know it."""
         return [value for value in (run.number(key) for run in self.runs) if value is not None]
 
     def mean_std(self, key: str) -> tuple[float | None, float | None]:
-        """Mean and population standard deviation over the runs."""
+        """Mean and population standard deviation of a number over the runs."""
         return mean_std(self.numbers(key))
 
     def seeds(self) -> list[str]:
+        """The seeds of the runs, as text."""
         return [str(run.facts.get("seed")) for run in self.runs]
 
     def comparison(self, metric: str) -> Comparison | None:
-        """Against the Original; None without one, or where a mean is not known."""
+        """The comparison with the Original; None without one, or if a mean is not known."""
         if metric not in self._comparisons:
             self._comparisons[metric] = self._compared(metric)
         return self._comparisons[metric]
@@ -148,7 +158,7 @@ class Row:
         return Comparison(difference, gain)
 
     def missing_for(self, metric: str) -> str:
-        """Why there is no interval with these runs; "" if nothing is missing."""
+        """Why no interval can be computed from these runs; empty if nothing is missing."""
         if METRICS[metric].of_predictions is None:
             return f"{metric} is not that of the last step, whose predictions are kept"
         absent = [run.folder for run in self.runs if run.predictions is None]
@@ -161,8 +171,8 @@ class Report:
     """All runs below a folder.
 
     Attributes:
-        tables: One per dataset, arch and start; Original first.
-        unfinished: Folders.
+        tables: A table for each dataset, arch and start (pretrained or not); Original comes first.
+        unfinished: Folders of unfinished runs.
     """
 
     tables: list[list[Row]]
@@ -170,6 +180,7 @@ class Report:
 
     @property
     def rows(self) -> list[Row]:
+        """The rows of all tables."""
         return [row for table in self.tables for row in table]
 
 
@@ -177,15 +188,16 @@ def read_report(root: str, metric: str) -> Report:
     """Find and read all runs below `root`.
 
     Args:
-        metric: Name in METRICS; runs that do not know it are named in a warning.
+        root: Folder with runs at any depth.
+        metric: Name in METRICS; a warning names the runs that do not know it.
 
     Raises:
-        InputError: No run is finished, or runs of different test sets meet in a table.
+        InputError: No run is finished, or a table would have runs of different test sets.
     """
     require(os.path.isdir(root), f"{root} is not a folder; give one that holds runs")
-    found = list(folders_below(root))
-    finished = {folder for folder, files in found if "results.yaml" in files}
-    begun = {folder for folder, files in found if "options.yaml" in files}
+    folders = list(folders_below(root))
+    finished = {folder for folder, files in folders if "results.yaml" in files}
+    begun = {folder for folder, files in folders if "options.yaml" in files}
     report = Report(
         read_tables(sorted(finished, key=natural_key), root, metric),
         sorted(begun - finished, key=natural_key),
@@ -199,7 +211,7 @@ def read_report(root: str, metric: str) -> Report:
 
 
 def folders_below(root: str) -> Iterable[tuple[str, list[str]]]:
-    """(folder, names of its files), through links but into no folder twice."""
+    """Each folder with the names of its files; links are followed, but no folder is read twice."""
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -211,7 +223,14 @@ def folders_below(root: str) -> Iterable[tuple[str, list[str]]]:
 
 
 def read_tables(run_dirs: Iterable[str], root: str, metric: str) -> list[list[Row]]:
-    """The rows of each table: Original first, then in the order of `run_dirs`."""
+    """Read runs into tables, in which Original comes first and the order of `run_dirs` is kept.
+
+    Args:
+        run_dirs: Folders of finished runs.
+        root: The folder that was searched for them, from which rows are named.
+        metric: Name in METRICS; a warning names the runs that do not know it.
+    """
+    # Runs of one folder are the seeds of an arm.
     rows: dict[str, Row] = {}
     for run_dir in run_dirs:
         run = read_run(run_dir, metric)
@@ -221,6 +240,7 @@ def read_tables(run_dirs: Iterable[str], root: str, metric: str) -> list[list[Ro
             facts = {"seed": seed, **facts_of_path(folder, root), **run.facts}
             run = dataclasses.replace(run, facts=facts)
             rows.setdefault(folder, Row(folder, [])).runs.append(run)
+    # Arms with the same dataset, arch and start stand in one table.
     tables: dict[tuple[str, ...], list[Row]] = {}
     for row in rows.values():
         row.runs.sort(key=lambda run: natural_key(str(run.facts["seed"])))
@@ -232,12 +252,12 @@ def read_tables(run_dirs: Iterable[str], root: str, metric: str) -> list[list[Ro
 
 
 def facts_of_path(folder: str, root: str) -> dict[str, Any]:
-    """What the folder names say, for runs whose results.yaml does not."""
-    # From `root` outwards, because a folder above it may be called my_pretrained_models.
+    """The facts of an arm that the names of folders below `root` tell, if results.yaml does not."""
+    # Match from `root` outwards: a folder above it may be called my_pretrained_models.
     top = Path(os.path.abspath(root))
     for start in (top, *top.parents):
-        if found := RUN_FOLDER.search(Path(os.path.relpath(folder, start)).as_posix()):
-            dataset, arch, un, exp, lr = found.groups()
+        if match := RUN_FOLDER.search(Path(os.path.relpath(folder, start)).as_posix()):
+            dataset, arch, un, exp, lr = match.groups()
             facts = {"dataset": dataset, "arch": arch, "pretrained": un is None}
             return {**facts, "arm": exp or ORIGINAL, "lr": float(lr)}
     dataset_dir, arm = os.path.split(folder)
@@ -245,23 +265,23 @@ def facts_of_path(folder: str, root: str) -> dict[str, Any]:
 
 
 def name_and_pair(table: Sequence[Row], root: str) -> None:
-    """Give each row its Original, and a name: the arm, where needed with lr and folder."""
+    """Give each row its Original and a name: that of the arm, if necessary with lr and folder."""
     originals = [row for row in table if row.text("arm") == ORIGINAL]
     for row in table:
         arm, lr = row.text("arm"), row.text("lr")
-        found = [] if arm == ORIGINAL else originals
-        # Of several the one that was trained alike.
+        candidates = [] if arm == ORIGINAL else originals
+        # Of several Originals, the one that was trained like the row.
         for key in ("lr", "training_images", "real_images", "steps"):
-            alike = [other for other in found if other.text(key) == row.text(key)]
-            found = alike if len(found) > 1 else found
-        row.original = found[0] if len(found) == 1 else None
+            alike = [other for other in candidates if other.text(key) == row.text(key)]
+            candidates = alike if len(candidates) > 1 else candidates
+        row.original = candidates[0] if len(candidates) == 1 else None
         lrs = [other.text("lr") for other in table if other.text("arm") == arm]
         row.name = arm + (f", lr {lr or 'unknown'}" if len(set(lrs)) > 1 else "")
         row.name += f", {os.path.relpath(row.folder, root)}" if lrs.count(lr) > 1 else ""
 
 
 def check_same_test_set(rows: Sequence[Row]) -> None:
-    """Raise InputError if two of the runs are known to be tested on different images."""
+    """Raise InputError if two runs are known to have been tested on different images."""
     for key in TEST_SET:
         known: dict[str, list[str]] = {}
         for run in (run for row in rows for run in row.runs):
@@ -280,7 +300,7 @@ def check_same_test_set(rows: Sequence[Row]) -> None:
 
 
 def differing(rows: Sequence[Row]) -> list[str]:
-    """Short names of the settings that not all rows share."""
+    """Short names of the settings in which the rows differ."""
     keys = dict.fromkeys(key for row in rows for run in row.runs for key in run.facts)
     texts = {key: {row.text(key) for row in rows} for key in keys if key not in METRICS}
     several = [key for key, values in texts.items() if len(values) > 1]
@@ -288,13 +308,17 @@ def differing(rows: Sequence[Row]) -> list[str]:
 
 
 def full_names(settings: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """The settings' names in the facts of the runs: "rho" may be called "expanded_set.rho".
+    """The full names of settings, as in the facts of runs: "rho" may mean "expanded_set.rho".
+
+    Args:
+        settings: Short or full names.
+        rows: Rows of runs that have these settings.
 
     Raises:
-        InputError: No run has such a setting, or two settings end in the name.
+        InputError: No run has such a setting, or several settings end in the name.
     """
     keys = list(dict.fromkeys(key for row in rows for run in row.runs for key in run.facts))
-    found = []
+    names = []
     for name in settings:
         ending = [key for key in keys if key.rsplit(".", 1)[-1] == name]
         exact = [key for key in keys if key == name]
@@ -304,12 +328,15 @@ def full_names(settings: Sequence[str], rows: Sequence[Row]) -> list[str]:
             bool(exact) or len(ending) == 1,
             f"{name} may be {' or '.join(ending)}; give one of these names in full",
         )
-        found.append((exact or ending)[0])
-    return found
+        names.append((exact or ending)[0])
+    return names
 
 
 def read_run(run_dir: str | Path, metric: str) -> Run | None:
-    """The run of a folder; None, and a warning, if its results.yaml cannot be read."""
+    """Read the run of a folder; None, and a warning, if its results.yaml cannot be used.
+
+    A run that does not know `metric`, a name in METRICS, gives a warning as well.
+    """
     path = os.path.join(run_dir, "results.yaml")
     try:
         require(os.path.isfile(path), f"{path} is no file")
@@ -328,19 +355,24 @@ def read_run(run_dir: str | Path, metric: str) -> Run | None:
 
 
 def flat(values: Mapping[Any, Any], start: str = "") -> dict[str, Any]:
-    """Settings of groups as "group.name"; lists as text."""
-    found: dict[str, Any] = {}
+    """Flatten settings: those in groups become "group.name", and lists become text.
+
+    Args:
+        values: Settings and groups of settings.
+        start: Put before every name.
+    """
+    facts: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{start}{key}" if isinstance(key, str) else ""
         if not is_plain(name) or not name:
             continue
         if isinstance(value, dict) and not start:
-            found |= flat(value, f"{name}.")
+            facts |= flat(value, f"{name}.")
         elif isinstance(value, list) and len(value) < LONGEST_TEXT and all(map(is_plain, value)):
-            found[name] = " ".join(map(str, value))
+            facts[name] = " ".join(map(str, value))
         else:
-            found[name] = value
-    return found
+            facts[name] = value
+    return facts
 
 
 def is_plain(value: Any) -> bool:
@@ -351,13 +383,13 @@ def is_plain(value: Any) -> bool:
 
 
 def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and population standard deviation; one value has none."""
+    """Mean and population standard deviation; a single value has no deviation."""
     # Population (ddof 0), as numpy.std in the DistDiff repository's script.
     return fmean(values) if values else None, pstdev(values) if len(values) > 1 else None
 
 
 def natural_key(name: str) -> list[Any]:
-    """Sorts seed2 before seed10."""
+    """A sort key by which seed2 comes before seed10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 

@@ -1,4 +1,4 @@
-"""Tables of arms as text, for GitHub, for LaTeX, and as CSV."""
+"""Writes tables of arms as plain text, for GitHub, for LaTeX, and as CSV."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from expansion.metrics.runs import (
 
 BESIDE = "best_accuracy"  # shown in every table, because the papers report it
 NO_INTERVAL = "no interval"
-FIGURES = {  # further numbers of results.yaml that get a column where some run has them
+FIGURES = {  # further numbers of results.yaml, which get a column if some run has them
     "acceptance_rate": (
         "accepted (%)",
         "accepted: share of the generated images that self-training trusts, percent",
@@ -35,23 +35,24 @@ LATEX = {
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
 }  # fmt: skip
-START = {"text": "", "markdown": "- ", "latex": "% "}  # of a line that is not in a table
+START = {"text": "", "markdown": "- ", "latex": "% "}  # beginning of a line outside a table
 
 
 class Column(NamedTuple):
-    """Header, and what stands under it in the line of a row."""
+    """A column of a table: its header, and a function that gives the cell of a row."""
 
     header: str
     cell: Callable[[Row], str]
 
 
 def tables_text(report: Report, metric: str, style: str, settings: Sequence[str] = ()) -> str:
-    """One table per dataset, arch and start; then unfinished runs and what the columns are.
+    """The tables of a report, with notes, unfinished runs and explanations of the columns.
 
     Args:
+        report: All runs.
         metric: Name in METRICS.
-        style: Key of START.
-        settings: Of `full_names`: one column each.
+        style: A key of START.
+        settings: Settings that get a column, by their names from `full_names`.
     """
     parts = []
     for table in report.tables:
@@ -64,7 +65,7 @@ def tables_text(report: Report, metric: str, style: str, settings: Sequence[str]
 
 
 def table_columns(table: Sequence[Row], metric: str, settings: Sequence[str]) -> list[Column]:
-    """The columns of one table."""
+    """The columns of a table; arguments as in `tables_text`."""
     columns = [
         Column("arm", lambda row: row.name),
         Column("images", _images),
@@ -85,7 +86,10 @@ def table_columns(table: Sequence[Row], metric: str, settings: Sequence[str]) ->
 
 
 def csv_text(report: Report, metric: str, settings: Sequence[str] = ()) -> str:
-    """All tables as one; four decimals, empty where not known."""
+    """All tables of a report as one, with four decimals; unknown values are empty.
+
+    Arguments are those of `tables_text`.
+    """
     columns = [Column(key, lambda row, key=key: row.text(key)) for key in FACTS]
     columns += [Column(key, lambda row, key=key: row.text(key)) for key in settings]
     columns += [Column("metric", lambda row: metric)]
@@ -108,13 +112,21 @@ def csv_text(report: Report, metric: str, settings: Sequence[str] = ()) -> str:
 
 
 def matrix_text(report: Report, metric: str, style: str, keys: Sequence[str]) -> str:
-    """Cells by two settings, such as dataset and arm; one matrix per dataset, arch and start left.
+    """Matrices whose rows and columns are the values of two settings, such as dataset and arm.
 
-    The best of each row is bold; where the columns are the datasets, the best of each column.
+    There is one matrix for each combination of the remaining ones of dataset, arch and start. The
+    best value of each row is bold; if the columns are the datasets, the best of each column.
+
+    Args:
+        report: All runs.
+        metric: Name in METRICS.
+        style: A key of START, or "csv".
+        keys: The settings of rows and columns; "arm" is one, too.
 
     Raises:
         InputError: A cell has several arms, or cells that are compared have different test sets.
     """
+    # The matrices.
     rest = [key for key in GROUP if key not in keys]
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in report.rows:
@@ -133,6 +145,7 @@ def matrix_text(report: Report, metric: str, style: str, keys: Sequence[str]) ->
         parts.append(f"{title}\n\n{layout(lines, style, bold)}\n\n")
     if style == "csv":
         return "".join(parts)
+    # What they do not show: how many images and seeds each table has, and unequal training.
     for table in report.tables:
         where = ", ".join(filter(None, map(table[0].text, GROUP[:2])))
         sizes = "/".join(dict.fromkeys(num_test(row) or "unknown" for row in table))
@@ -150,7 +163,8 @@ def matrix_text(report: Report, metric: str, style: str, keys: Sequence[str]) ->
 def _matrix(
     rows: Sequence[Row], metric: str, keys: Sequence[str]
 ) -> tuple[list[list[str]], set[tuple[int, int]]]:
-    """Lines of cells with their header, and which cells are bold."""
+    """The lines of a matrix with its header, and the places of the bold cells."""
+    # One arm for each cell.
     names = full_names(keys, rows)
     cells: dict[tuple[str, str], Row] = {}
     for row in rows:
@@ -168,6 +182,7 @@ def _matrix(
     for side in sides:
         shown = (cells.get((side, top)) for top in tops)
         lines.append([side, *(_mean_std(metric).cell(row) if row else "" for row in shown)])
+    # The best of each row or column, as far as the numbers shown differ.
     bold: set[tuple[int, int]] = set()
     by_column = keys[1] == "dataset"
     for name in tops if by_column else sides:
@@ -183,7 +198,12 @@ def _matrix(
 
 
 def notes(table: Sequence[Row], metric: str) -> list[str]:
-    """Which arms were not trained alike, and which gains have no interval or one of one seed."""
+    """Notes on arms that were not trained alike, and on gains without an interval or with one seed.
+
+    Args:
+        table: Rows of a table.
+        metric: Name in METRICS.
+    """
     lines = [trained_otherwise(table)]
     compared = {row.name: row.comparison(metric) for row in table}
     single = [n for n, c in compared.items() if c and c.gain and c.gain.images_only]
@@ -208,7 +228,7 @@ def notes(table: Sequence[Row], metric: str) -> list[str]:
 
 
 def trained_otherwise(table: Sequence[Row]) -> str:
-    """The note about arms that were not trained alike; "" if all were."""
+    """The note on arms that were not trained like their Original; empty if there are none."""
     unequal = []
     for row in table:
         other = row.original or table[0]
@@ -221,7 +241,7 @@ def trained_otherwise(table: Sequence[Row]) -> str:
 
 
 def num_test(row: Row) -> str:
-    """Number of test images; "" where it is not known."""
+    """Number of test images as text; empty if it is not known."""
     if known := row.text("num_test"):
         return known
     predictions = next((run.predictions for run in row.runs if run.predictions), None)
@@ -229,11 +249,12 @@ def num_test(row: Row) -> str:
 
 
 def layout(lines: Sequence[Sequence[str]], style: str, bold: Iterable[tuple[int, int]] = ()) -> str:
-    """A table as aligned text, for GitHub, or for LaTeX with booktabs.
+    """Lay out a table as aligned text, for GitHub, or for LaTeX with booktabs.
 
     Args:
-        lines: The first is the header.
-        bold: (line, place) of cells, from 0.
+        lines: Cells of each line; the first line is the header.
+        style: A key of START.
+        bold: (number of the line, number of the cell) of the bold cells, from 0.
     """
     escape = {"text": str, "markdown": lambda cell: cell.replace("|", "\\|"), "latex": _latex}[
         style
@@ -266,7 +287,7 @@ def _heading(row: Row, keys: Sequence[str], style: str) -> str:
 
 
 def _ending(report: Report, metric: str, style: str, *more: str) -> str:
-    """Unfinished runs, and what the columns are."""
+    """The end of the tables: unfinished runs, and explanations of the columns."""
     lines = [f"unfinished: {folder}" for folder in report.unfinished]
     if not more:
         lines += [
@@ -307,7 +328,7 @@ def _plain_mean_std(key: str, headers: Sequence[str]) -> list[Column]:
 
 
 def _of(metric: str, show: Callable[[Comparison], str]) -> Callable[[Row], str]:
-    """A cell that shows a comparison; empty for rows without an Original."""
+    """The function of a column that shows comparisons; empty for rows without an Original."""
 
     def cell(row: Row) -> str:
         comparison = row.comparison(metric)
@@ -333,7 +354,7 @@ def _fixed(value: float | None, digits: int, unknown: str) -> str:
 
 
 def _plain(value: float | None) -> str:
-    """For CSV: four decimals at most."""
+    """A number as CSV has it, with at most four decimals."""
     return "" if value is None else str(round(value, 4))
 
 

@@ -24,7 +24,7 @@ Series = Mapping[str, Curve]
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 GRID = "#e5e5e5"
-ROWS_A_PAGE = 20
+ROWS_A_PAGE = 20  # rows on a contact sheet
 LINE = 16  # pixels from one line of a label to the next
 
 
@@ -34,12 +34,12 @@ def contact_sheet(
     cell: int = 96,
     label_width: int = 150,
 ) -> Image.Image:
-    """One labelled line of images per row; small images are enlarged without smoothing.
+    """Draw labelled rows of images; small images are enlarged without smoothing.
 
     Args:
-        rows: (label, images) per line.
-        headings: Text above each column, if any.
-        cell: Side of an image on the sheet, pixels.
+        rows: (label, images) of each row, from the top.
+        headings: Text above each column, or nothing.
+        cell: Longer side of an image on the sheet, pixels.
         label_width: Room for the labels, pixels.
     """
     columns = max(len(images) for _, images in rows)
@@ -68,7 +68,14 @@ def save_contact_sheets(
     headings: Sequence[str] = (),
     cell: int = 96,
 ) -> None:
-    """All rows, `ROWS_A_PAGE` on a sheet: sheet.png, sheet_2.png, sheet_3.png and so on."""
+    """Write contact sheets with `ROWS_A_PAGE` rows each: sheet.png, sheet_2.png, sheet_3.png etc.
+
+    Args:
+        rows: As for `contact_sheet`, which also describes the other arguments.
+        path: File of the first sheet.
+        headings: Text above each column, or nothing.
+        cell: Longer side of an image on the sheet, pixels.
+    """
     for start in range(0, len(rows), ROWS_A_PAGE):
         page = start // ROWS_A_PAGE + 1
         name = path.name if page == 1 else f"{path.stem}_{page}{path.suffix}"
@@ -77,7 +84,13 @@ def save_contact_sheets(
 
 
 def captioned(image: Image.Image, text: str, side: int = 96) -> Image.Image:
-    """The image at about `side` pixels with a line of text under it."""
+    """Draw an image with a line of text below it.
+
+    Args:
+        image: The image, which is resized.
+        text: Is cut off if it is too long.
+        side: Longer side of the resized image, pixels.
+    """
     scale = side / max(image.size)
     resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
     shape = [max(1, round(length * scale)) for length in image.size]
@@ -88,8 +101,13 @@ def captioned(image: Image.Image, text: str, side: int = 96) -> Image.Image:
 
 
 def line_charts(charts: Mapping[str, Series], x_label: str) -> Image.Image:
-    """Charts under each other, 640x360 pixels each, by title; curves of (x, y) points by name."""
-    # Here, because it takes a second or two, and most commands draw nothing.
+    """Draw charts below each other, 640x360 pixels each.
+
+    Args:
+        charts: Title -> name of a curve -> its (x, y) points.
+        x_label: Label of the horizontal axes.
+    """
+    # Imported here: it takes a second or two, and most commands draw nothing.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its list of fonts
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -112,7 +130,15 @@ def line_charts(charts: Mapping[str, Series], x_label: str) -> Image.Image:
 
 
 def draw_curve(axes: Axes, curve: Curve, colour: str, name: str, **style: Any) -> None:
-    """A line through the finite points, or a dot where there is one alone."""
+    """Draw a line through the finite points, or a dot if there is only one.
+
+    Args:
+        axes: Where to draw.
+        curve: (x, y) points.
+        colour: Any colour of matplotlib.
+        name: For the legend.
+        **style: Further arguments of matplotlib's `plot`.
+    """
     points = [(x, y) for x, y in curve if math.isfinite(x) and math.isfinite(y)]
     style = {"marker": "o" if len(points) == 1 else "", **style}
     xs, ys = ([point[i] for point in points] for i in range(2))
@@ -122,7 +148,7 @@ def draw_curve(axes: Axes, curve: Curve, colour: str, name: str, **style: Any) -
 
 
 def save_figure(image: Image.Image, path: Path) -> None:
-    """Write a PNG under a temporary name, then rename it."""
+    """Write an image as a PNG file, completely or not at all."""
     encoded = io.BytesIO()
     image.save(encoded, format="PNG")
     write_atomic(path, encoded.getvalue())

@@ -1,8 +1,8 @@
-"""Names of any script on pictures: drawn with a font that has their letters, or spelled out.
+"""Draws names of any script on pictures, with fonts that have their letters.
 
-Pillow's own font knows ASCII alone. Others are sought letter by letter: DejaVu Sans, which comes
-with matplotlib (Latin, Greek, Cyrillic and more), then the system's fonts. What no font has is
-shown without its accents or as its code point (\\u732b), never as a box.
+Pillow's own font has ASCII only. For each other letter a font is looked for: first DejaVu Sans,
+which comes with matplotlib (Latin, Greek, Cyrillic and more), then the system's fonts. A letter
+that no font has is shown without its accents or as its code point (\\u732b), never as a box.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import ImageDraw, ImageFont
 
 FONT_SUFFIXES = (".ttf", ".otf", ".ttc")
 USUAL_FONT = "DejaVuSans.ttf"
-NO_CHARACTER = "\U0010ffff"  # which shows how a font draws what it lacks
+NO_CHARACTER = "\U0010ffff"  # no font has it, so it shows how a font draws letters that it lacks
 ELLIPSIS = "..."
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -34,12 +34,14 @@ def draw_text(
     size: int = 13,
     anchor: str = "la",
 ) -> None:
-    """One line of black text, whatever its letters.
+    """Draw one line of black text in any script.
 
     Args:
-        place: Of the anchor, pixels.
-        size: Of the letters, pixels.
-        anchor: As Pillow has it: l, m or r, then a (top) or m (middle).
+        draw: Where to draw.
+        place: (x, y) of the anchor, pixels.
+        text: The text.
+        size: Size of the letters, pixels.
+        anchor: Two letters as in Pillow: l, m or r, then a (top) or m (middle).
     """
     runs = _runs(text, size)
     usual = _font(None, size)
@@ -52,12 +54,12 @@ def draw_text(
 
 
 def text_width(text: str, size: int = 13) -> float:
-    """Pixels that `draw_text` takes."""
+    """Width in pixels of the text that `draw_text` draws with letters of `size` pixels."""
     return sum(font.getlength(part) for font, part in _runs(text, size))
 
 
 def fitted(text: str, width: float, size: int = 13) -> str:
-    """The text, or its start and an ellipsis, within `width` pixels."""
+    """Shorten a text with an ellipsis, if necessary, to `width` pixels at letters of `size`."""
     text = " ".join(text.split())
     if text_width(text, size) <= width:
         return text
@@ -67,7 +69,14 @@ def fitted(text: str, width: float, size: int = 13) -> str:
 
 
 def wrapped(text: str, width: float, max_lines: int, size: int = 13) -> list[str]:
-    """Lines of at most `width` pixels, broken at spaces where there are any; the last is cut."""
+    """Break a text into lines, at spaces if there are any.
+
+    Args:
+        text: The text.
+        width: Largest width of a line, pixels.
+        max_lines: Largest number of lines; the last one is shortened if there would be more.
+        size: Size of the letters, pixels.
+    """
     words = _spelled(" ".join(text.split())[:500], size).split(" ")
     lines = [""]
     while words:
@@ -78,7 +87,7 @@ def wrapped(text: str, width: float, max_lines: int, size: int = 13) -> list[str
         elif lines[-1]:
             lines.append("")
             words.insert(0, word)
-        else:  # one word alone is too long
+        else:  # a single word is too long for a line
             count = next(
                 n for n in range(len(word), 0, -1) if n == 1 or text_width(word[:n], size) <= width
             )
@@ -93,20 +102,20 @@ def wrapped(text: str, width: float, max_lines: int, size: int = 13) -> list[str
 
 
 def _runs(text: str, size: int) -> list[tuple[Font, str]]:
-    """The text in parts of one font each."""
+    """Divide a text into parts that are drawn with one font each."""
     text = _spelled(text, size)
     groups = groupby(text, lambda letter: _file_for(letter, size))
     return [(_font(file, size), "".join(letters)) for file, letters in groups]
 
 
 def _spelled(text: str, size: int) -> str:
-    """The text with what no font has replaced by plain letters."""
+    """Replace letters that no font has by plain ones."""
     text = unicodedata.normalize("NFC", text)
     return "".join(letter if _is_drawn(letter, size) else _plain(letter) for letter in text)
 
 
 def _plain(letter: str) -> str:
-    if unicodedata.category(letter) in ("Cf", "Mn"):  # joins letters, or chooses their look
+    if unicodedata.category(letter) in ("Cf", "Mn"):  # only joins letters, or chooses their form
         return ""
     bare = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
     return bare or letter.encode("ascii", "backslashreplace").decode()
@@ -118,7 +127,7 @@ def _is_drawn(letter: str, size: int) -> bool:
 
 @functools.cache
 def _file_for(letter: str, size: int) -> str | None:
-    """The font that has a letter: None for Pillow's own, "" if there is none."""
+    """The file of a font that has a letter; None means Pillow's own font, "" that none has it."""
     if letter.isascii():
         return None
     return next((file for file in _font_files() if _has(_font(file, size), letter)), "")
@@ -126,7 +135,7 @@ def _file_for(letter: str, size: int) -> str | None:
 
 @functools.cache
 def _font(file: str | None, size: int) -> Font | None:
-    """None where the file cannot be used at that size."""
+    """Load a font; None if its file cannot be used at this size."""
     if not file:
         return ImageFont.load_default(size)
     try:
@@ -136,7 +145,7 @@ def _font(file: str | None, size: int) -> Font | None:
 
 
 def _has(font: Font | None, letter: str) -> bool:
-    """Whether the font draws the letter otherwise than what it lacks."""
+    """Whether a font draws the letter differently from letters that it lacks."""
     if font is None:
         return False
     try:
@@ -149,13 +158,13 @@ def _has(font: Font | None, letter: str) -> bool:
 
 @functools.cache
 def _font_files() -> tuple[str, ...]:
-    """All font files: matplotlib's, then the system's, plain DejaVu Sans before others."""
+    """All font files: matplotlib's, then the system's, with plain DejaVu Sans before all others."""
     files = [file for folder in _font_folders() for file in _below(folder)]
     return tuple(sorted(dict.fromkeys(files), key=lambda file: not file.endswith(USUAL_FONT)))
 
 
 def _font_folders() -> Iterator[Path]:
-    matplotlib = importlib.util.find_spec("matplotlib")  # found, not imported
+    matplotlib = importlib.util.find_spec("matplotlib")  # does not import it
     for place in (matplotlib.submodule_search_locations or ()) if matplotlib else ():
         yield Path(place, "mpl-data/fonts/ttf")
     if sys.platform == "win32":
@@ -168,11 +177,11 @@ def _font_folders() -> Iterator[Path]:
 
 
 def _below(folder: Path) -> list[str]:
-    """Font files in a folder; upright ones of usual weight first."""
-    found = [
+    """Font files in a folder, with upright fonts of usual weight first."""
+    files = [
         str(path)
         for path in folder.rglob("*")
         if path.suffix.lower() in FONT_SUFFIXES and "LastResort" not in path.name  # all boxes
     ]
     slanted = re.compile(r"bold|italic|oblique|light|thin|black|mono|condensed", re.I)
-    return sorted(found, key=lambda file: (bool(slanted.search(Path(file).name)), file))
+    return sorted(files, key=lambda file: (bool(slanted.search(Path(file).name)), file))

@@ -1,1 +1,1 @@
-"""Finished classifiers on new images."""
+"""Uses finished classifiers on new images."""

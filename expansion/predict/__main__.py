@@ -2,9 +2,10 @@
 
     python -m expansion.predict checkpoint/caltech-101/resnet50_unpretrained_lr0.1 path/to/photos
 
-The first is the folder of all seeds, whose mean decides, or that of one seed. Photos are files and
-folders, which are searched in depth. The table, predictions.csv, has a row for each photo: file,
-class, probability, and the probability of every class. The picture stands beside it.
+The first argument is the folder of one seed, or of all seeds, whose mean then decides. Photos are
+files and folders, which are searched in depth. The table, predictions.csv, has a row for each
+photo: file, class, probability, and the probability of every class. The picture is written beside
+it.
 """
 
 from __future__ import annotations
@@ -42,19 +43,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger("predict")
 
 COLUMNS = ("file", "class", "probability")
-UNDECODED = (".heic", ".heif")  # photos, though none that can be read here
+UNDECODED = (".heic", ".heif")  # photos that cannot be read here, and should not go unnoticed
 MAX_LISTED = 20  # photos in the printed table
-MAX_PICTURED = 240
-ACROSS, SIDE, CAPTION = 6, 96, 16  # photos in a row of the picture; pixels of each, and under it
+MAX_PICTURED = 240  # photos in the picture
+ACROSS, SIDE, CAPTION = 6, 96, 16  # photos in a row of it; pixels of a photo and of its caption
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of one photo.
+    """The prediction for a photo.
 
     Attributes:
-        probabilities: By label.
-        thumbnail: For the picture; None beyond the first `MAX_PICTURED`.
+        path: The photo.
+        probabilities: Probability of each class, by label.
+        thumbnail: Small image for the picture; None beyond the first `MAX_PICTURED` photos.
     """
 
     path: Path
@@ -63,7 +65,7 @@ class Prediction:
 
     @property
     def label(self) -> int:
-        """The class of the highest probability; the first of equal ones."""
+        """The most probable class; the first of equally probable ones."""
         return self.ranked[0]
 
     @property
@@ -110,6 +112,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Write table and picture, and print a summary; `arguments` defaults to the process's own."""
+    # Check everything before torch and the classifiers load.
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     runs = find_runs(options.run)
@@ -120,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = usable_device(options.device)
     from expansion.predict.predictor import Predictor
 
+    # Predict, and write the results.
     predictor = Predictor.load(runs, device)
     logger.info(runs.title)
     if runs.unfinished:
@@ -138,12 +143,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def find_photos(places: Sequence[str]) -> list[Path]:
-    """The files themselves, and the images below the folders, in their order; each once.
+    """The photos at these places, in their order and each only once.
+
+    Args:
+        places: Files, and folders that are searched in depth.
 
     Raises:
         InputError: A place does not exist, or there is no photo.
     """
-    found: dict[str, Path] = {}
+    photos: dict[str, Path] = {}
     for place in map(Path, places):
         require(os.path.exists(place), f"photo {place} does not exist")
         files = [place]
@@ -155,9 +163,9 @@ def find_photos(places: Sequence[str]) -> list[Path]:
             if others:
                 logger.info(f"{place}: {others} files that are no images are not looked at")
         for path in files:
-            found.setdefault(os.path.abspath(path), path)
-    require(bool(found), f"no photo in {shown(places)}; give image files or folders of them")
-    return list(found.values())
+            photos.setdefault(os.path.abspath(path), path)
+    require(bool(photos), f"no photo in {shown(places)}; give image files or folders of them")
+    return list(photos.values())
 
 
 def _check_output(table: Path, places: Sequence[str]) -> None:
@@ -188,7 +196,7 @@ def _records(photos: Sequence[Path], runs: FinishedRuns, crop: int | None) -> li
 def _predict(
     predictor: Predictor, records: Sequence[ImageRecord], batch_size: int, on_error: str
 ) -> Iterator[Prediction]:
-    """In order; what cannot be read is logged, or raised."""
+    """Predictions in the order of the photos; one that cannot be read is logged, or raises."""
 
     def look(record: ImageRecord) -> tuple[Tensor, Image.Image] | InputError:
         try:
@@ -202,13 +210,13 @@ def _predict(
         for start in range(0, len(records), batch_size):
             part = records[start : start + batch_size]
             readable = []
-            for record, found in zip(part, pool.map(look, part), strict=True):
-                if not isinstance(found, InputError):
-                    readable.append((record.path, *found))
+            for record, seen in zip(part, pool.map(look, part), strict=True):
+                if not isinstance(seen, InputError):
+                    readable.append((record.path, *seen))
                     continue
                 if on_error == "fail":
-                    raise found
-                logger.warning("skipped: %s", found)
+                    raise seen
+                logger.warning("skipped: %s", seen)
             rows = predictor.of_pixels([pixels for _, pixels, _ in readable]) if readable else []
             for (path, _, thumbnail), row in zip(readable, rows, strict=True):
                 yield Prediction(path, row.tolist(), thumbnail if count < MAX_PICTURED else None)
@@ -222,7 +230,14 @@ def _small(image: Image.Image) -> Image.Image:
 
 
 def write_table(path: Path, predictions: Sequence[Prediction], names: Sequence[str]) -> None:
-    """The CSV file; a class that is called as another column is called "class <name>" there."""
+    """Write the CSV file.
+
+    Args:
+        path: The file.
+        predictions: Its rows.
+        names: Names of the classes, by label. A class with the name of one of the first columns is
+            called "class <name>" in the header.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, *(f"class {n}" if n in COLUMNS else n for n in names)])
@@ -235,7 +250,13 @@ def write_table(path: Path, predictions: Sequence[Prediction], names: Sequence[s
 
 
 def write_picture(path: Path, predictions: Sequence[Prediction], names: Sequence[str]) -> None:
-    """Rows by predicted class, the most certain first; under each photo, its probability."""
+    """Write the picture: the photos of each predicted class, the most certain first.
+
+    Args:
+        path: The PNG file.
+        predictions: All predictions; those with a thumbnail are shown.
+        names: Names of the classes, by label.
+    """
     by_class: dict[int, list[Prediction]] = {}
     for prediction in predictions:
         if prediction.thumbnail is not None:
@@ -254,7 +275,13 @@ def write_picture(path: Path, predictions: Sequence[Prediction], names: Sequence
 
 
 def summary(predictions: Sequence[Prediction], names: Sequence[str], top: int) -> str:
-    """What the command prints: the most probable classes of some photos, and counts."""
+    """The text that the command prints: a table of some photos, and the number of each class.
+
+    Args:
+        predictions: All predictions.
+        names: Names of the classes, by label.
+        top: Number of classes to list for each photo.
+    """
     rows = [["file", "class", "probability", "then"]]
     for prediction in predictions[:MAX_LISTED]:
         first, *further = [
@@ -267,8 +294,8 @@ def summary(predictions: Sequence[Prediction], names: Sequence[str], top: int) -
     if len(predictions) > MAX_LISTED:
         text += f"\n... and {len(predictions) - MAX_LISTED} more"
     counts = Counter(prediction.label for prediction in predictions)
-    found = shown((f"{one_line(names[i])} {n}" for i, n in counts.most_common()), MAX_LISTED)
-    return f"{text}\n\nphotos per class: {found}\n"
+    listed = shown((f"{one_line(names[i])} {n}" for i, n in counts.most_common()), MAX_LISTED)
+    return f"{text}\n\nphotos per class: {listed}\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run folders of finished classifiers: what is needed to use them on new images. Loads no torch."""
+"""Reads from run folders what is needed to use their classifiers on new images; loads no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from expansion.training.run_lock import OPTIONS
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.pth.tar"  # after the last step
+CHECKPOINT = "checkpoint.pth.tar"  # weights after the last step
 SEED_FOLDER = re.compile(r"seed(\d+)")
 RESULTS = "results.yaml"
 GO_ON = f"it has no {RESULTS}; run the same training command to go on"
@@ -27,12 +27,12 @@ PREPROCESSING = ("arch", "image_size", "resize_size", "mixed_precision")
 
 @dataclass(frozen=True)
 class View:
-    """How a run looks at images.
+    """How the images of a run are prepared.
 
     Attributes:
-        recipe: Its preprocessing and precision count, nothing else.
-        reading: What its dataset says of background and range of values.
-        crop_bottom: Rows of pixels that are cut off below, as of its dataset's images.
+        recipe: Gives the preprocessing and the precision; nothing else in it counts.
+        reading: Its dataset's settings of background and range of values.
+        crop_bottom: Rows of pixels that are cut off below its dataset's images.
     """
 
     recipe: Recipe
@@ -42,11 +42,12 @@ class View:
 
 @dataclass(frozen=True)
 class FinishedRuns:
-    """One run, or those of all seeds of one arm.
+    """One run, or the runs of all seeds of an arm.
 
     Attributes:
-        folders: Of the runs.
-        unfinished: Names of further seeds, which are not used.
+        folders: The run folders.
+        view: How their images are prepared.
+        unfinished: Names of the folders of unfinished seeds, which are not used.
     """
 
     folders: tuple[Path, ...]
@@ -55,7 +56,7 @@ class FinishedRuns:
 
     @property
     def checkpoints(self) -> tuple[Path, ...]:
-        """The weights after the last step, of each run."""
+        """The file of the weights after the last step, for each run."""
         return tuple(folder / CHECKPOINT for folder in self.folders)
 
     @property
@@ -68,11 +69,14 @@ class FinishedRuns:
 
 
 def find_runs(place: str | Path) -> FinishedRuns:
-    """The run of a seed folder, or all finished ones of the folder above it.
+    """Find the run in a folder, or all finished runs of the seeds in it.
+
+    Args:
+        place: Run folder, or the folder above it.
 
     Raises:
-        InputError: There is none, it is not finished or lacks what is needed, or seeds of one
-            folder look at images differently.
+        InputError: There is no finished run, a file is missing, or the seeds were trained on images
+            that were prepared differently.
     """
     folder = Path(place)
     require(
@@ -101,12 +105,12 @@ def find_runs(place: str | Path) -> FinishedRuns:
 
 
 def _seed_folders(folder: Path) -> list[Path]:
-    found = [(SEED_FOLDER.fullmatch(p.name), p) for p in folder.iterdir() if p.is_dir()]
-    return [path for match, path in sorted((int(m[1]), p) for m, p in found if m)]
+    matches = [(SEED_FOLDER.fullmatch(p.name), p) for p in folder.iterdir() if p.is_dir()]
+    return [path for _, path in sorted((int(m[1]), p) for m, p in matches if m)]
 
 
 def _runs_below(folder: Path) -> str:
-    """The end of the message on a folder without runs: where some are, if they are below."""
+    """The end of the error about a folder without runs: where there are some below it."""
     parents = {path.parent.parent for path in folder.glob(f"*/**/seed*/{RESULTS}")}
     if not parents:
         return "; give a folder of train_original.py or train_expand.py"

@@ -1,4 +1,4 @@
-"""Finished classifiers on images in memory."""
+"""Uses finished classifiers on images in memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Predictor:
-    """The mean of the probabilities of classifiers that were trained alike.
+    """Averages the probabilities of classifiers that were trained on the same classes.
 
     Args:
         classifiers: In eval mode.
-        class_names: By label.
-        recipe: Its preprocessing, `transform`, is that of the training's evaluation, its precision too.
+        class_names: Names of the classes, by label.
+        recipe: Gives preprocessing and precision, as in the evaluation during training.
         device: Where the classifiers run.
+
+    Attributes:
+        transform: The preprocessing of a PIL image.
     """
 
     def __init__(
@@ -44,7 +47,11 @@ class Predictor:
 
     @classmethod
     def load(cls, runs: FinishedRuns, device: str | torch.device = "cpu") -> Predictor:
-        """The classifiers of runs after their last step.
+        """Load the classifiers of finished runs.
+
+        Args:
+            runs: The runs.
+            device: Where the classifiers run.
 
         Raises:
             InputError: A checkpoint cannot be read, or the runs know different classes.
@@ -62,18 +69,21 @@ class Predictor:
         return cls(classifiers, names, runs.view.recipe, device)
 
     def probabilities(self, images: Sequence[Image.Image]) -> Tensor:
-        """(B, N), float32, on the CPU, of RGB images."""
+        """Probabilities (B, N) of the N classes for B RGB images, float32, on the CPU."""
         return self.of_pixels([self.transform(image) for image in images])
 
     def of_pixels(self, pixels: Sequence[Tensor]) -> Tensor:
-        """The same, of what `transform` made of images: small, and made where they are read."""
+        """Probabilities (B, N) for images that `transform` has prepared already.
+
+        Prepared images are small, and threads can make them while they read the files.
+        """
         inputs = network_input(torch.stack(list(pixels)).to(self.device))
         with self._autocast():
             each = [predict(classifier, inputs) for classifier in self.classifiers]
         return torch.stack(each).mean(dim=0).cpu()
 
     def _autocast(self) -> AbstractContextManager:
-        """The number format of the training, where the device has it."""
+        """Inside this context the number format is that of the training, if the device has it."""
         on_cpu = self.device.type == "cpu"
         if self.precision is None or (on_cpu and self.precision is torch.float16):
             return nullcontext()

@@ -1,7 +1,8 @@
 """Charts of the page: SVG inside the HTML, drawn by matplotlib without its global state.
 
-Texts stay texts, so that the reader's fonts show any script; colours are the page's CSS variables,
-so that they follow light and dark. All charts are as wide as a phone; wide screens show several.
+Texts remain text, so that the browser's fonts show any script. Colours become CSS variables of the
+page, so that they follow its light or dark mode. A chart is as wide as a phone's screen; on wider
+screens several stand side by side.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 4.4  # inches; at 72 points each, shown at about 1.3 pixels per point
-ROW = 0.43  # inches of an arm
-SLIM_ROW = 0.2  # of a class
-HIGHEST_CELL = 0.4  # inches, of a table of confusion
-LONGEST_NAME = 32  # characters of a name over a whole row
-LONGEST_LABEL = 22  # of a name beside a chart
-MOST_NAMED = 12  # classes; with more, the chart of confusion shows shades alone
+WIDTH = 4.4  # inches, of 72 points; a point is shown as about 1.3 pixels
+ROW = 0.43  # height of the row of an arm, inches
+SLIM_ROW = 0.2  # height of the row of a class, inches
+HIGHEST_CELL = 0.4  # largest height of a cell in a chart of confusion, inches
+LONGEST_NAME = 32  # characters of a name that has a line of its own
+LONGEST_LABEL = 22  # characters of a name beside a chart
+MOST_NAMED = 12  # classes; for more, the chart of confusion has shades instead of numbers
 # Colours that stand for CSS variables; no other colours are used.
 INK, FAINT, LINE, GOOD, BAD, OPEN = (f"#0102{i:02d}" for i in range(3, 9))
 SERIES = tuple(f"#0103{i:02d}" for i in range(10, 18))
@@ -53,13 +54,15 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Mark:
-    """A row of `interval_chart`.
+    """A row of `interval_chart` or `class_chart`.
 
     Attributes:
-        value: None: no mark.
-        interval: (low, high), or None where there is none.
-        text: At the right end.
-        dots: Further values: of the seeds.
+        name: Label of the row.
+        value: Where the mark stands; None draws none.
+        interval: Its interval (low, high), if there is one.
+        verdict: "better", "worse" or another word; decides colour and shape of the mark.
+        text: Text at the right end of the row.
+        dots: Further values, such as those of the seeds, as small circles.
     """
 
     name: str
@@ -71,7 +74,13 @@ class Mark:
 
 
 def interval_chart(marks: Sequence[Mark], x_label: str, title: str) -> Markup:
-    """Gains with intervals under each other, each below its name; a dashed line at 0."""
+    """Draw gains with their intervals, each below its name, and a dashed line at 0.
+
+    Args:
+        marks: The rows, from the top.
+        x_label: Label of the axis.
+        title: Name of the chart for screen readers, unlike those of other charts of the page.
+    """
     height = ROW * len(marks) + 0.5
     with _chart(height, title) as figure:
         axes = figure.add_axes(_box(height, left=0.1, right=0.1, bottom=0.42, top=0.08))
@@ -90,7 +99,7 @@ def interval_chart(marks: Sequence[Mark], x_label: str, title: str) -> Markup:
 
 
 def class_chart(marks: Sequence[Mark], x_label: str, title: str) -> Markup:
-    """Gains of classes with their intervals, one slim row each; the names stand on the left."""
+    """Draw gains of classes in slim rows, with names on the left; arguments as above."""
     height = SLIM_ROW * len(marks) + 0.55
     with _chart(height, title) as figure:
         left = _room([mark.name for mark in marks])
@@ -107,10 +116,12 @@ def class_chart(marks: Sequence[Mark], x_label: str, title: str) -> Markup:
 
 
 def curve_chart(curves: Sequence[Sequence[Curve]], y_label: str, title: str) -> Markup:
-    """Curves over the optimiser step: of each arm its runs faintly, and their mean.
+    """Draw curves over the optimiser step: for each arm its runs faintly, and their mean.
 
     Args:
-        curves: Per arm, in the order of `series_style`, one curve per run.
+        curves: For each arm, in the order of `series_style`, one curve for each run.
+        y_label: Label of the vertical axis.
+        title: Name of the chart for screen readers.
     """
     with _chart(2.7, title) as figure:
         axes = figure.add_axes(_box(2.7, left=0.5, right=0.1, bottom=0.45, top=0.1))
@@ -127,23 +138,24 @@ def curve_chart(curves: Sequence[Sequence[Curve]], y_label: str, title: str) -> 
 
 
 def series_style(number: int) -> tuple[str, Any]:
-    """Colour and dashes of a series."""
+    """Colour and dashes of a series, by its number from 0."""
     return SERIES[number % len(SERIES)], DASHES[number // len(SERIES) % len(DASHES)]
 
 
 def mean_curve(runs: Sequence[Curve]) -> Curve:
-    """Mean of curves at the steps that all of them have."""
+    """The mean of curves, at the steps that all of them have."""
     known = [dict(run) for run in runs]
     steps = sorted(set.intersection(*map(set, known))) if known else []
     return [(step, sum(curve[step] for curve in known) / len(known)) for step in steps]
 
 
 def confusion_chart(counts: np.ndarray, names: Sequence[str], title: str) -> Markup:
-    """Shares of each right class (row) that were taken for each class (column), as shades.
+    """Draw which share of each right class (row) was taken for each class (column), as shades.
 
     Args:
-        counts: (C, C), of images; means over runs are allowed.
-        names: C names; with few classes they stand at the rows, and at the columns if short.
+        counts: Numbers of images, (C, C); means over runs are allowed.
+        names: Names of the C classes; they are shown if there are few.
+        title: Name of the chart for screen readers.
     """
     few = len(names) <= MOST_NAMED
     rows, columns = _labels(names)
@@ -174,12 +186,12 @@ def confusion_chart(counts: np.ndarray, names: Sequence[str], title: str) -> Mar
 
 
 def cut(name: str, length: int) -> str:
-    """A name of at most `length` characters."""
+    """Shorten a name to at most `length` characters."""
     return name if len(name) <= length else name[: length - 1] + "\u2026"
 
 
 def _labels(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands at the rows and at the columns: short names at both, else letters for them."""
+    """Labels of rows and columns: the names if they are short, else letters that stand for them."""
     if max(map(len, names)) <= 3:
         return list(names), list(names)
     letters = [chr(ord("A") + i % 26) for i in range(len(names))]
@@ -188,7 +200,7 @@ def _labels(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _room(labels: Sequence[str]) -> float:
-    """Inches for labels at the left of a chart; for wide letters more, for none too little."""
+    """Inches that labels at the left of a chart need; wide letters (as in Chinese) count double."""
     wide = (sum(2 if ord(letter) > 0x1100 else 1 for letter in label) for label in labels)
     return 0.15 + 0.075 * min(max(wide, default=0), LONGEST_LABEL + 4)
 
@@ -200,10 +212,10 @@ def _rectangle(place: tuple[float, float], **style: Any):
 
 
 def _shades(shares: np.ndarray) -> np.ndarray:
-    """(C, C, 4): how visible each cell is; blue on the diagonal, red beside it."""
+    """Pixels (C, C, 4), blue on the diagonal and red beside it, the more opaque the larger."""
     right = np.eye(len(shares), dtype=bool)
     pixels = np.where(right[..., None], (45, 125, 210, 0), (214, 69, 65, 0)).astype(np.float64)
-    pixels[..., 3] = 255 * np.sqrt(shares)  # a single mistake of many is to be seen
+    pixels[..., 3] = 255 * np.sqrt(shares)  # so that a single mistake among many is visible
     return pixels.round().astype(np.uint8)
 
 
@@ -228,7 +240,7 @@ def _finish(axes: Axes, x_label: str) -> None:
 
 
 def _box(height: float, *, left: float, right: float, bottom: float, top: float) -> tuple:
-    """Place of axes in a figure from its margins in inches."""
+    """The place of axes in a figure of this height, from their margins, inches."""
     return (
         left / WIDTH,
         bottom / height,
@@ -240,15 +252,15 @@ def _box(height: float, *, left: float, right: float, bottom: float, top: float)
 @contextmanager
 def _chart(height: float, title: str) -> Iterator[Figure]:
     """A figure to draw in; afterwards its `markup` is the SVG."""
-    # Here, because it takes a second or two, and most commands draw nothing.
+    # Imported here: it takes a second or two, and most commands draw nothing.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its list of fonts
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {**STYLE, "svg.hashsalt": title}  # what is defined in one chart has names of its own
+    style = {**STYLE, "svg.hashsalt": title}  # names in an SVG must differ from other charts' names
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the reader has it
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has fonts
         figure = Figure((WIDTH, height))
         yield figure
         drawn = io.StringIO()
@@ -257,7 +269,7 @@ def _chart(height: float, title: str) -> Iterator[Figure]:
 
 
 def _inline(svg: str, title: str) -> str:
-    """An SVG file as an element of a page: nothing from outside, no names but those it needs."""
+    """Make an SVG file an element of a page, without metadata, comments and unused names."""
     svg = svg[svg.index("<svg") :]
     box = re.search(r'viewBox="([^"]*)"', svg)[1]
     svg = svg.split(">", 1)[1]
@@ -270,7 +282,7 @@ def _inline(svg: str, title: str) -> str:
 
 
 def _plain_tag(tag: str) -> str:
-    """A tag without names that repeat and with the page's fonts and colours."""
+    """A tag of an SVG without names that other charts have too, in the page's font and colours."""
     for unwanted in (
         r' id="\w[\w.]*_\d+"',
         r' transform="rotate\(-0 [^"]*"',

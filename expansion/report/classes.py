@@ -1,4 +1,4 @@
-"""What an arm gains and loses class by class, and which classes are confused."""
+"""The gains and losses of an arm class by class, and the classes that are confused."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from expansion.report.verdict import Arm
 
 @dataclass(frozen=True)
 class ClassChange:
-    """A class before and after.
+    """How many images of a class are recognised without and with generated images.
 
     Attributes:
-        num_test: Its test images.
-        before: How many of them are recognised, mean over the runs; `after` likewise.
-        gain: Of its recall, in points.
+        name: Name of the class.
+        num_test: Number of its test images.
+        before: How many of them real images alone recognise, averaged over the runs.
+        after: How many of them the other arm recognises, averaged over the runs.
+        gain: The gain of its recall, in points.
     """
 
     name: str
@@ -32,7 +34,7 @@ class ClassChange:
 
 @dataclass(frozen=True)
 class Confused:
-    """Images of `name` that are taken for `other`, mean over the runs."""
+    """Numbers of images of class `name` that are taken for `other`, averaged over the runs."""
 
     name: str
     other: str
@@ -43,9 +45,11 @@ class Confused:
 def class_changes(
     base: Sequence[Predictions], arm: Sequence[Predictions], paired: bool
 ) -> list[ClassChange]:
-    """Of every class with test images, the greatest gain first.
+    """The change of every class with test images, the greatest gain first.
 
     Args:
+        base: Predictions of the runs on real images alone.
+        arm: Predictions of the other arm's runs.
         paired: Whether run i of both has the same seed.
     """
     changes = []
@@ -60,14 +64,21 @@ def class_changes(
 
 
 def mean_confusion(runs: Sequence[Predictions]) -> np.ndarray:
-    """Images by right class and predicted class, mean over the runs, (C, C)."""
+    """Numbers of images by right and predicted class, averaged over the runs, (C, C)."""
     return np.mean([confusion(each) for each in runs], axis=0)
 
 
 def greatest_confusions(
     before: np.ndarray, after: np.ndarray, names: Sequence[str], count: int
 ) -> list[Confused]:
-    """The pairs of classes that are confused most, before or after."""
+    """The pairs of classes that are confused most, before or after.
+
+    Args:
+        before: As `mean_confusion` gives it, (C, C).
+        after: The same of the other arm.
+        names: Names of the C classes.
+        count: Largest number of pairs.
+    """
     worst = np.maximum(before, after)
     np.fill_diagonal(worst, 0)
     places = np.argsort(-worst, axis=None, kind="stable")[:count]
@@ -80,9 +91,9 @@ def greatest_confusions(
 
 
 def all_predictions(arm: Arm | None) -> list[Predictions]:
-    """Those of all runs of an arm; none if a run lacks them."""
-    found = [run.predictions for run in arm.row.runs] if arm else []
-    return found if all(found) else []
+    """The predictions of all runs of an arm; an empty list if a run lacks them."""
+    predictions = [run.predictions for run in arm.row.runs] if arm else []
+    return predictions if all(predictions) else []
 
 
 def _part(predictions: Predictions, chosen: np.ndarray) -> Predictions:

@@ -1,4 +1,4 @@
-"""What arms and sets cost: seconds, U-Net rows, bytes on disk."""
+"""The cost of arms and expanded sets: seconds, U-Net rows, bytes on disk."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from expansion.report.verdict import Findings
 
 @dataclass(frozen=True)
 class ArmCost:
-    """Training of an arm.
+    """The cost of training an arm.
 
     Attributes:
+        title: What the page calls the arm.
         steps: Optimiser steps of a run.
-        seconds: Of all runs together; None where a run does not say it.
+        num_runs: Number of runs.
+        seconds: Seconds of all runs together; None if a run does not tell them.
     """
 
     title: str
@@ -26,7 +28,7 @@ class ArmCost:
 
 @dataclass(frozen=True)
 class SetCost:
-    """Making of a set; None: not known."""
+    """The cost of making an expanded set; what is not known is None."""
 
     name: str
     num_images: int
@@ -52,7 +54,7 @@ def costs_of_sets(sets: Sequence[ExpandedSet]) -> list[SetCost]:
 
 
 def duration(seconds: float | None) -> str:
-    """As people say it; "?" where it is not known."""
+    """A duration in words, such as "5 min"; "?" if it is not known."""
     if seconds is None:
         return "?"
     if seconds < 100:
@@ -61,5 +63,5 @@ def duration(seconds: float | None) -> str:
 
 
 def size(gigabytes: float) -> str:
-    """Gigabytes, with megabytes where they are few."""
+    """A size in words: in megabytes below 0.1 gigabytes."""
     return f"{1000 * gigabytes:.1f} MB" if gigabytes < 0.1 else f"{gigabytes:.2f} GB"

@@ -1,6 +1,6 @@
-"""Images of the page: variants beside their real image, and what self-training made of them.
+"""Images of the page: variants beside their real image, and how self-training judged them.
 
-Every image is a small one inside the page; together they stay below a budget of bytes.
+Every image is made small and put into the page itself; together they stay within a budget of bytes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from expansion.images.records import ImageRecord
 from expansion.report.sets import ExpandedSet, set_folder
 from expansion.report.verdict import Arm
 
-SIDE = 112  # pixels of the longer side of what is kept; half of it or more is shown
-SMALL = 64  # images up to this size are kept as they are
-USUAL_BYTES = 5_000  # of an image in the page
-BUDGET = 3_000_000  # bytes of all images of a page
-VARIANTS = 3  # of each real image and method
-FEW_CLASSES = 6  # up to so many, two real images of each are shown
-PAGE_IMAGES = 12  # beside each other on a wide screen
-MOST_BESIDE = 3  # tables of images
-SELF_TRAINING_CLASSES = 10
-SELF_TRAINING_IMAGES = 5  # accepted ones of a class, and rejected ones
+SIDE = 112  # longer side of an image in the page, pixels; shown at half of it or more
+SMALL = 64  # images with sides up to this are kept as they are, pixels
+USUAL_BYTES = 5_000  # bytes that an image usually takes in the page
+BUDGET = 3_000_000  # bytes that all images of a page may take
+VARIANTS = 3  # largest number of variants for each real image and method
+FEW_CLASSES = 6  # for up to so many classes, two real images of each are shown
+PAGE_IMAGES = 12  # images that fit side by side on a wide screen
+MOST_BESIDE = 3  # largest number of tables of images side by side
+SELF_TRAINING_CLASSES = 10  # largest number of classes shown of self-training
+SELF_TRAINING_IMAGES = 5  # accepted images of a class, and as many rejected ones
 PSEUDO_LABELS = "pseudo_labels.jsonl"
 
 
@@ -38,10 +38,10 @@ class Thumbnail:
     """An image inside the page.
 
     Attributes:
-        data: URI; "" where there is no image to show.
-        alt: What it is.
-        caption: Under it.
-        small: Whether it is to be enlarged without smoothing.
+        data: The image as a data URI; empty if there is none to show.
+        alt: Text for those who do not see the image.
+        caption: Text below it.
+        small: Whether it should be enlarged without smoothing.
     """
 
     data: str
@@ -52,12 +52,12 @@ class Thumbnail:
 
 @dataclass(eq=False)
 class Gallery:
-    """Rows of images.
+    """A table of images.
 
     Attributes:
-        headings: Of the columns, "real" first.
-        rows: (class, one list of thumbnails per column).
-        notes: What is left out, and what to look for.
+        headings: Headings of the columns.
+        rows: For each row its class, and for each column a list of thumbnails.
+        notes: Sentences on what is left out and what to look for.
     """
 
     headings: list[str]
@@ -66,7 +66,7 @@ class Gallery:
 
     @property
     def parts(self) -> list[list[tuple[str, list[list[Thumbnail]]]]]:
-        """The rows in tables of equal height, as many as have room beside each other."""
+        """The rows divided among as many tables as fit side by side, of about equal height."""
         widest = max((sum(map(len, columns)) for _, columns in self.rows), default=1)
         number = max(1, min(MOST_BESIDE, PAGE_IMAGES // (widest + 1)))
         height = -(-len(self.rows) // number) or 1
@@ -75,17 +75,23 @@ class Gallery:
 
 @dataclass
 class Budget:
-    """Bytes that are left for images."""
+    """The number of bytes that are left for images."""
 
     num_bytes: float = BUDGET
 
     @property
     def count(self) -> int:
-        """Images that fit."""
+        """The number of images that usually fit."""
         return max(0, int(self.num_bytes / USUAL_BYTES))
 
     def thumbnail(self, record: ImageRecord | None, alt: str, caption: str = "") -> Thumbnail:
-        """The image made small; an empty one where it is missing or there is no room."""
+        """Make an image small; an empty thumbnail if it is missing or there is no room.
+
+        Args:
+            record: The image; None if it is missing.
+            alt: Text for those who do not see the image.
+            caption: Text below it.
+        """
         if record is None or self.num_bytes <= 0:
             return Thumbnail("", f"{alt}: not shown", caption)
         try:
@@ -109,11 +115,17 @@ def _encoded(image: Image.Image) -> tuple[bytes, str]:
 
 
 def variants_beside_real(sets: Sequence[ExpandedSet], budget: Budget) -> Gallery:
-    """A row per real image, with the first variants that each set has of it."""
+    """A gallery with a row for each real image and the first variants of it in each set.
+
+    Args:
+        sets: Expanded sets of one dataset.
+        budget: Bytes for the images; it is reduced by those that are used.
+    """
     real, problem = _real_images(sets)
     gallery = Gallery([*(["real"] if real else []), *(each.name for each in sets)])
     if problem:
         gallery.notes.append(f"Real images are not shown: {problem}.")
+    # As many rows for a class, and variants in a row, as the budget allows for all classes.
     classes = _sources_by_class(sets)
     shapes = [(2, VARIANTS)] if len(classes) <= FEW_CLASSES else []
     shapes += [(1, number) for number in range(VARIANTS, 0, -1)]
@@ -126,14 +138,15 @@ def variants_beside_real(sets: Sequence[ExpandedSet], budget: Budget) -> Gallery
         gallery.notes.append(
             f"{len(shown)} of {len(classes)} classes are shown, to keep the page small."
         )
+    # The rows: the real image first, if it is there, then the variants of each set.
     for class_name in shown:
         for source in classes[class_name][:num_rows]:
             shot = real.get(source)
             columns = [[budget.thumbnail(shot, f"real image of {class_name}")]] if real else []
             for each in sets:
-                found = (each.rows.get((source, k)) for k in range(num_variants))
+                made = (each.rows.get((source, k)) for k in range(num_variants))
                 alt = f"variant by {each.name} of an image of {class_name}"
-                columns.append([budget.thumbnail(_record(each, row), alt) for row in found if row])
+                columns.append([budget.thumbnail(_record(each, row), alt) for row in made if row])
             gallery.rows.append((class_name, columns))
     if len(sets) > 1:
         gallery.notes.append(_noise(sets))
@@ -141,7 +154,7 @@ def variants_beside_real(sets: Sequence[ExpandedSet], budget: Budget) -> Gallery
 
 
 def _record(made: ExpandedSet, row: Mapping[str, Any]) -> ImageRecord | None:
-    """The image of a manifest row; None for one that would lie outside the set."""
+    """The image of a manifest row; None if the row names a place outside the set."""
     try:
         return made.record(row)
     except InputError:
@@ -149,14 +162,14 @@ def _record(made: ExpandedSet, row: Mapping[str, Any]) -> ImageRecord | None:
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the items, evenly spread."""
+    """Choose at most `count` of the items, evenly spread over the list."""
     if len(items) <= count:
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]
 
 
 def _real_images(sets: Sequence[ExpandedSet]) -> tuple[dict[str, ImageRecord], str]:
-    """Of the first set that finds them; else why none does."""
+    """The real images of the first set that finds its own; else why the first one does not."""
     problems = []
     for each in sets:
         try:
@@ -167,7 +180,7 @@ def _real_images(sets: Sequence[ExpandedSet]) -> tuple[dict[str, ImageRecord], s
 
 
 def _sources_by_class(sets: Sequence[ExpandedSet]) -> dict[str, list[str]]:
-    """Real images of each class in the order of their labels; those that most sets share first."""
+    """Class -> names of its real images, in label order; those that most sets share come first."""
     counts: dict[str, int] = {}
     labels: dict[str, int] = {}
     classes: dict[str, set[str]] = {}
@@ -183,7 +196,7 @@ def _sources_by_class(sets: Sequence[ExpandedSet]) -> dict[str, list[str]]:
 
 
 def _noise(sets: Sequence[ExpandedSet]) -> str:
-    """Whether variants beside each other began from the same noise."""
+    """A sentence on whether variants side by side began from the same noise."""
     pairs = set.intersection(*(set(each.rows) for each in sets))
     seeds = [{each.rows[pair].get("seed") for each in sets} for pair in pairs]
     if seeds and all(len(each) == 1 for each in seeds):
@@ -193,13 +206,14 @@ def _noise(sets: Sequence[ExpandedSet]) -> str:
 
 @dataclass(eq=False)
 class Judged:
-    """What self-training made of the generated images of one run.
+    """How self-training judged the generated images in a run.
 
     Attributes:
-        title: Of the arm.
-        summary: Numbers, as a sentence.
-        gallery: Rows: label of the real image; columns: accepted, rejected.
-        shares: (class, images, accepted, accepted under another label).
+        title: What the page calls the arm.
+        summary: A sentence with the numbers.
+        gallery: A row for each label of the real images; columns for accepted and rejected ones.
+        shares: For each class its name and numbers of images: all, accepted, accepted under another
+            label.
     """
 
     title: str
@@ -209,7 +223,13 @@ class Judged:
 
 
 def judged_by_self_training(arm: Arm, sets: Sequence[ExpandedSet], budget: Budget) -> Judged | None:
-    """The accepted and rejected images of an arm's first run; None where it did not judge any."""
+    """How self-training judged the generated images in an arm's first run; None if it did not.
+
+    Args:
+        arm: Any arm.
+        sets: Expanded sets, among which that of the arm may be.
+        budget: Bytes for the images; it is reduced by those that are used.
+    """
     run = arm.row.runs[0]
     path = Path(run.folder, PSEUDO_LABELS)
     if not path.is_file() or run.predictions is None:
@@ -218,12 +238,14 @@ def judged_by_self_training(arm: Arm, sets: Sequence[ExpandedSet], budget: Budge
     rows = _pseudo_labels(path, len(names))
     if not rows:
         return None
+    # The numbers in words.
     accepted = [row for row in rows if row["accepted"]]
     other = sum(row["pseudo_label"] != row["seed_label"] for row in accepted)
     summary = (
         f"Of {len(rows)} generated images, self-training (seed {run.facts.get('seed')}) accepts "
         f"{len(accepted)}, {other} of them under another label than that of their real image."
     )
+    # Some images of some classes, if the set is still there.
     gallery = Gallery(["accepted", "rejected"])
     folder = set_folder(run)
     mine = [each for each in sets if folder and each.folder.resolve() == folder.resolve()]
@@ -247,7 +269,7 @@ def judged_by_self_training(arm: Arm, sets: Sequence[ExpandedSet], budget: Budge
 
 
 def _pseudo_labels(path: Path, num_classes: int) -> list[dict[str, Any]]:
-    """The rows of a file of pseudo-labels; none where it holds something else."""
+    """The rows of a file of pseudo-labels; an empty list if it holds something else."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for row in rows:
@@ -264,7 +286,7 @@ def _pseudo_labels(path: Path, num_classes: int) -> list[dict[str, Any]]:
 def _judged(
     row: Mapping[str, Any], made: ExpandedSet, names: Sequence[str], budget: Budget
 ) -> Thumbnail:
-    """A generated image over what it is taken for."""
+    """A generated image, with the class that it is taken for below it."""
     pair = made.images.get(row["file_name"])
     record = _record(made, made.rows[pair]) if pair else None
     taken_for = names[row["pseudo_label"]]

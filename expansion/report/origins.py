@@ -1,4 +1,4 @@
-"""Where results come from: settings, commands, versions, and whether it was a rehearsal."""
+"""The origin of results: settings, commands, versions, and whether they are from a rehearsal."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from expansion.report.sets import ExpandedSet
 from expansion.report.verdict import Findings
 
 TINY_MODEL = PROJECT_ROOT / "assets" / "tiny-sd-digits"
-TINY_DATASET = "digits"  # what the tiny model is for
-# Facts of a run that are results or names, not settings.
+TINY_DATASET = "digits"  # the dataset that the tiny model was trained on
+# Facts of a run that are results or names instead of settings.
 RESULTS = {
     *METRICS, "seconds", "seed", "arm", "folder", "acceptance_rate", "accepted_accuracy",
     "seed_accuracy", "val_accuracy", "expanded_set.folder",
@@ -26,18 +26,19 @@ RESULTS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of the arms; `values` are one for all, or one per arm."""
+    """A setting, with its value for each arm or each expanded set."""
 
     name: str
     values: tuple[str, ...]
 
     @property
     def differs(self) -> bool:
+        """Whether there are different values."""
         return len(set(self.values)) > 1
 
 
 def common_settings(findings: Findings) -> list[Setting]:
-    """The settings of all arms; those of the expanded sets are told apart, by `set_settings`."""
+    """The settings of the arms, without those of their expanded sets (see `set_settings`)."""
     rows = [arm.row for arm in findings.arms]
     keys = dict.fromkeys(key for row in rows for run in row.runs for key in run.facts)
     return [
@@ -48,7 +49,7 @@ def common_settings(findings: Findings) -> list[Setting]:
 
 
 def set_settings(sets: Sequence[ExpandedSet]) -> tuple[list[str], list[Setting]]:
-    """Names of the sets, and their settings with one value per set."""
+    """The names of the sets, and their settings with a value for each set."""
     facts = [_facts_of_set(each) for each in sets]
     keys = dict.fromkeys(key for each in facts for key in each)
     lines = [Setting(key, tuple(_shown(each.get(key)) for each in facts)) for key in keys]
@@ -68,12 +69,12 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Commands:
-    """How it was done.
+    """The commands that made the results.
 
     Attributes:
-        lines: Commands in the order in which they can be repeated.
-        versions: "torch 2.9.0", ... and the commit.
-        num_unknown: Run folders and sets that do not say their command, being older.
+        lines: Commands in an order in which they can be repeated.
+        versions: Versions of libraries ("torch 2.9.0") and of this project ("commit ...").
+        num_unknown: Number of older run folders and sets that do not tell their command.
     """
 
     lines: list[str]
@@ -81,9 +82,14 @@ class Commands:
     num_unknown: int
 
 
-def commands(found: Sequence[Findings], sets: Sequence[ExpandedSet]) -> Commands:
-    """What was typed: real images first, then the sets, then the arms that learn from them."""
-    arms = [arm for each in found for arm in each.arms]
+def commands(findings: Sequence[Findings], sets: Sequence[ExpandedSet]) -> Commands:
+    """The commands: of arms on real images, then of the sets, then of the arms that use the sets.
+
+    Args:
+        findings: Give the arms.
+        sets: All expanded sets.
+    """
+    arms = [arm for each in findings for arm in each.arms]
     plain, generated = ([a for a in arms if a.generated is kind] for kind in (False, True))
     made_with = [
         *(_made_with(run.folder) for arm in plain for run in arm.row.runs),
@@ -110,7 +116,7 @@ def _made_with(folder: str) -> Any:
 
 
 def rehearsal(sets: Sequence[ExpandedSet]) -> bool:
-    """Whether the tiny model made images of something else than what it is for."""
+    """Whether the tiny model made images of another dataset than the one that it can draw."""
     others = {
         each.identity.get("model")
         for each in sets

@@ -1,8 +1,8 @@
-"""One HTML file that tells what came of the runs below a folder; it needs nothing else.
+"""Makes one HTML file with the results of the runs below a folder; it needs no other files.
 
 Its parts, as far as there is data for them: the verdict, arms with intervals, generated images
 beside their real ones, what self-training accepts, classes, confusion, curves, cost, settings and
-the commands. What is left out is named with the reason.
+commands. If a part is left out, the page says why.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ from expansion.report.verdict import Arm, Findings, find, signed
 from expansion.training.curves import read_curve
 
 TEMPLATE = "template.html.j2"
-MOST_CLASS_ROWS = 24  # of the chart of classes: half of them gains, half of them losses
-NUM_CONFUSED = 12
-ROWS_AT_ONCE = 12  # of a gallery; more are folded away
+MOST_CLASS_ROWS = 24  # rows of the chart of classes: half the greatest gains, half the losses
+NUM_CONFUSED = 12  # pairs of classes that are listed as confused
+ROWS_AT_ONCE = 12  # rows of a gallery that are shown; more are folded away
 LEAST_CLASSES_OF_SHADES = 13  # with fewer, the chart of confusion has numbers
 
 
 @dataclass(eq=False)
 class Detail:
-    """Classes, confusion and curves of the arms of one finding; parts without data are empty."""
+    """Classes, confusion and curves for the arms of some findings; parts without data are empty."""
 
     findings: Findings
     class_picture: Markup | None = None
@@ -73,7 +73,7 @@ class Detail:
 
 @dataclass(eq=False)
 class Pictures:
-    """Images of one dataset."""
+    """The part of the page about the images of one dataset."""
 
     dataset: str
     gallery: Gallery | None
@@ -85,26 +85,32 @@ class Pictures:
 def write_page(
     root: str, path: str, metric: str = "last_accuracy", settings: Sequence[str] = ()
 ) -> list[str]:
-    """Write the page about all runs below `root`; returns the verdict, a line per finding.
+    """Write the page about all runs below a folder.
 
     Args:
+        root: The folder.
+        path: The HTML file.
         metric: Name in METRICS.
         settings: Names of settings that get a column in the full table.
 
+    Returns:
+        The verdict, a text for each of the findings.
+
     Raises:
-        InputError: No finished run, runs of different test sets, or `path` is no place for a file.
+        InputError: No run is finished, runs in a table have different test sets, or there can be no
+            file at `path`.
     """
     check_page_path(path)
     report = read_report(root, metric)
-    html, found = page_text(root, report, metric, settings)
+    html, findings = page_text(root, report, metric, settings)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(Path(path), html)
-    several = len(found) > 1
-    return [(f"{each.title}: " if several else "") + " ".join(each.sentences) for each in found]
+    several = len(findings) > 1
+    return [(f"{each.title}: " if several else "") + " ".join(each.sentences) for each in findings]
 
 
 def check_page_path(path: str) -> None:
-    """Raise InputError where no page can be written."""
+    """Raise InputError if no page can be written to `path`."""
     require(bool(path), "--output: give the path of an HTML file")
     require(
         not Path(path).is_dir(), f"--output {path} is a folder; give a file, as {path}/page.html"
@@ -117,27 +123,37 @@ def check_page_path(path: str) -> None:
 def page_text(
     root: str, report: Any, metric: str, settings: Sequence[str]
 ) -> tuple[str, list[Findings]]:
-    """The page, and what it finds."""
+    """Make the page.
+
+    Args:
+        root: Folder of the runs, which may hold expanded sets too.
+        report: All runs below it.
+        metric: Name in METRICS.
+        settings: Names of settings that get a column in the full table.
+
+    Returns:
+        The HTML text, and the findings that it tells.
+    """
     names = full_names(settings, report.rows)
-    found = [each for table in report.tables for each in find(table, metric)]
+    findings = [each for table in report.tables for each in find(table, metric)]
     sets, problems = find_sets(root, report.rows)
     return _render(
-        title=_title(found),
-        found=found,
-        arms=[_arms_part(each, names) for each in found],
-        pictures=_pictures(found, sets),
-        details=[_detail(each) for each in found],
-        arm_costs=[(each, costs_of_arms(each)) for each in found],
+        title=_title(findings),
+        found=findings,
+        arms=[_arms_part(each, names) for each in findings],
+        pictures=_pictures(findings, sets),
+        details=[_detail(each) for each in findings],
+        arm_costs=[(each, costs_of_arms(each)) for each in findings],
         set_costs=costs_of_sets(sets),
-        settings=[(each, common_settings(each)) for each in found],
+        settings=[(each, common_settings(each)) for each in findings],
         set_settings=[(name, set_settings(group)) for name, group in by_dataset(sets).items()],
-        commands=commands(found, sets),
+        commands=commands(findings, sets),
         rehearsal=rehearsal(sets),
         unfinished=report.unfinished,
         problems=problems,
         metric=METRICS[metric],
         metric_name=metric,
-    ), found
+    ), findings
 
 
 def _render(**parts: Any) -> str:
@@ -157,13 +173,13 @@ def _render(**parts: Any) -> str:
     )
 
 
-def _title(found: Sequence[Findings]) -> str:
-    datasets = dict.fromkeys(arm.row.text("dataset") for each in found for arm in each.arms)
+def _title(findings: Sequence[Findings]) -> str:
+    datasets = dict.fromkeys(arm.row.text("dataset") for each in findings for arm in each.arms)
     return ", ".join(filter(None, datasets)) or "runs"
 
 
 def _arms_part(findings: Findings, settings: Sequence[str]) -> dict[str, Any]:
-    """Charts and tables of the arms."""
+    """The charts and the table of the arms."""
     metric, rows = findings.metric, [arm.row for arm in findings.arms]
     columns = table_columns(rows, metric, settings)
     charts = []
@@ -182,10 +198,12 @@ def _arms_part(findings: Findings, settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _interval_part(findings: Findings, base: Arm, kind: str) -> tuple[str, Markup]:
-    """Heading and chart: the gains of the arms over `base`, with their intervals.
+    """A heading, and a chart of the gains of the arms over `base` with their intervals.
 
     Args:
-        kind: Which comparison of an arm: "gain" or "against".
+        findings: Give the arms.
+        base: The arm that the others are compared with.
+        kind: Which comparison of an arm this is, "gain" or "against".
     """
     metric = findings.metric
     middle = base.mean(metric)
@@ -220,7 +238,7 @@ def _detail(findings: Findings) -> Detail:
 
 
 def _add_classes(detail: Detail) -> None:
-    """Per class, the best arm with generated images against real images alone."""
+    """Add the comparison of the best arm with real images alone, class by class."""
     findings = detail.findings
     before, after = all_predictions(findings.original), all_predictions(findings.best)
     if not before or not after or not before[0].same_images(after[0]):
@@ -229,6 +247,7 @@ def _add_classes(detail: Detail) -> None:
             "(older ones did not), or there is no arm to compare with."
         )
         return
+    # Gains and losses of the classes.
     names, best = before[0].class_names, findings.best
     paired = best.row.seeds() == findings.original.row.seeds()
     detail.changes = class_changes(before, after, paired)
@@ -243,6 +262,7 @@ def _add_classes(detail: Detail) -> None:
     detail.class_picture = class_chart(
         marks, "gain of recall (points)", f"{findings.title}: gains and losses of classes"
     )
+    # Which classes are confused, before and after.
     counts = mean_confusion(before), mean_confusion(after)
     for arm, count in zip((findings.original, best), counts, strict=True):
         chart = confusion_chart(count, names, f"{findings.title}: confusion of {arm.title}")
@@ -251,7 +271,7 @@ def _add_classes(detail: Detail) -> None:
 
 
 def _add_curves(detail: Detail) -> None:
-    """Test accuracy and loss of all arms over the optimiser steps."""
+    """Add the curves of test accuracy and loss of all arms over the optimiser steps."""
     findings = detail.findings
     known = []
     for arm in findings.arms:
@@ -272,11 +292,11 @@ def _add_curves(detail: Detail) -> None:
         detail.legend.append((arm.title, VARIABLES[series_style(i)[0]], i >= len(SERIES)))
 
 
-def _pictures(found: Sequence[Findings], sets: Sequence[ExpandedSet]) -> list[Pictures]:
-    """Per dataset: variants beside real images, what self-training accepts, what is recognised."""
+def _pictures(findings: Sequence[Findings], sets: Sequence[ExpandedSet]) -> list[Pictures]:
+    """For each dataset its images, how self-training judged them, and how many are recognised."""
     groups = by_dataset(sets)
     arms: dict[str, list[Arm]] = {}
-    for arm in (arm for each in found for arm in each.arms if arm.generated):
+    for arm in (arm for each in findings for arm in each.arms if arm.generated):
         arms.setdefault(arm.row.text("dataset"), []).append(arm)
     names = dict.fromkeys([*groups, *arms])
     parts = []

@@ -1,10 +1,10 @@
-"""Share of the generated images that a classifier of real images takes for their class.
+"""Measures the share of generated images that a classifier of real images takes for their class.
 
     python -m expansion.study.recognised checkpoint/pets/resnet50_unpretrained_lr0.1/seed2 \\
         data/pets_expansion/img2img_5x data/pets_expansion/dreamda_5x
 
-The run must be of real images alone. Each set gets a `recognised.json`, which the page shows. A
-high share alone is no praise: copies of the real images are recognised best.
+The run must have learnt from real images alone. Each set gets a file `recognised.json`, which the
+page shows. A high share alone is no merit: copies of the real images are recognised best.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from expansion.common.option_parser import OptionParser
 from expansion.report.sets import ExpandedSet, read_set
 
 FILE_NAME = "recognised.json"
-MOST_IMAGES = 5000  # of a set: the share's standard error is below 1 %
+MOST_IMAGES = 5000  # images of a set that are looked at; the share's standard error is below 1 %
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,25 +36,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="cuda, cpu, ...")
     options = parser.parse_args(arguments)
     for folder in options.sets:
-        found = recognised_share(Path(options.run), read_set(Path(folder)), options.device)
-        write_atomic(Path(folder, FILE_NAME), json.dumps(found, ensure_ascii=False) + "\n")
-        share = 100 * found["recognised"] / found["images"]
-        sys.stdout.write(f"{folder}: {share:.1f} % of {found['images']} images recognised\n")
+        counts = recognised_share(Path(options.run), read_set(Path(folder)), options.device)
+        write_atomic(Path(folder, FILE_NAME), json.dumps(counts, ensure_ascii=False) + "\n")
+        share = 100 * counts["recognised"] / counts["images"]
+        sys.stdout.write(f"{folder}: {share:.1f} % of {counts['images']} images recognised\n")
 
 
 def recognised_share(run_dir: Path, expanded: ExpandedSet, device: str = "auto") -> dict[str, Any]:
-    """How many images of a set the classifier of a run takes for their class.
+    """Count the images of a set that the classifier of a run takes for their class.
 
     Args:
         run_dir: A finished run on real images alone.
-        expanded: Of so many images that MOST_IMAGES are exceeded, evenly spread ones count.
+        expanded: The set; of more than MOST_IMAGES images, evenly spread ones are looked at.
+        device: Where the classifier runs, such as "cuda".
+
+    Returns:
+        The content of `recognised.json`.
 
     Raises:
-        InputError: Another kind of run, or other classes.
+        InputError: The run is of another kind, or does not know the set's classes.
     """
     from expansion.classifier.backbones import load_classifier
     from expansion.training.objectives import images_in_order, predict
 
+    # The run must be one of real images alone.
     path = run_dir / "checkpoint.pth.tar"
     require(path.is_file(), f"{path} is not there; give a run folder of train_original.py")
     options = load_yaml(run_dir / "options.yaml").values
@@ -63,6 +68,7 @@ def recognised_share(run_dir: Path, expanded: ExpandedSet, device: str = "auto")
     recipe = compose(
         [Recipe], [Source({k: v for k, v in options.items() if k in known}, str(run_dir))]
     )[0]
+    # Images and classifier must have the same classes.
     rows = list(expanded.rows.values())
     require(bool(rows), f"{expanded.folder} holds no images")
     rows = rows[:: -(-len(rows) // MOST_IMAGES)]
@@ -70,6 +76,7 @@ def recognised_share(run_dir: Path, expanded: ExpandedSet, device: str = "auto")
     names = _class_names(path)
     unknown = sorted({row["class"] for row in rows} - set(names))
     require(not unknown, f"{run_dir} does not know the class {unknown[0] if unknown else ''}")
+    # Classify the images and count.
     records = [expanded.record(row) for row in rows]
     right: Counter[str] = Counter()
     predicted: list[int] = []
@@ -91,24 +98,29 @@ def recognised_share(run_dir: Path, expanded: ExpandedSet, device: str = "auto")
 
 
 def read_recognised(expanded: ExpandedSet) -> Mapping[str, Any] | None:
-    """What `main` wrote for a set; None where there is nothing that can be shown."""
+    """The `recognised.json` of a set; None if it does not exist or holds something else."""
     try:
-        found = json.loads((expanded.folder / FILE_NAME).read_text(encoding="utf-8"))
-        pairs = list(found["by_class"].values())
-        numbers = [found["images"], found["recognised"], *(n for pair in pairs for n in pair)]
+        counts = json.loads((expanded.folder / FILE_NAME).read_text(encoding="utf-8"))
+        pairs = list(counts["by_class"].values())
+        numbers = [counts["images"], counts["recognised"], *(n for pair in pairs for n in pair)]
         whole = all(type(number) is int and number >= 0 for number in numbers)
-        accuracy = found.get("test_accuracy")
+        accuracy = counts.get("test_accuracy")
         plain = accuracy is None or type(accuracy) in (int, float)
-        sizes = found["images"] > 0 and all(len(pair) == 2 for pair in pairs)
-        named = {"seed": None, "test_accuracy": None, **found}
+        sizes = counts["images"] > 0 and all(len(pair) == 2 for pair in pairs)
+        named = {"seed": None, "test_accuracy": None, **counts}
         return named if whole and plain and sizes else None
     except (OSError, *JSON_ERRORS, KeyError, TypeError, AttributeError):
         return None
 
 
-def worst_classes(found: Mapping[str, Any], count: int = 3) -> list[tuple[str, list[int]]]:
-    """The classes with the smallest shares below 1: (name, [recognised, images])."""
-    counted = [(name, both) for name, both in found["by_class"].items() if both[0] < both[1]]
+def worst_classes(counts: Mapping[str, Any], count: int = 3) -> list[tuple[str, list[int]]]:
+    """The classes with the smallest shares below 1, as (name, [recognised, images]).
+
+    Args:
+        counts: As `recognised_share` returns them.
+        count: Largest number of classes.
+    """
+    counted = [(name, both) for name, both in counts["by_class"].items() if both[0] < both[1]]
     return sorted(counted, key=lambda each: each[1][0] / each[1][1])[:count]
 
 

@@ -1,4 +1,4 @@
-"""Expanded sets for the page: where they lie, which images they hold, and what they cost."""
+"""Finds expanded sets for the page: their folders, the images that they hold, and their cost."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ SET_FOLDER = "expanded_set.folder"  # in results.yaml, relative to the run's fol
 
 @dataclass(eq=False)
 class ExpandedSet:
-    """What is known of a set on disk.
+    """What is known about an expanded set on disk.
 
     Attributes:
-        dataset: Name; "" where it is not known.
+        folder: Its folder.
+        dataset: Name of its dataset; empty if it is not known.
         identity: Settings that it was begun with.
-        facts: What the last expand.py asked for; see `expansion.generation.identity.facts_of`.
+        facts: Facts of the last expand.py; see `expansion.generation.identity.facts_of`.
         rows: Manifest rows of the images that were asked for.
-        seconds: Of all processes together; None in sets of older versions.
-        num_bytes: Of all files.
+        seconds: Seconds of all processes together; None in sets of older versions.
+        num_bytes: Bytes of all files.
+        images: file_name of an image -> its key in `rows`.
     """
 
     folder: Path
@@ -47,21 +49,22 @@ class ExpandedSet:
 
     @property
     def name(self) -> str:
+        """The name of its folder."""
         return self.folder.name
 
     @property
     def unet_rows(self) -> float | None:
-        """U-Net rows of all images; None where it is not known."""
+        """U-Net rows that all images took; None if that is not known."""
         per_image = self.facts.get("unet_rows_per_image")
         known = type(per_image) in (int, float) and 0 <= per_image < 1e9
         return per_image * len(self.rows) if known else None
 
     def record(self, row: Mapping[str, Any]) -> ImageRecord:
-        """The image of a manifest row; raises InputError for a place outside the folder."""
+        """The image of a manifest row; raises InputError if that is outside the folder."""
         return generated_record(self.folder, row, 0, row["class"])
 
     def real_images(self) -> dict[str, ImageRecord]:
-        """The real images by file name, as they are now; raises InputError if they are gone."""
+        """file_name -> real image as it is today; raises InputError if they are gone."""
         dataset, root = self.facts.get("dataset"), self.facts.get("root")
         if not isinstance(dataset, str) or not isinstance(root, str):
             raise InputError(
@@ -73,12 +76,20 @@ class ExpandedSet:
         data_dir = os.path.normpath(self.folder / str(self.facts.get("data_dir", "data")))
         if named and not os.path.isdir(os.path.normpath(self.folder / root)):
             raise InputError(f"{root}, seen from {self.folder}, is not there any more")
-        found = load_dataset(name, data_dir, self.facts.get("test_fraction")).records("train")
-        return {record.file_name: record for record in found}
+        dataset = load_dataset(name, data_dir, self.facts.get("test_fraction"))
+        return {record.file_name: record for record in dataset.records("train")}
 
 
 def find_sets(root: str, rows: Iterable[Row]) -> tuple[list[ExpandedSet], list[str]]:
-    """The sets below `root` and those that the runs learnt from, and why others are left out."""
+    """Find the sets below a folder and those that runs learnt from.
+
+    Args:
+        root: The folder.
+        rows: Arms, whose runs may tell the folder of their set.
+
+    Returns:
+        The sets, and for each one that cannot be read the reason.
+    """
     datasets: dict[str, str] = {}
     for row in rows:
         for run in row.runs:
@@ -91,24 +102,32 @@ def find_sets(root: str, rows: Iterable[Row]) -> tuple[list[ExpandedSet], list[s
     sets, problems = [], []
     for folder, dataset in datasets.items():
         try:
-            found = read_set(Path(folder), dataset)
+            expanded = read_set(Path(folder), dataset)
         except (InputError, OSError) as error:
             problems.append(str(error))
             continue
-        if found.rows:
-            sets.append(found)
+        if expanded.rows:
+            sets.append(expanded)
     return sets, problems
 
 
 def set_folder(run: Run) -> Path | None:
-    """The folder of the generated images that a run was trained on; None where it is not known."""
+    """The folder of the expanded set that a run learnt from; None if it is not known or gone."""
     folder = run.facts.get(SET_FOLDER)
     path = Path(os.path.normpath(Path(run.folder, str(folder)))) if folder else None
     return path if path is not None and path.is_dir() else None
 
 
 def read_set(folder: Path, dataset: str = "") -> ExpandedSet:
-    """A set by its folder; raises InputError where its files hold something else."""
+    """Read an expanded set.
+
+    Args:
+        folder: Its folder.
+        dataset: Name of its dataset; default: from the folder above it or its own facts.
+
+    Raises:
+        InputError: Its files hold something else.
+    """
     path = folder / IDENTITY_FILE
     identity = load_yaml(path).values if path.is_file() else {}
     asked = Asked.read(folder)
@@ -138,18 +157,18 @@ def _dataset_of(folder: Path, facts: Mapping[str, Any]) -> str:
 
 
 def _seconds(folder: Path) -> float | None:
-    """Seconds that the units of all processes took, added up."""
-    total, found = 0.0, False
+    """The seconds that the units of all processes took; None if no unit is noted."""
+    total, any_unit = 0.0, False
     for line in ManifestReader(folder).new_lines():
         if not line.is_event:
             continue
         try:
             event = json.loads(line.text)
             if event["event"] == "unit":
-                total, found = total + max(float(event["seconds"]), 0.0), True
+                total, any_unit = total + max(float(event["seconds"]), 0.0), True
         except (*JSON_ERRORS, KeyError, TypeError):
             continue
-    return total if found else None
+    return total if any_unit else None
 
 
 def _sizes(folder: Path) -> Iterable[int]:
@@ -162,7 +181,7 @@ def _sizes(folder: Path) -> Iterable[int]:
 
 
 def by_dataset(sets: Sequence[ExpandedSet]) -> dict[str, list[ExpandedSet]]:
-    """Sets that have their real images in common."""
+    """Name of a dataset -> its expanded sets."""
     groups: dict[str, list[ExpandedSet]] = {}
     for each in sets:
         groups.setdefault(each.dataset, []).append(each)

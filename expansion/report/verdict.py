@@ -1,7 +1,7 @@
-"""Did it help? The arms of a table compared twice, and the answer as sentences.
+"""The answer to "did generated images help?" in sentences, from two comparisons of every arm.
 
-Every arm is held against real images alone, and against the strongest arm without generated images
-(often real images with RandAugment): the second is what generated images compete with.
+Every arm is compared with real images alone, and with the strongest arm without generated images
+(often real images with RandAugment), which is what generated images have to compete with.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ FALSE_ALARM = 0.025  # chance that an arm equal to its base is called better
 
 @dataclass(eq=False)
 class Arm:
-    """A row with what the page says of it.
+    """A row of a table, with what the page says about it.
 
     Attributes:
-        title: For people.
+        row: The row.
+        title: What the page calls it.
         generated: Whether it learns from generated images.
-        gain: Against real images alone; None for these, or where a mean is not known.
-        against: Against the strongest arm without generated images, likewise.
+        gain: Comparison with real images alone; None for these, or if a mean is not known.
+        against: Comparison with the strongest arm without generated images, or None likewise.
     """
 
     row: Row
@@ -44,22 +45,26 @@ class Arm:
     against: Comparison | None = None
 
     def mean(self, metric: str) -> float | None:
+        """The mean of a metric over the runs; None if it is not known."""
         return self.row.mean_std(metric)[0]
 
 
 @dataclass(eq=False)
 class Findings:
-    """What the arms that share an Original come to.
+    """What the arms with the same Original show.
 
     Attributes:
         title: Dataset and classifier.
-        arms: Real images alone, other arms without generated images, then the best first.
-        strongest: Of the arms without generated images.
+        metric: Name in METRICS.
+        arms: Real images alone, then other arms without generated images, then those with, each
+            group with its best arm first.
+        original: The arm of real images alone.
+        strongest: The best arm without generated images.
         best: The arm with generated images that the sentences are about.
-        state: "better" (than the strongest arm without generated images), "partly" (than real
-            images alone), "worse", "open" or "none".
-        sentences: The verdict first.
-        remarks: What to bear in mind.
+        state: "better" than the strongest arm without generated images, "partly" (better than real
+            images alone), "worse" than these, "open", or "none" without arms to compare.
+        sentences: The verdict, then the further comparison.
+        remarks: What readers should bear in mind.
     """
 
     title: str
@@ -74,7 +79,12 @@ class Findings:
 
 
 def find(table: Sequence[Row], metric: str) -> Iterator[Findings]:
-    """One finding per Original of a table, with the arms that are compared with it."""
+    """The findings of a table, one for each Original and the arms that are compared with it.
+
+    Args:
+        table: Rows of a table.
+        metric: Name in METRICS.
+    """
     groups: dict[int, list[Row]] = {}
     for row in table:
         base = row if row.text("arm") == ORIGINAL else row.original
@@ -92,7 +102,7 @@ def find(table: Sequence[Row], metric: str) -> Iterator[Findings]:
 
 
 def better_of(metric: str) -> int:
-    """1 where higher is better, else -1."""
+    """1 if higher values of the metric are better, else -1."""
     return 1 if METRICS[metric].better == "higher" else -1
 
 
@@ -112,9 +122,9 @@ def _arms(rows: Sequence[Row]) -> list[Arm]:
 
 
 def _title(row: Row, generated: bool) -> str:
-    """ "set_5x_randaugment" as "set_5x + RandAugment", as far as the facts of the run say it."""
+    """A readable title: "set_5x + RandAugment" for "set_5x_randaugment", if the facts say so."""
     name = row.text("arm")
-    rest = row.name.removeprefix(name)  # lr or folder, where needed
+    rest = row.name.removeprefix(name)  # lr or folder, if they tell arms apart
     if name == ORIGINAL:
         return REAL_ALONE + rest
     additions = []
@@ -132,7 +142,8 @@ def _title(row: Row, generated: bool) -> str:
 
 
 def _compare(findings: Findings) -> None:
-    """Fill in original, strongest, best and the comparisons."""
+    """Fill in `original`, `strongest`, `best` and the comparisons of all arms."""
+    # The two arms that others are compared with.
     metric, sign = findings.metric, better_of(findings.metric)
     for arm in findings.arms:
         if arm.row.text("arm") == ORIGINAL:
@@ -140,6 +151,7 @@ def _compare(findings: Findings) -> None:
     plain = [a for a in findings.arms if not a.generated and a.mean(metric) is not None]
     if plain:
         findings.strongest = max(plain, key=lambda arm: sign * arm.mean(metric))
+    # The comparisons, and the best arm with generated images by them.
     for arm in findings.arms:
         arm.gain = arm.row.comparison(metric)
         if findings.strongest and arm is not findings.strongest:
@@ -158,7 +170,7 @@ def _compare(findings: Findings) -> None:
 
 
 def _place(arm: Arm, metric: str) -> tuple[bool, bool, float]:
-    """Real images alone first, then other arms without generated images, then the best."""
+    """A sort key: real images alone, other arms without generated images, then those with."""
     mean = arm.mean(metric)
     value = math.inf if mean is None else -better_of(metric) * mean
     return arm.row.text("arm") != ORIGINAL, arm.generated, value
@@ -169,7 +181,7 @@ def _is(comparison: Comparison | None, verdict: str) -> bool:
 
 
 def _tell(findings: Findings) -> None:
-    """Fill in state, sentences and remarks."""
+    """Fill in `state`, `sentences` and `remarks`."""
     best, original = findings.best, findings.original
     if best is None:
         findings.sentences = ["No arm with generated images is finished yet: run train_expand.py."]
@@ -216,7 +228,7 @@ def _headline(tested: str, best: Arm, told: str, comparison: Comparison) -> str:
 
 
 def _told(comparison: Comparison, metric: str, base: str = "") -> str:
-    """What follows the name of an arm."""
+    """The words that follow the name of an arm, such as "is better than ... by 2.0 points"."""
     than, on, gain = f" than {base}" if base else "", f" on {base}" if base else "", comparison.gain
     if gain is None:
         points = _points(comparison.mean, metric, sign=True)
@@ -238,7 +250,7 @@ def _points(value: float, metric: str, sign: bool = False) -> str:
 
 
 def signed(value: float) -> str:
-    """One decimal with its sign; the minus is a real one, and zero has none."""
+    """A number with one decimal, its sign, and a typographic minus; zero has no sign."""
     return "0.0" if abs(value) < NO_DIFFERENCE else f"{value:+.1f}".replace("-", "\u2212")
 
 
@@ -247,7 +259,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def _sample(arm: Arm) -> str:
-    """ "15 test images and 3 seeds"."""
+    """The size of the experiment in words, such as "15 test images and 3 seeds"."""
     gain = arm.gain.gain if arm.gain else None
     num_test = gain.num_test if gain else arm.row.text("num_test")
     num_seeds = gain.num_seeds if gain else len(arm.row.runs)
@@ -306,6 +318,6 @@ def _needed(base: str, gain: Gain) -> str:
 
 
 def _round_up(number: int) -> str:
-    """Two digits that count."""
+    """The number rounded up to two significant digits."""
     unit = 10 ** max(0, math.floor(math.log10(number)) - 1)
     return f"{math.ceil(number / unit) * unit:,}"

@@ -1,8 +1,9 @@
 """What an expanded set holds on disk: which images are whole, and the images as records.
 
-Manifest rows are claims of the past. They are held against the real images as they are now: an
-image that was made under another label, of a real image that is gone, beyond the number of variants
-asked for, or twice, does not count. One whose real image has other content by now is an error.
+Manifest rows say what was true when an image was made. They are compared with the real images of
+today. An image does not count if its real image is gone or has another label now, if its number is
+beyond what is asked for, or if it exists twice. If its real image has other content now, that is an
+error.
 
     <output>/plan.json   what the last expand.py asked for
     <output>.stale/      images that expand.py moved out of the way of loaders of folders
@@ -30,7 +31,7 @@ from expansion.store.places import Place, generated_record, holds_image, image_p
 
 logger = logging.getLogger(__name__)
 
-Sources = Mapping[str, ImageRecord]  # file_name -> real image as it is now
+Sources = Mapping[str, ImageRecord]  # file_name -> real image as it is today
 
 PLAN_FILE = "plan.json"
 # Why an image does not count.
@@ -43,7 +44,12 @@ CHANGED = "of real images whose content has changed"
 
 
 def fault_of(row: Mapping[str, Any], sources: Sources) -> str | None:
-    """Why the image of a manifest row is not one of the present real images; None if it is."""
+    """Why the image of a manifest row does not belong to today's real images; None if it does.
+
+    Args:
+        row: Manifest row.
+        sources: The real images as they are today.
+    """
     source = sources.get(row["source"])
     if source is None:
         return GONE
@@ -55,7 +61,7 @@ def fault_of(row: Mapping[str, Any], sources: Sources) -> str | None:
 
 
 def refuse_other_content(output_dir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Raise InputError if there are `rows`, whose real images have other content by now."""
+    """Raise InputError if there are any rows; their real images have other content today."""
     names = sorted({row["source"] for row in rows})
     if names:
         raise InputError(
@@ -73,20 +79,20 @@ class StoredImage(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the file is there and is this image; opens it."""
+        """Whether the file exists and holds this image; opens the file."""
         return holds_image(self.place, self.row.get("png_crc32"))
 
 
 class StoredSet:
-    """The images that are on disk, whoever made them; `refresh` looks for new ones.
+    """The images of a set that are on disk, made by any process; `refresh` reads about new ones.
 
     Args:
         output_dir: Folder of the expanded set.
-        sources: The real images as they are now.
+        sources: The real images as they are today.
 
     Attributes:
         stale: Rows that do not count, by the reason.
-        failed: Variants that could not be made.
+        failed: Keys of the variants that could not be made.
     """
 
     def __init__(self, output_dir: Path, sources: Sources):
@@ -99,7 +105,7 @@ class StoredSet:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read what manifests list since the last time."""
+        """Read what manifests list beyond what was read before."""
         for line in self._manifests.new_lines():
             if line.is_event:
                 self.failed |= line.failed()
@@ -115,16 +121,19 @@ class StoredSet:
                 listed.append(image)
 
     def find(self, variant: Variant) -> StoredImage | None:
-        """The image where it is whole, the latest of several; None if nowhere. Opens the file."""
+        """The whole image of a variant, the latest of several; None without one.
+
+        Opens the file.
+        """
         listed = self._images.get(variant.key, ())
         return next((image for image in reversed(listed) if image.is_whole), None)
 
     def missing(self, variants: Iterable[Variant]) -> list[Variant]:
-        """Those that are not listed or not whole, in their order; opens a file for each other."""
+        """The variants without a whole image, in their order; opens the files of the others."""
         return [variant for variant in variants if self.find(variant) is None]
 
     def check_sources(self) -> None:
-        """Raise InputError if the set was made from other images than the present ones."""
+        """Raise InputError if the set was made from other images than today's real ones."""
         refuse_other_content(self.output_dir, self.stale.get(CHANGED, ()))
         if GONE in self.stale and not self._images and RELABELLED not in self.stale:
             names = sorted({row["source"] for row in self.stale[GONE]})
@@ -135,9 +144,9 @@ class StoredSet:
             )
 
     def set_stale_aside(self) -> None:
-        """Move images that do not count into `<output>.stale`; loaders of folders would take them.
+        """Move images that do not count into `<output>.stale`, since loaders of folders take all.
 
-        Only those that are files of their own, and still are what their row says.
+        Images in tars stay, and so do files that are not the image of their row any more.
         """
         aside = self.output_dir.with_name(f"{self.output_dir.name}.stale")
         for reason in (GONE, RELABELLED):
@@ -162,9 +171,9 @@ class Asked:
     """What the last expand.py asked for.
 
     Attributes:
-        num_variants: n, of each real image.
+        num_variants: Number of variants of each real image.
         sources: file_name of every real image.
-        facts: What reports show besides: where the real images lie, what an image costs.
+        facts: Facts for reports, such as where the real images are and what an image costs.
     """
 
     num_variants: int
@@ -172,7 +181,7 @@ class Asked:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, output_dir: Path) -> None:
-        """Keep it for the commands that use the set."""
+        """Write it to the folder, for the commands that use the set."""
         content = {
             "num_images_per_prompt": self.num_variants,
             **self.facts,
@@ -182,7 +191,7 @@ class Asked:
 
     @classmethod
     def read(cls, output_dir: Path) -> Asked | None:
-        """As it was kept; None in a folder of an older version.
+        """Read what `write` wrote; None in a folder of an older version.
 
         Raises:
             InputError: The file holds something else.
@@ -202,24 +211,26 @@ class Asked:
 def current_rows(
     output_dir: Path, rows: Iterable[dict[str, Any]], sources: Sources, num_variants: int | None
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """The rows that count, at most one per real image and variant.
+    """Choose the rows that count, at most one for each real image and number.
 
     Args:
-        rows: As `read_manifest` gives them.
-        sources: The real images as they are now.
-        num_variants: Variants that are asked for; None: all.
+        output_dir: Folder of the expanded set.
+        rows: Rows as `read_manifest` gives them.
+        sources: The real images as they are today.
+        num_variants: Number of variants that are asked for; None: all.
 
     Returns:
         The rows, sorted by file name, and how many others there are, by the reason.
 
     Raises:
-        InputError: Real images have other content than the images were made from.
+        InputError: Real images have other content than when their variants were made.
     """
     chosen: dict[VariantKey, dict[str, Any]] = {}
     left_out: Counter[str] = Counter()
     changed = []
     for row in rows:
         pair = row["source"], row["variant"]
+        # Why the row does not count; of two for one variant the one with a whole image does.
         fault = fault_of(row, sources)
         if fault is None and num_variants is not None and row["variant"] >= num_variants:
             fault = SURPLUS
@@ -243,20 +254,22 @@ def current_rows(
 def read_expansion(
     output_dir: Path, sources: Sources, on_incomplete: str = "fail", others: Sources | None = None
 ) -> list[ImageRecord]:
-    """The images of a set that count, as records with the present labels of their real images.
+    """The images of a set that count, as records with today's labels of their real images.
 
-    What is left out, and why, is logged.
+    How many images are left out, and why, is logged.
 
     Args:
-        sources: The real images whose variants are wanted, as they are now, by file name.
-        on_incomplete: What images that were asked for and are not there do: "fail" raises, "use"
-            goes on with the others. Either way the number is said.
+        output_dir: Folder of the expanded set.
+        sources: The real images whose variants are wanted, as they are today, by file name.
+        on_incomplete: What happens if images are missing that were asked for: "fail" raises, "use"
+            goes on with the others after a warning.
         others: Further real images of the dataset; their variants are left out.
 
     Raises:
-        InputError: No manifest, a file outside the folder, images of other real images, or images
-            are missing and `on_incomplete` is "fail".
+        InputError: There is no manifest, it names a file outside the folder, the set was made from
+            other real images, or images are missing and `on_incomplete` is "fail".
     """
+    # The rows that count.
     rows = read_manifest(output_dir)
     if not rows:
         raise InputError(f"{output_dir} holds no expanded set; make it first with expand.py")
@@ -267,6 +280,7 @@ def read_expansion(
     rows = [row for row in rows if row["source"] in sources]
     for reason, number in sorted((+left_out).items()):
         logger.info(f"{output_dir}: {number} images are left out, {reason}")
+    # Those whose files exist, and what is missing of what was asked for.
     records = _records_that_are_there(output_dir, rows, sources)
     expected = {(row["source"], row["variant"]) for row in rows}
     if asked:

@@ -1,11 +1,11 @@
-"""Manifests: what every process wrote, one JSON line per image, and what happened to it.
+"""Manifests: files in which every process notes its images, one JSON line each, and events.
 
     <output>/manifest.<split>-of-<total>.<process>.jsonl   of a shard's process
     <output>/manifest.<tar>.jsonl                          of a finished tar
 
 Lines with the key "event" tell what happened to a process: a "unit" was computed, a variant
-"failed", the "end". They never reach `metadata.jsonl`, which is the same however the work was
-shared.
+"failed", the process came to its "end". They are left out of `metadata.jsonl`, which is the same
+however the work was shared.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FAILED = b'{"event": "failed"'
 
 @dataclass(frozen=True)
 class MadeWith:
-    """What all images of a run were made with, for their rows.
+    """What all images of a run are made with, as their rows say it.
 
     Attributes:
         method: Name of the method.
@@ -56,12 +56,12 @@ class MadeWith:
 def manifest_row(
     variant: Variant, made_with: MadeWith, details: Mapping[str, float]
 ) -> dict[str, Any]:
-    """What the manifest says of one image.
+    """The row of an image in the manifest.
 
     Args:
         variant: The image.
-        made_with: What its run was made with.
-        details: Figures that the method gives of it, by name.
+        made_with: What all images of its run are made with.
+        details: Figures of the method about it, by name.
     """
     source = variant.source
     return {
@@ -81,7 +81,7 @@ def manifest_row(
 
 
 class ProcessManifest:
-    """The manifest of one process; threads may append together.
+    """The manifest of one process; several threads may append to it.
 
     Args:
         output_dir: Folder of the expanded set.
@@ -95,7 +95,7 @@ class ProcessManifest:
         self.lock = threading.Lock()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row; raises OSError, and leaves the file as it was, when the disk is full."""
+        """Add a row; if the disk is full, raises OSError and leaves the file as it was."""
         with self.lock:
             append_line(self.path, json.dumps(row, ensure_ascii=False))
 
@@ -105,7 +105,7 @@ class ProcessManifest:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append `line` to a file of this process alone; a failure leaves the file as it was."""
+    """Append `line` to a file that only this process writes; a failure leaves it as it was."""
     content = f"{line}\n".encode()
     with path.open("ab", buffering=0) as file:
         size = file.tell()
@@ -118,7 +118,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 class Line(NamedTuple):
-    """A line of a manifest; `number` counts from 1."""
+    """A line of a manifest: its file, its number from 1, and its content."""
 
     path: Path
     number: int
@@ -129,7 +129,11 @@ class Line(NamedTuple):
         return self.text.startswith(EVENT_START)
 
     def event(self) -> dict[str, Any]:
-        """What happened to a process. Raises InputError where the line says something else."""
+        """The event that the line tells of.
+
+        Raises:
+            InputError: The line says something else.
+        """
         try:
             return _checked_event(json.loads(self.text))
         except (*JSON_ERRORS, KeyError, TypeError, OverflowError) as error:
@@ -138,14 +142,18 @@ class Line(NamedTuple):
             ) from error
 
     def failed(self) -> set[VariantKey]:
-        """The variant that an event says could not be made, in a set; else an empty one."""
+        """A set with the variant that could not be made, if the line says so; else an empty set."""
         if not self.text.startswith(FAILED):
             return set()
         event = self.event()
         return {(event["source"], event["variant"])}
 
     def row(self) -> dict[str, Any]:
-        """The row of an image. Raises InputError, naming file and line, where it is none."""
+        """The row of the image that the line is about.
+
+        Raises:
+            InputError: The line is damaged; the message names file and line.
+        """
         try:
             return _checked_row(json.loads(self.text.decode("utf-8", "replace")))
         except JSON_ERRORS as error:
@@ -156,7 +164,7 @@ class Line(NamedTuple):
 
 
 def _checked_row(row: Any) -> dict[str, Any]:
-    """A manifest row that names an image below the folder, its class and its real image.
+    """Return a manifest row if it names an image below the folder, its class and its real image.
 
     Raises:
         ValueError: It does not.
@@ -167,7 +175,7 @@ def _checked_row(row: Any) -> dict[str, Any]:
         if not isinstance(row.get(key), str) or not is_text(row[key]):
             raise ValueError(f"{key} is {brief(row.get(key))}, not text")
     path = PurePosixPath(row["file_name"])
-    # A backslash or a colon leads elsewhere on Windows, and `naming` writes neither.
+    # A backslash or a colon leads elsewhere on Windows; names that this project gives have neither.
     if path.is_absolute() or ".." in path.parts or re.search(r"[\\:\x00]", row["file_name"]):
         raise ValueError(f"{brief(row['file_name'])} is outside the folder")
     if type(row.get("variant")) is not int or row["variant"] < 0:
@@ -178,7 +186,11 @@ def _checked_row(row: Any) -> dict[str, Any]:
 
 
 def _checked_event(event: Any) -> dict[str, Any]:
-    """An event with what its kind must hold; raises ValueError, KeyError or TypeError."""
+    """Return an event if it holds what its kind needs.
+
+    Raises:
+        KeyError, TypeError, ValueError: It does not.
+    """
     if event["event"] == "unit":
         images, seconds = int(event["images"]), max(float(event["seconds"]), 0.0)
         return {**event, "images": images, "seconds": seconds}
@@ -188,9 +200,9 @@ def _checked_event(event: Any) -> dict[str, Any]:
 
 
 class ManifestReader:
-    """Reads the manifests of a folder as they grow: each line once, when it is whole.
+    """Reads the manifests of a folder as they grow, each line once and only when it is complete.
 
-    A last line that a crash cut off never becomes whole; its image is made again.
+    A last line that a crash cut off never becomes complete; its image is made again.
     """
 
     def __init__(self, output_dir: Path):
@@ -224,17 +236,17 @@ class ManifestReader:
 
 
 def manifest_paths(output_dir: Path) -> list[Path]:
-    """The manifests of a folder, sorted by name; none where there is no folder."""
+    """The manifests of a folder, sorted by name; none if the folder does not exist."""
     try:
         names = os.listdir(output_dir)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    found = [n for n in names if n.startswith("manifest.") and n.endswith(".jsonl")]
-    return [output_dir / name for name in sorted(found)]
+    manifests = [n for n in names if n.startswith("manifest.") and n.endswith(".jsonl")]
+    return [output_dir / name for name in sorted(manifests)]
 
 
 def read_manifest(output_dir: Path) -> list[dict[str, Any]]:
-    """Rows of all manifests, one per image, sorted by file name."""
+    """The rows of all manifests, one for each image, sorted by file name."""
     by_name: RowsByName = {}
     _read_rows(ManifestReader(output_dir), by_name)
     return _sorted_rows(output_dir, by_name)
@@ -243,11 +255,12 @@ def read_manifest(output_dir: Path) -> list[dict[str, Any]]:
 def merge_manifests(output_dir: Path, select: SelectRows = lambda rows: rows) -> list[Row]:
     """Write `metadata.jsonl` from all manifests and return its rows.
 
-    Several processes may end together. One that ended while this one wrote may have written
-    before it, with rows that this one lacks; then all is written again.
+    Several processes may end together. If another one ended meanwhile, it may have written the file
+    with rows that this one lacked, and been overwritten; so the file is written again.
 
     Args:
-        select: From all rows to those that are to stand in `metadata.jsonl`.
+        output_dir: Folder of the expanded set.
+        select: Chooses the rows of `metadata.jsonl` from all rows.
     """
     reader = ManifestReader(output_dir)
     by_name: RowsByName = {}
@@ -255,7 +268,7 @@ def merge_manifests(output_dir: Path, select: SelectRows = lambda rows: rows) ->
     while True:
         rows = select(_sorted_rows(output_dir, by_name))
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        # Half a surrogate pair, which UTF-8 cannot hold, becomes the escape that JSON has for it.
+        # UTF-8 cannot hold half of a surrogate pair, so it is written as JSON's escape.
         content = "".join(lines).encode("utf-8", "backslashreplace")
         write_atomic(output_dir / "metadata.jsonl", content)
         if not _read_rows(reader, by_name):
@@ -263,7 +276,7 @@ def merge_manifests(output_dir: Path, select: SelectRows = lambda rows: rows) ->
 
 
 def _read_rows(reader: ManifestReader, by_name: RowsByName) -> int:
-    """Put new rows into `by_name`; returns how many processes say in new lines that they ended."""
+    """Add the new rows to `by_name`; returns how many processes ended according to new lines."""
     num_ended = 0
     for line in reader.new_lines():
         if line.is_event:
@@ -272,7 +285,7 @@ def _read_rows(reader: ManifestReader, by_name: RowsByName) -> int:
         row = line.row()
         claims = by_name.setdefault(row["file_name"], {})
         checksum = row.get("png_crc32")
-        # The row that names the image's tar replaces that of its making, never the reverse.
+        # The row that names the image's tar replaces the one of its making, never the reverse.
         if "tar" in row or "tar" not in claims.get(checksum, {}):
             claims.pop(checksum, None)
             claims[checksum] = row
@@ -280,7 +293,7 @@ def _read_rows(reader: ManifestReader, by_name: RowsByName) -> int:
 
 
 def _sorted_rows(output_dir: Path, by_name: RowsByName) -> list[Row]:
-    """One row of each file: of several that differ the one whose image is there, else the last."""
+    """One row for each file: of several, the one whose image exists, else the last."""
     return [_claim_that_holds(output_dir, by_name[name]) for name in sorted(by_name)]
 
 
@@ -288,7 +301,7 @@ def _claim_that_holds(output_dir: Path, claims: Mapping[str | None, Row]) -> Row
     rows = list(claims.values())
     if len(rows) == 1:
         return rows[0]
-    # Rows of older versions, without a checksum, would hold whatever lies there: they come last.
+    # Rows of older versions have no checksum and fit any image: they count only if no other does.
     rows.sort(key=lambda row: row.get("png_crc32") is not None)
     whole = [r for r in rows if holds_image(image_place(output_dir, r), r.get("png_crc32"))]
     return (whole or rows)[-1]

@@ -1,8 +1,8 @@
-"""Where the image of a manifest row lies, and whether the file there is that image.
+"""Where the image of a manifest row is, and whether the file there holds that image.
 
 An image is a file of its own, or a byte range of a tar that its row names ("tar"). Older versions
-kept what was to be packed in a hidden folder ("staged"). The row holds the last checksum of the PNG ("png_crc32"),
-so that a file that was written over, by the variant of another real image, is not taken for it.
+kept images that were to be packed in a hidden folder ("staged"). The row also holds the last
+checksum of the PNG ("png_crc32"). It shows whether another image has been written over the file.
 """
 
 from __future__ import annotations
@@ -16,21 +16,25 @@ from expansion.common.errors import InputError
 from expansion.images.records import ImageRecord, PackedRecord
 
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-CHECKSUM_BYTES = 4  # of the last block of pixels, just before the end
+CHECKSUM_BYTES = 4  # the checksum of the last block of pixels, just before the end
 
 
 class Place(NamedTuple):
-    """A file, or (first byte, number of bytes) of a tar."""
+    """A file, or a part of a tar: first byte and number of bytes."""
 
     path: Path
     byte_range: tuple[int, int] | None = None
 
 
 def image_place(output_dir: Path, row: Mapping[str, Any]) -> Place:
-    """Where the image of a manifest row lies.
+    """Where the image of a manifest row is.
+
+    Args:
+        output_dir: Folder of the expanded set.
+        row: Manifest row.
 
     Raises:
-        InputError: Outside the folder, or at no possible place of a tar.
+        InputError: The row names a place outside the folder, or an impossible part of a tar.
     """
     name = row.get("tar") or row.get("staged") or row["file_name"]
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
@@ -47,16 +51,17 @@ def image_place(output_dir: Path, row: Mapping[str, Any]) -> Place:
 
 
 def png_checksum(encoded: bytes) -> str:
-    """The checksum (8 hex digits) that a whole PNG ends with."""
+    """The checksum, 8 hex digits, of the last block of pixels in a PNG."""
     return encoded[-len(PNG_END) - CHECKSUM_BYTES : -len(PNG_END)].hex()
 
 
 def holds_image(place: Place, checksum: str | None) -> bool:
-    """Whether a file, or the part of it, ends as a PNG must; a truncated one does not.
+    """Whether a place holds a complete PNG with this checksum.
 
     Args:
-        checksum: What `png_checksum` gave when the image was made; None in older manifests, where
-            any whole PNG counts.
+        place: File or part of a tar.
+        checksum: What `png_checksum` gave when the image was made; None accepts any complete PNG,
+            since older manifests have no checksum.
     """
     path, byte_range = place
     num_bytes = len(PNG_END) + CHECKSUM_BYTES
@@ -67,7 +72,7 @@ def holds_image(place: Place, checksum: str | None) -> bool:
             else:
                 file.seek(sum(byte_range) - num_bytes)
             end = file.read(num_bytes)
-    except (OSError, ValueError, OverflowError):  # a place before the file's start, or beyond any
+    except (OSError, ValueError, OverflowError):  # no file, or a part before or beyond it
         return False
     return end.endswith(PNG_END) and checksum in (None, png_checksum(end))
 
@@ -75,12 +80,13 @@ def holds_image(place: Place, checksum: str | None) -> bool:
 def generated_record(
     output_dir: Path, row: Mapping[str, Any], label: int, class_name: str
 ) -> ImageRecord:
-    """The image of a manifest row, whether it is there or not.
+    """A record of the image of a manifest row, whether the image exists or not.
 
     Args:
         output_dir: Folder of the expanded set.
-        row: Of its manifests.
-        label: Of the record, as is `class_name`.
+        row: Manifest row.
+        label: Label of the record; the row's own may be out of date.
+        class_name: Class name of the record.
     """
     path, byte_range = image_place(output_dir, row)
     named = (path, row["file_name"], label, class_name, row["source"])

@@ -3,10 +3,10 @@
     <output>/<exp>-00000.tar              images_per_tar images: key.png, key.cls, key.json each
     <output>/manifest.<exp>-00000.jsonl   their rows, with tar, offset and size of each PNG, bytes
 
-A tar holds a fixed run of the set's images, in order, without times or owners: its bytes do not
-depend on who made which image, nor on crashes. Images are made as files; once the set is complete
-they are packed, tar by tar, and the files go. Whoever is killed meanwhile leaves nothing that the
-same command does not put right.
+A tar holds a fixed sequence of the set's images, without times or owners. So its bytes depend
+neither on which process made an image nor on crashes. Images are made as files; when the set is
+complete, they are packed tar by tar, and the files are removed. If packing is interrupted, the same
+command completes it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from expansion.images.variants import Variant
 from expansion.store.expanded_set import StoredImage, StoredSet
 from expansion.store.places import Place
 
-OLDER_STAGING = ".staged"  # where older versions kept images that were not packed yet
-PLACE_KEYS = ("staged", "tar", "offset", "size")  # of a manifest row, not of an image
+OLDER_STAGING = ".staged"  # folder in which older versions kept images before packing
+PLACE_KEYS = ("staged", "tar", "offset", "size")  # keys of a row that tell the image's place
 
 
 @dataclass(frozen=True)
 class TarLayout:
-    """Which image lies in which tar.
+    """Which image belongs in which tar.
 
     Attributes:
         prefix: Beginning of the tars' names.
         variants: All images of the set, in order.
-        images_per_tar: Images of each tar; the last may hold fewer.
+        images_per_tar: Number of images in each tar; the last one may hold fewer.
     """
 
     prefix: str
@@ -46,16 +46,16 @@ class TarLayout:
 
     @property
     def num_tars(self) -> int:
-        """At least one image is in each."""
+        """Number of tars, of which none is empty."""
         return -(-len(self.variants) // self.images_per_tar)
 
     @property
     def pattern(self) -> str:
-        """All tars in the brace notation of the webdataset library."""
+        """The names of all tars in the brace notation of the webdataset library."""
         return f"{self.prefix}-{{{self._digits(0)}..{self._digits(self.num_tars - 1)}}}.tar"
 
     def name(self, number: int) -> str:
-        """File name of a tar."""
+        """File name of a tar, by its number from 0."""
         return f"{self.prefix}-{self._digits(number)}.tar"
 
     def manifest_name(self, number: int) -> str:
@@ -71,24 +71,24 @@ class TarLayout:
 
 
 def tar_prefix(exp: str) -> str:
-    """`exp` without what means something in shells, URLs or the brace notation."""
+    """`exp` without characters that have a meaning in shells, URLs or the brace notation."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", exp).strip("-") or "expanded"
 
 
 def is_packed(stored: StoredSet, layout: TarLayout) -> bool:
-    """Whether no image of a complete set is a file of its own any more."""
+    """Whether all images of a complete set are in tars, so that no folder of files is left."""
     folders = {variant.file_name.split("/")[0] for variant in layout.variants} | {OLDER_STAGING}
     return not any((stored.output_dir / folder).is_dir() for folder in folders)
 
 
 def pack(stored: StoredSet, layout: TarLayout) -> None:
-    """Make all tars of a complete set, those that are there and whole excepted.
+    """Make all tars of a complete set, except those that exist and are whole.
 
     Images that could not be made are left out. The files of packed images are removed.
 
     Args:
-        stored: All that is there; it is read again after every tar of another process.
-        layout: Which image goes into which tar.
+        stored: The images on disk; it is refreshed if another process packs at the same time.
+        layout: Which image belongs in which tar.
     """
     for number in range(layout.num_tars):
         try:
@@ -106,15 +106,17 @@ def pack(stored: StoredSet, layout: TarLayout) -> None:
 
 
 def _pack(stored: StoredSet, layout: TarLayout, number: int) -> None:
-    """Write a tar, then its manifest; raises FileNotFoundError if an image has gone."""
+    """Write a tar, then its manifest; raises FileNotFoundError if an image is gone."""
+    # The images of the tar, and whether they are in it already.
     folder, name = stored.output_dir, layout.name(number)
-    found = {variant: stored.find(variant) for variant in layout.members(number)}
-    gone = [v for v, image in found.items() if image is None and v.key not in stored.failed]
+    stored_images = {variant: stored.find(variant) for variant in layout.members(number)}
+    gone = [v for v, image in stored_images.items() if image is None and v.key not in stored.failed]
     if gone:
         raise FileNotFoundError(gone[0].file_name)
-    images = {v: image for v, image in found.items() if image is not None}
+    images = {v: image for v, image in stored_images.items() if image is not None}
     if all(image.place.path == folder / name for image in images.values()):
-        return  # packed already
+        return
+    # The tar is written under another name, and takes its own only when it is safely on disk.
     rows = []
     partial = partial_path(folder / name)
     try:
@@ -138,14 +140,20 @@ def _pack(stored: StoredSet, layout: TarLayout, number: int) -> None:
 
 
 def _content(image: StoredImage, variant: Variant) -> tuple[dict[str, Any], bytes]:
-    """The row of an image without its place, and its bytes."""
+    """The row of an image, without the keys of its place, and the bytes of the image."""
     row = {key: value for key, value in image.row.items() if key not in PLACE_KEYS}
     row["label"] = variant.source.label
     return row, _read(image.place)
 
 
 def sample(key: str, png: bytes, row: Mapping[str, Any]) -> bytes:
-    """Three members of a tar: the image, its label and its manifest row."""
+    """The bytes of three members of a tar: the image, its label and its manifest row.
+
+    Args:
+        key: Name of the members, without suffix.
+        png: The encoded image.
+        row: Its manifest row.
+    """
     members = {
         "png": png,
         "cls": str(row["label"]).encode(),

@@ -1,13 +1,13 @@
-"""Images become files: encoded in background threads, whole or absent.
+"""Writes images as files in background threads; a file is complete or does not exist.
 
     <output>/<class folder>/<stem>_expand_<k>.png
-    <output>/manifest.*.jsonl see `manifest.py`
-    <output>/metadata.jsonl   all rows, merged; read by imagefolder loaders
-    <output>/expansion.yaml   what decides the images
+    <output>/manifest.*.jsonl notes of every process, see `manifest.py`
+    <output>/metadata.jsonl   rows of all images; read by imagefolder loaders
+    <output>/expansion.yaml   everything that decides the images
     <output>/classes.json     label, name and folder of every class
 
-An image counts only when its file is whole and its row stands in a manifest, in this order.
-Where tars are asked for, `tars.py` packs the files once the set is complete.
+An image is complete when its file is whole and its row is in a manifest; the row is written last.
+If tars are asked for, `tars.py` packs the files when the set is complete.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from expansion.store.places import png_checksum
 
 logger = logging.getLogger(__name__)
 
-MAX_PENDING = 256  # images waiting to be written before the sampler has to wait
+MAX_PENDING = 256  # number of waiting images at which the sampler has to wait too
 
 
 class ExpansionWriter:
-    """Writes images in background threads; used as a context manager, whose exit waits for them.
+    """Writes images in background threads; a context manager, whose exit waits for the threads.
 
     Args:
         output_dir: Folder of the expanded set.
-        made_with: What all images of the run were made with.
+        made_with: What all images of the run are made with.
         split: Number of this shard.
         total_split: Number of shards.
     """
@@ -58,23 +58,24 @@ class ExpansionWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        at_once = isinstance(exception[1], KeyboardInterrupt)  # a second signal: leave the queue
+        # After a second signal, images that wait are not written any more.
+        at_once = isinstance(exception[1], KeyboardInterrupt)
         self.pool.shutdown(wait=True, cancel_futures=at_once)
         try:
             if exception[0] is None:
                 self.drain()
         finally:
             if self.manifest.path.exists():
-                with contextlib.suppress(OSError):  # the image's error is worth more
+                with contextlib.suppress(OSError):  # an error of an image matters more
                     self.manifest.note("end")
 
     def write(self, pixels: np.ndarray, variant: Variant, details: Mapping[str, float]) -> None:
-        """Queue one image.
+        """Queue an image for writing.
 
         Args:
             pixels: (H, W, 3) uint8.
-            variant: Which it is.
-            details: Figures that the method gives of it, by name.
+            variant: Which image it is.
+            details: Figures of the method about it, by name.
 
         Raises:
             OSError: An earlier image could not be written.
@@ -88,18 +89,18 @@ class ExpansionWriter:
                 self.drain(MAX_PENDING // 2)
 
     def drain(self, num_left: int = 0) -> None:
-        """Wait until at most `num_left` images are not on disk; raises OSError as `write` does."""
+        """Wait until at most `num_left` images are waiting; raises OSError as `write` does."""
         while len(self.pending) > num_left:
             self.pending.popleft().result()
 
     def record_failure(self, variant: Variant, reason: str) -> None:
-        """Say that an image could not be made, and why."""
+        """Note and log that an image could not be made, and why."""
         source, number = variant.key
         logger.error("%s, not written: %s variant %d", reason, source, number)
         self.manifest.note("failed", source=source, variant=number, reason=reason)
 
     def note_unit(self, num_images: int) -> None:
-        """Say that a unit of work is computed, and how long it took."""
+        """Note that a unit with so many images is done, and how long it took."""
         now = time.monotonic()
         self.manifest.note("unit", images=num_images, seconds=round(now - self.last_unit, 4))
         self.last_unit = now
@@ -113,7 +114,13 @@ class ExpansionWriter:
 
 
 def write_below(path: Path, content: bytes, attempts: int = 5) -> None:
-    """Write a file whose folder another process may be removing because it looks empty."""
+    """Write a file in a folder that another process may be removing because it is empty.
+
+    Args:
+        path: The file.
+        content: What it holds.
+        attempts: How often to try.
+    """
     for remaining in reversed(range(attempts)):
         try:
             path.parent.mkdir(exist_ok=True)
@@ -125,7 +132,12 @@ def write_below(path: Path, content: bytes, attempts: int = 5) -> None:
 
 
 def encode_png(pixels: np.ndarray, row: Mapping[str, Any]) -> bytes:
-    """(H, W, 3) uint8 as a PNG whose text fields say what it is."""
+    """Encode an image as a PNG whose text fields say what it is.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        row: Manifest row of the image, for the text fields.
+    """
     info = PngImagePlugin.PngInfo()
     info.add_text("synthetic", "true")
     for key in ("method", "source", "seed", "prompt", "model"):

@@ -4,10 +4,10 @@
     python -m expansion.study digits --shots 2 --methods img2img dreamda --yes
     python -m expansion.study path/to/photos --config my_study.yaml --dry_run
 
-It checks the photos, sets some apart for testing where there are no test images, trains classifiers
-on the real images, generates more with each method, trains on both, and writes a page that says
-whether that helped. Each step prints the command that it stands for. Stopped or failed, the same
-command goes on. All results lie in study/<dataset>.
+It checks the photos, sets some apart for testing if there are no test images, trains classifiers on
+the real images, generates more with each method, trains on both, and writes a page that says
+whether that helped. Each step prints the command that it stands for. If it stops or fails, the same
+command goes on. All results are in study/<dataset>.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _with_models(asked: Layers, photos: Photos, given_dir: str | None) -> tuple[
     """The settings, with diffusion models that can be had, and the folder of results.
 
     Raises:
-        InputError: One cannot, and nobody agrees to rehearse with the tiny one.
+        InputError: A model is not available, and nobody agrees to rehearse with the tiny one.
     """
     folder = Path(given_dir or Path("study", photos.dataset.name))
     settings = plan.decide(asked, photos, plan.begun_with(folder))
@@ -86,9 +86,10 @@ def _run(
     runner: Runner,
     processes: list[dict[str, str]],
 ) -> int:
-    """All that needs another process: choices, estimate, question, work."""
-    found = runner.ask("expansion.study.estimate:probe", choices.networks_to_ask_for(settings))
-    machine = Machine(found["gpus"], found["weights"])
+    """Everything that needs another process: choices, estimate, question, work."""
+    # Choose what nobody has chosen, by what the machine has.
+    probed = runner.ask("expansion.study.estimate:probe", choices.networks_to_ask_for(settings))
+    machine = Machine(probed["gpus"], probed["weights"])
     network = choices.choose_network(settings, photos.side, len(photos.train), machine)
     gpus = jobs.on_gpus(machine.gpus, settings.config.devices)
     runner.set_processes(gpus or processes)
@@ -96,6 +97,7 @@ def _run(
     todo = stages(study, len(gpus or processes))
     identity = plan.identity_of(study, photos, network)
     check_claim(output_dir, plan.IDENTITY_FILE, identity, plan.REMEDY)
+    # Say what it will do and take, and ask.
     say(talk.describe_plan(study, network, todo, identity["rehearsal"]))
     is_left = _say_estimate(study, todo, runner, machine, len(gpus or processes))
     if settings.config.dry_run:
@@ -106,6 +108,7 @@ def _run(
     if is_left and not settings.config.yes and not talk.agreed("Go on?"):
         say("Nothing was begun.")
         return 1
+    # Do it.
     claim_folder(output_dir, plan.IDENTITY_FILE, identity, plan.REMEDY)
     for number, stage in enumerate(todo, 1):
         say(talk.heading(number, todo, stage))
@@ -117,10 +120,10 @@ def _run(
 def _say_estimate(
     study: Study, todo: Sequence[Stage], runner: Runner, machine: Machine, num_processes: int
 ) -> bool:
-    """Say what is left, with time and disk space; returns whether there is any.
+    """Say what is left to do, and the time and disk space for it; returns whether anything is left.
 
     Raises:
-        InputError: The disk has less room.
+        InputError: The disk has too little room.
     """
     work = work_left(todo)
     if not (work.images or work.runs):

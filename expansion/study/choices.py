@@ -1,6 +1,6 @@
-"""Which classifier and which diffusion model a study uses where nothing was said, and why.
+"""Chooses the classifier and the diffusion model of a study if nobody has, and says why.
 
-Pure choices from what the images and the machine are; what can be had is asked of `machine`.
+The choices depend only on the images and on what the machine has, which `Machine` tells.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from expansion.common.errors import InputError
 from expansion.diffusion.model_files import check_model_folder, locate_model
 from expansion.study.config import Settings
 
-SMALL_SIDE = 64  # pixels; smaller images are not enlarged to the 224 of ImageNet's networks
-TINY_SIDE = 40
+SMALL_SIDE = 64  # pixels; images up to this are not enlarged to the 224 of ImageNet's networks
+TINY_SIDE = 40  # pixels; images up to this are not enlarged to 64 either
 REHEARSAL_MODEL = "assets/tiny-sd-digits"
-MODEL_GIGABYTES = 4  # of the parts of Stable Diffusion 1.x that are loaded, as the hub has them
+MODEL_GIGABYTES = 4  # size on the hub of the parts of Stable Diffusion 1.x that are loaded
 MODEL_FILES = ("model_index.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json")
-ANSWER_SECONDS = 5
-# Of SGD, where no rate was given. From scratch on 50 photos, 80 steps of 16 images of
+ANSWER_SECONDS = 5  # to wait for an answer from the network
+# Learning rates of SGD if none is given. From scratch on 50 photos, 80 steps of 16 images of
 # 64 pixels, ResNet-18 is right on 31 % of the test images at 0.1 (without warm-up), 43 % at 0.05,
 # 73 % at 0.02 and 74 % at 0.01; ResNet-50 after 40 steps on 37 % at 0.1, 47 % at 0.02.
 RATE, PRETRAINED_RATE, WARMUP = 0.02, 0.01, 0.1
-PRETRAINED = ("resnet50", "resnet18")  # tried in this order; a CPU takes the second alone
+PRETRAINED = ("resnet50", "resnet18")  # tried in this order; a CPU only takes the second
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a study runs on, and what it can get.
+    """The machine of a study, and the weights that are available there.
 
     Attributes:
-        gpus: Their names; none: the CPU is used.
-        weights: Network -> "cached", "reachable" or "" for its ImageNet weights.
+        gpus: Names of the GPUs; without any, the CPU is used.
+        weights: Network -> "cached", "reachable" or "" (not available) for its ImageNet weights.
     """
 
     gpus: Sequence[str]
@@ -45,31 +45,37 @@ class Machine:
 
 @dataclass(frozen=True)
 class Network:
-    """The classifier of a study: options of the training scripts, and why these."""
+    """The classifier of a study: options of the training scripts, and the reason for them."""
 
     options: Mapping[str, Any]
     why: str
 
 
 def scale_of(side: int) -> str:
-    """The study file for images of this size."""
+    """The name of the study file for images whose shorter side has so many pixels."""
     return "tiny" if side <= SMALL_SIDE else "small"
 
 
 def networks_to_ask_for(settings: Settings) -> list[str]:
-    """Networks whose pretrained weights may be used."""
+    """Networks whose pretrained weights the study may use."""
     if settings.config.pretrained is False:
         return []
     return [settings.config.arch] if settings.config.arch else list(PRETRAINED)
 
 
 def choose_network(settings: Settings, side: int, num_train: int, machine: Machine) -> Network:
-    """The classifier: as given, else pretrained where possible, else one for the images' size.
+    """Choose the classifier: as given, else pretrained if possible, else one for the images' size.
 
     Args:
+        settings: Settings of the study, which may give the network or a part of its options.
         side: Median of the shorter sides of the images, pixels.
-        num_train: Real images for training.
+        num_train: Number of real images for training.
+        machine: The machine that trains.
+
+    Raises:
+        InputError: Pretrained weights are asked for and not available.
     """
+    # The network that is given.
     given = settings.config
     if given.arch is not None:
         had = machine.weights.get(given.arch, "")
@@ -78,6 +84,7 @@ def choose_network(settings: Settings, side: int, num_train: int, machine: Machi
         start = "from ImageNet's weights" if pretrained else "from scratch"
         why = f"{given.arch} {start} (from {settings.places['arch']})"
         return _with_rate(options, settings, why)
+    # Small images: a small network from scratch.
     if side <= SMALL_SIDE:
         size = 32 if side <= TINY_SIDE else 64
         arch = "resnet10_tiny" if size == 32 or not machine.gpus else "resnet18_cifar"
@@ -87,6 +94,7 @@ def choose_network(settings: Settings, side: int, num_train: int, machine: Machi
             settings,
             f"{arch} at {size} pixels, from scratch: the images are {side} pixels",
         )
+    # A pretrained network, preferably one whose weights are on this machine.
     candidates = [] if given.pretrained is False else PRETRAINED[0 if machine.gpus else 1 :]
     by_place = [
         [a for a in candidates if machine.weights.get(a) == p] for p in ("cached", "reachable")
@@ -103,6 +111,7 @@ def choose_network(settings: Settings, side: int, num_train: int, machine: Machi
             f"--pretrained: the weights of {' and '.join(candidates)} are neither here nor "
             "to be downloaded; connect once, or leave the option out"
         )
+    # No weights are available, or none are wanted.
     why = "from scratch, since ImageNet's weights are neither here nor to be downloaded"
     if given.pretrained is False:
         why = "from scratch, as asked for"
@@ -114,16 +123,16 @@ def choose_network(settings: Settings, side: int, num_train: int, machine: Machi
 
 
 def _size(settings: Settings, size: int) -> dict[str, int]:
-    """Input of the network, and the side that images are resized to before the crop."""
+    """Options of the network's input and of the resize before it, unless the settings have them."""
     if {"image_size", "resize_size"} & set(settings.train):
         return {}
     return {"image_size": size, "resize_size": round(size * 1.125)}
 
 
 def _with_rate(options: dict[str, Any], settings: Settings, why: str) -> Network:
-    """`options` with a learning rate that does not diverge on few images, if none was given.
+    """Add a learning rate that does not diverge on few images, unless one is given.
 
-    A network with a recipe of its own in configs/classifiers keeps that one.
+    A network with a recipe of its own in configs/classifiers keeps the rate of the recipe.
     """
     own = (CONFIG_DIR / "classifiers" / f"{options['arch']}.yaml").is_file()
     if settings.config.lr is not None:
@@ -136,17 +145,17 @@ def _with_rate(options: dict[str, Any], settings: Settings, why: str) -> Network
 
 
 def is_same_model(one: str | None, other: str | None) -> bool:
-    """Whether both name the same checkpoint, by whatever path."""
+    """Whether both paths or names mean the same checkpoint."""
     if one is None or other is None:
         return False
     return Path(locate_model(one)).resolve() == Path(locate_model(other)).resolve()
 
 
 def is_on_disk(model: str) -> bool:
-    """Whether a checkpoint is a folder, or in the hub's cache.
+    """Whether a checkpoint is a folder, or a hub id whose files are in the cache.
 
     Raises:
-        InputError: It can be neither.
+        InputError: It is a path, and no checkpoint is there.
     """
     check_model_folder(locate_model(model))
     if Path(locate_model(model)).is_dir():
@@ -157,14 +166,14 @@ def is_on_disk(model: str) -> bool:
 
 
 def can_be_downloaded(model: str) -> bool:
-    """Whether the hub has the model, and answers within a few seconds."""
+    """Whether the hub has the model and answers within ANSWER_SECONDS."""
     from huggingface_hub import constants, hf_hub_url
 
     return not constants.HF_HUB_OFFLINE and answers(hf_hub_url(model, MODEL_FILES[0]))
 
 
 def answers(url: str) -> bool:
-    """Whether a file is to be had from the network, by a question of a few seconds."""
+    """Whether the network has a file and answers within ANSWER_SECONDS."""
     try:
         request = urllib.request.Request(url, method="HEAD")
         with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
@@ -174,7 +183,7 @@ def answers(url: str) -> bool:
 
 
 def missing_model(model: str) -> InputError:
-    """The error for a model that is not here and cannot be downloaded."""
+    """The error for a model that is not on this machine and cannot be downloaded."""
     folder = "models--" + model.replace("/", "--")
     return InputError(
         f"the diffusion model {model} (about {MODEL_GIGABYTES} GB) is not on this machine and "

@@ -1,8 +1,9 @@
-"""How long a study takes and what it fills, before it begins: operations over the device's rate.
+"""Estimates the time and disk space of a study before it begins.
 
-The operations of a U-Net row, of the autoencoder and of a classifier's image are counted on
-networks without weights; the rate is that of a large matrix product, times what networks reach of
-it. Good within a factor of two or three. Torch is loaded by `probe` and `count` alone.
+The time is the number of operations over the rate of the device. Operations of a U-Net row, of the
+autoencoder and of a classifier's image are counted on networks without weights. The rate is that of
+a large matrix product, times the share that networks reach. The estimate is right within a factor
+of two or three. Only `probe` and `count` load torch.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ MORE_LEARNING = (
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do.
+    """Amounts of work.
 
     Attributes:
-        rows: U-Net rows, those of guided methods GUIDED times.
-        images: To be generated.
-        pixels: Of these images, all together.
-        trained: Images that pass through the training of classifiers.
+        rows: U-Net rows; those of guided methods count GUIDED times.
+        images: Images to generate.
+        pixels: Pixels of all these images together.
+        trained: Images that pass through the training of classifiers, counted at every pass.
         evaluated: Images that are only classified.
         runs: Trainings.
     """
@@ -46,14 +47,14 @@ class Work:
     runs: float = 0
 
     def plus(self, other: Work, share: float = 1.0) -> Work:
-        """Both together, of the other one a share."""
+        """This work and a share (from 0) of another one, added up."""
         mine, its = astuple(self), astuple(other)
         return Work(*(a + share * b for a, b in zip(mine, its)))
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one unit of work on one device: seconds; and a run's bytes on disk."""
+    """Seconds of one unit of each kind of work on one device, and the bytes of a run on disk."""
 
     row: float
     image: float
@@ -64,7 +65,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds and gigabytes of a study."""
+    """Seconds of a study's generating and training, and its gigabytes on disk."""
 
     generating: float
     training: float
@@ -72,11 +73,18 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
+        """Seconds of generating and training together."""
         return self.generating + self.training
 
 
 def estimate(work: Work, costs: Costs, num_devices: int) -> Estimate:
-    """Time and disk space of the work that is left, on so many devices side by side."""
+    """Estimate the time and disk space of work.
+
+    Args:
+        work: The work that is left.
+        costs: What a unit of it takes on one device.
+        num_devices: Number of equal devices that work side by side.
+    """
     generating = work.rows * costs.row + work.images * costs.image
     training = work.trained * costs.trained + work.evaluated * costs.evaluated
     written = work.pixels * BYTES_PER_PIXEL + work.runs * costs.run_bytes
@@ -84,7 +92,7 @@ def estimate(work: Work, costs: Costs, num_devices: int) -> Estimate:
 
 
 def costs_of(facts: Mapping[str, float]) -> Costs:
-    """Seconds of the units of work, from what `count` found."""
+    """The costs of units of work, from the operations and the rate that `count` gives."""
     rate = facts["rate"] * EFFICIENCY
 
     def seconds(operations: float) -> float:
@@ -101,7 +109,7 @@ def costs_of(facts: Mapping[str, float]) -> Costs:
 
 
 def duration(seconds: float) -> str:
-    """As "about a minute", "about 5 minutes", "about 3 hours" or "about 2 days"."""
+    """A duration in words: "about a minute", "about 5 minutes", "about 3 hours", "about 2 days"."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if round(seconds / length) > 1:
             return f"about {round(seconds / length)} {unit}"
@@ -109,10 +117,10 @@ def duration(seconds: float) -> str:
 
 
 def probe(networks: list[str]) -> dict[str, Any]:
-    """What this machine has: GPUs, and which ImageNet weights it can get.
+    """Look for this process's GPUs and for ImageNet weights; returns the fields of `Machine`.
 
     Args:
-        networks: Backbones whose weights are asked for.
+        networks: Backbones whose weights are looked for.
     """
     import torch
     import torchvision
@@ -126,20 +134,23 @@ def probe(networks: list[str]) -> dict[str, Any]:
     for network in networks:
         if network not in known:
             continue
-        found = torchvision.models.get_model_weights(network).__members__.get("IMAGENET1K_V1")
-        if found is not None:
-            on_disk = (folder / Path(found.url).name).is_file()
-            weights[network] = "cached" if on_disk else "reachable" * answers(found.url)
+        known_weights = torchvision.models.get_model_weights(network).__members__
+        of_imagenet = known_weights.get("IMAGENET1K_V1")
+        if of_imagenet is not None:
+            on_disk = (folder / Path(of_imagenet.url).name).is_file()
+            weights[network] = "cached" if on_disk else "reachable" * answers(of_imagenet.url)
     return {"gpus": gpus, "weights": weights}
 
 
 def count(model: str, resolution: int, arch: str, image_size: int, num_classes: int) -> dict:
-    """Operations per unit of work, and the rate of this process's device.
+    """Count the operations of units of work, and measure the rate of this process's device.
 
     Args:
-        model: Diffusers folder; of another one the sizes of Stable Diffusion 1.x are taken.
+        model: Diffusers folder; for other checkpoints the sizes of Stable Diffusion 1.x are taken.
         resolution: Side of the generated images, pixels.
-        arch: Classifier; `image_size` is the side of its input.
+        arch: Backbone of the classifier.
+        image_size: Side of the classifier's input, pixels.
+        num_classes: Number of its classes.
     """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -149,6 +160,7 @@ def count(model: str, resolution: int, arch: str, image_size: int, num_classes: 
     from expansion.classifier.backbones import Classifier
     from expansion.common.quiet import quiet_libraries
 
+    # Networks on the meta device have shapes, but neither weights nor results.
     with torch.device("meta"), quiet_libraries(), torch.no_grad():
         if Path(model).is_dir():
             unet, vae = (
@@ -177,6 +189,7 @@ def count(model: str, resolution: int, arch: str, image_size: int, num_classes: 
             "parameters": sum(weight.numel() for weight in classifier.parameters()),
             "input_bytes": 3 * image_size**2,
         }
+    # The rate, in the number format that generation uses on this device.
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     return {**facts, "rate": matrix_rate(device, torch.float16 if on_gpu else torch.float32)}

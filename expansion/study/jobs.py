@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from expansion.common.errors import require
 
-SMALL_NETWORKS = 4  # processes on a CPU where networks are too small for several threads
+SMALL_NETWORKS = 4  # processes on a CPU if the networks are too small for several threads
 THREADS = "OMP_NUM_THREADS"
 GPU = "CUDA_VISIBLE_DEVICES"
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -22,10 +22,12 @@ def num_cores() -> int:
 def on_cpu(
     cores: int, small_images: bool, environ: Mapping[str, str] = os.environ
 ) -> list[dict[str, str]]:
-    """Environment of each process on a CPU.
+    """The environment variables of each process on a CPU.
 
     Args:
+        cores: Number of cores to use.
         small_images: Whether the networks are too small to keep several threads busy.
+        environ: Environment of this process; a number of threads in it is kept.
     """
     number = min(cores, SMALL_NETWORKS) if small_images else 1
     threads = environ.get(THREADS) or str(max(1, cores // number))
@@ -35,14 +37,15 @@ def on_cpu(
 def on_gpus(
     gpus: Sequence[str], wanted: Sequence[str], environ: Mapping[str, str] = os.environ
 ) -> list[dict[str, str]]:
-    """Environment of each process, one per GPU.
+    """The environment variables of each process, one for each GPU; none without a GPU.
 
     Args:
-        gpus: Names of those that the first process sees; of `wanted` it sees the first.
-        wanted: Numbers of those to use; none: all.
+        gpus: Names of the GPUs that the first process sees; of `wanted` it only sees the first.
+        wanted: Numbers of the GPUs to use; an empty list means all.
+        environ: Environment of this process, which may restrict the GPUs.
 
     Raises:
-        InputError: Some are wanted, and there are none.
+        InputError: Some GPUs are wanted, and there are none.
     """
     require(
         bool(gpus) or not wanted,

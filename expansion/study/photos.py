@@ -1,4 +1,7 @@
-"""The images of a study: what there is, what is tested on, what is wrong. Imports no torch."""
+"""Looks at the images of a study: which are for training and testing, and what is wrong with them.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ from expansion.images.content import content_summary, readable_records
 from expansion.images.records import ImageRecord
 from expansion.study.config import StudyConfig
 
-SHOWN_LINES = 12  # of what the check found
-TEST_FRACTION = 0.3
-LOOKED_AT = 50  # images whose size is looked at
+SHOWN_LINES = 12  # lines of the check that are shown
+TEST_FRACTION = 0.3  # share of each class for testing, if there are no test images
+LOOKED_AT = 50  # number of images whose size is looked at
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,16 @@ class Photos:
     """The images of a study.
 
     Attributes:
-        place: Options that name them, of every script.
+        dataset: Their dataset.
+        place: Options that name the images in every script.
+        train: Images for training.
+        test: Images for testing.
         side: Median of the shorter sides of training images, pixels.
-        split: File list of the split that was made by seed; None where the dataset has one.
-        new_split: Whether this command made it.
-        unreadable: Images that are left out, with the reason.
-        remarks: What the check found, a line each.
+        split: List file of a split by seed; None if the dataset has test images of its own.
+        new_split: Whether this command made the split.
+        unreadable: For each image that is left out a text with the reason.
+        remarks: Lines of the check.
+        check: Arguments of `python -m expansion.data` for the check.
     """
 
     dataset: ImageDataset
@@ -49,12 +56,12 @@ class Photos:
 
     @property
     def said(self) -> frozenset[str]:
-        """Lines that commands would repeat."""
+        """Lines that commands would say again."""
         return frozenset(f"{self.dataset.name}: {remark}" for remark in self.dataset.remarks)
 
     @property
     def identity(self) -> dict[str, str]:
-        """What the results are results of."""
+        """What identifies the images that results were made from."""
         return {
             "dataset": self.dataset.name,
             "training_images": content_summary(self.train),
@@ -62,7 +69,7 @@ class Photos:
         }
 
     def describe(self) -> str:
-        """A few lines for whoever waits."""
+        """A few lines about the images, for the user."""
         classes = len(self.dataset.class_names)
         lines = [
             f"{self.dataset.root}: {classes} classes, {len(self.train)} images for training, "
@@ -87,11 +94,12 @@ class Photos:
 
 
 def look_at(config: StudyConfig) -> Photos:
-    """Find the images, make and keep a split where there is none, and read them all.
+    """Find the images, make and keep a split if there is none, and read them all.
 
     Raises:
-        InputError: There are none, or none to test on; or a class has too few.
+        InputError: There are no images, none for testing, or too few of a class.
     """
+    # Find and read the images; those that cannot be read are left out.
     dataset, fraction, new_split = _with_test_images(config)
     dataset = dataclasses.replace(dataset, name=config.name or dataset.name)
     train = choose_subset(dataset.records("train"), config.shots, config.subset_seed, None)
@@ -100,6 +108,7 @@ def look_at(config: StudyConfig) -> Photos:
         train, broken = readable_records(train, "skip")
         test, broken_tests = readable_records(test, "skip")
     broken += broken_tests
+    # Refuse what no classifier can be trained or tested on.
     present = {record.label for record in train}
     absent = [name for label, name in enumerate(dataset.class_names) if label not in present]
     if absent:
@@ -111,6 +120,7 @@ def look_at(config: StudyConfig) -> Photos:
             f"{dataset.root} has only the class {dataset.class_names[0]!r}; a classifier needs two "
             "or more, each in a folder of its own"
         )
+    # Options by which other commands see the same images.
     place = ["-d", config.dataset]
     place += ["--data_dir", config.data_dir] if config.data_dir != StudyConfig.data_dir else []
     of_check = [*place[1:], *(["--test_fraction", f"{fraction:g}"] if fraction else [])]
@@ -134,9 +144,11 @@ def look_at(config: StudyConfig) -> Photos:
 
 
 def _with_test_images(config: StudyConfig) -> tuple[ImageDataset, float | None, bool]:
-    """The dataset; the --test_fraction that every command must repeat; whether it is split now.
+    """The dataset with test images, split by seed if necessary.
 
-    A split is stored, so that commands need no option; unless the folder cannot be written.
+    Returns:
+        The dataset; the --test_fraction that every command must repeat, usually None, because the
+        split is stored in the folder unless that cannot be written; and whether it was split now.
     """
     fraction = config.test_fraction
     if fraction is None:
@@ -156,12 +168,12 @@ def _with_test_images(config: StudyConfig) -> tuple[ImageDataset, float | None, 
 
 
 def _load(config: StudyConfig, fraction: float | None = None) -> ImageDataset:
-    """The dataset; what it has to remark is said in the description."""
+    """Load the dataset without logging its remarks, which the description contains."""
     return load_dataset(config.dataset, config.data_dir, fraction, log_remarks=False)
 
 
 def _split_file(dataset: ImageDataset, fraction: float | None) -> Path | None:
-    """The list of a split by seed, if there is one."""
+    """The list file of a split by seed, if there is one."""
     if not dataset.reader.splits_by_seed:
         return None
     if fraction is None:
@@ -180,7 +192,7 @@ def _median_side(records: Sequence[ImageRecord]) -> int:
 
 
 def _remarks(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The lines of `check` that say more than numbers; without those of unreadable images."""
+    """The notes and problems of the check, without the problems that are known already."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         check_command.main(["check", *arguments])
@@ -192,7 +204,7 @@ def _remarks(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _silent_log():
-    """What is skipped is said once, in the description."""
+    """Inside this context warnings are not logged: the description names what is skipped."""
     import logging
 
     logging.disable(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What a study is, once the images and the machine are known: its settings and its identity."""
+"""Settings and identity of a study, when its images and its machine are known."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from expansion.study.steps import Study
 
 IDENTITY_FILE = "study.yaml"
 REMEDY = "give another --output_dir, or remove the folder"
-# What a begun study keeps, unless the command line says otherwise.
+# Settings that a begun study keeps, unless the command line says otherwise.
 KEPT = ("scale", "num_images_per_prompt", "model", "arch", "pretrained", "lr", *NESTED)
-OF_NETWORK = ("arch", "pretrained", "lr")  # of the study itself, not of `train`
+OF_NETWORK = ("arch", "pretrained", "lr")  # options of the study itself, not of `train`
 MODEL_OPTION = "pretrained_model_name_or_path"
-# A rehearsal shows how all goes, within minutes whatever the photos.
+# Settings of a rehearsal, which shows all steps within minutes whatever the photos are.
 REHEARSAL = {
     "num_images_per_prompt": 2,
     "arch": "resnet10_tiny",
@@ -30,7 +30,7 @@ REHEARSAL = {
 
 
 def begun_with(output_dir: Path) -> Source | None:
-    """The settings that the study in a folder was begun with, if there is one."""
+    """The settings that the study in a folder was begun with; None without a study."""
     path = output_dir / IDENTITY_FILE
     if not path.is_file():
         return None
@@ -54,14 +54,14 @@ def rehearsing(asked: Layers) -> Layers:
 
 
 def is_rehearsal(settings: Settings, dataset: ImageDataset) -> bool:
-    """Whether the tiny model is to make images of something else than what it is for."""
+    """Whether the tiny model would make images of another dataset than its own."""
     own = (dataset.config.expand or {}).get(MODEL_OPTION)
     model = settings.config.model
     return is_same_model(model, REHEARSAL_MODEL) and not is_same_model(own, REHEARSAL_MODEL)
 
 
 def models_of(settings: Settings, dataset: ImageDataset) -> list[str]:
-    """The diffusion models that are needed: one for all methods, or each method's own."""
+    """The diffusion models that the study needs: one for all methods, or each method's own."""
     if settings.config.model is not None:
         return [settings.config.model]
     configs = [
@@ -73,7 +73,14 @@ def models_of(settings: Settings, dataset: ImageDataset) -> list[str]:
 
 
 def study_of(settings: Settings, photos: Photos, output_dir: Path, network: Network) -> Study:
-    """The study; what the dataset's own file says need not be repeated in its commands."""
+    """Put the study together; its commands do not repeat what the dataset's own file says.
+
+    Args:
+        settings: All settings.
+        photos: The images.
+        output_dir: Folder of the results.
+        network: The classifier.
+    """
     own = photos.dataset.config
     of_classifier, of_expand, of_methods = own.classifier or {}, own.expand or {}, own.methods or {}
     train = {**network.options, **settings.train}
@@ -102,7 +109,7 @@ def study_of(settings: Settings, photos: Photos, output_dir: Path, network: Netw
 
 
 def identity_of(study: Study, photos: Photos, network: Network) -> dict[str, Any]:
-    """All that decides the results, but for which arms, methods and seeds there are."""
+    """Everything that decides the results, apart from the choice of arms, methods and seeds."""
     config = study.settings.config
     train = {k: v for k, v in network.options.items() if k not in OF_NETWORK}
     kept = {key: getattr(config, key) for key in KEPT if key not in NESTED}
@@ -121,7 +128,7 @@ def identity_of(study: Study, photos: Photos, network: Network) -> dict[str, Any
 
 
 def _dataset_source(dataset: ImageDataset) -> Source:
-    """What the dataset's own file says, as settings of a study."""
+    """The settings in the dataset's own file, as settings of a study."""
     config = dataset.config
     classifier, of_expand = dict(config.classifier or {}), dict(config.expand or {})
     values = {key: classifier.pop(key) for key in OF_NETWORK if key in classifier}

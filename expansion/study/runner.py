@@ -1,7 +1,7 @@
-"""Runs the commands of a study: in worker processes side by side, one per device.
+"""Runs the commands of a study in worker processes side by side, one for each device.
 
-A worker loads torch once and runs one command after another. What commands print appears with
-their title in front; on a terminal a last line shows the progress bars of those that run.
+A worker loads torch once and runs one command after another. Each line that a command prints
+appears with the command's title in front. On a terminal, the last line shows the progress bars.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from expansion.common.stopping import StopRequest, finishing_first
 from expansion.study.steps import Command, Stage
 from expansion.study.worker import MARK
 
-WAIT_SECONDS = 0.2  # between looks at whether a signal came
-END_SECONDS = 10.0  # that a worker has for its end after a second signal
-# Said once for all commands; and figures that the manifests have too.
+WAIT_SECONDS = 0.2  # between checks for a signal
+END_SECONDS = 10.0  # that a worker may take to end before it is killed
+# Beginnings of lines that are not shown: the study says them once, or the manifests hold them.
 QUIET = ("skipped: ", "mean ", "SIGINT: finishing", "SIGTERM: finishing")
-LAST_LINES = 5  # of a failed command that are shown again
+LAST_LINES = 5  # lines of a failed command that are shown again
 
 
 class Failed(RuntimeError):
-    """A command did not end well, or a signal stopped it; `status` is the exit status."""
+    """A command failed, or a signal stopped it (`stopped`); `status` is the exit status."""
 
     def __init__(self, status: int, stopped: bool = False):
         super().__init__(f"exit status {status}")
@@ -41,24 +41,24 @@ class Failed(RuntimeError):
 
 
 def _exit_status(code: int) -> int:
-    """That of a process which ended without an answer, as shells have it; never 0."""
+    """The exit status, as in shells, of a process that ended without an answer; never 0."""
     return 128 - code if code < 0 else code or 1
 
 
 class Worker:
-    """A process that runs functions of this project, one at a time; see `worker`.
+    """A process that runs functions of this project, one at a time; see `expansion.study.worker`.
 
     Args:
         environ: Further environment variables.
-        events: Receives (worker, kind, value): "line" and "bar" of what is printed, "answer", and
-            "gone" with the exit status at the end.
+        events: Receives (worker, kind, value), where kind is "line" or "bar" for printed text,
+            "answer" for the result of a function, and at the end "gone" with the exit status.
     """
 
     def __init__(self, environ: Mapping[str, str], events: queue.Queue):
         paths = [str(PROJECT_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environ = {**environ, "PYTHONPATH": os.pathsep.join(paths)}
         pipe = subprocess.PIPE
-        # A session of its own: Ctrl-C of a terminal reaches it once, from here.
+        # In a session of its own, so that Ctrl-C reaches it only through this process.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "expansion.study.worker"],
             env={**os.environ, **self.environ},
@@ -74,19 +74,22 @@ class Worker:
         threading.Thread(target=self._read, daemon=True).start()
 
     def ask(self, call: str, arguments: Sequence[Any]) -> None:
-        """Have it call a function with JSON arguments; the answer comes as an event."""
+        """Let the process call a function, "module:function"; the answer comes as an event.
+
+        The arguments must be JSON values.
+        """
         request = json.dumps({"call": call, "arguments": list(arguments)})
-        with contextlib.suppress(BrokenPipeError):  # then its end is an event
+        with contextlib.suppress(BrokenPipeError):  # if it has ended, there is an event for that
             self.process.stdin.write(request.encode() + b"\n")
             self.process.stdin.flush()
 
     def send(self, number: int) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal to the process, unless it has ended."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
 
     def close(self) -> None:
-        """Let it end once it has nothing to do."""
+        """Let the process end when it has nothing left to do."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
 
@@ -97,7 +100,7 @@ class Worker:
             *whole, text = re.split(r"(?<=[\r\n])", text)
             for piece in whole:
                 printed, mark, answer = piece.rstrip("\r\n").partition(MARK)
-                # What stands between a carriage return and any end was to be written over.
+                # Text after a carriage return belongs to a bar, which overwrites itself.
                 is_bar = piece.endswith("\r") or kind == "bar"
                 kind = "bar" if piece.endswith("\r") else "line"
                 if printed or not mark:
@@ -110,13 +113,13 @@ class Worker:
 
 
 class Runner:
-    """Runs stages on workers; a context manager, at whose exit they have ended.
+    """Runs stages on workers; a context manager that ends all workers at its exit.
 
     Args:
-        environs: Environment of each worker: its device.
-        out: Where everything is said.
-        bars: Whether to show progress bars: `out` is a terminal.
-        said: Lines that were said before; commands need not repeat them.
+        environs: Environment variables of each worker, which choose its device.
+        out: Stream for all output.
+        bars: Whether to show progress bars; `out` must be a terminal.
+        said: Lines that were shown before, which commands need not repeat.
     """
 
     def __init__(
@@ -146,16 +149,23 @@ class Runner:
                 worker.process.wait()
 
     def set_processes(self, environs: Sequence[Mapping[str, str]]) -> None:
-        """Environments of all workers; of the first, if it runs already, only the name counts."""
+        """Change the environment variables of all workers.
+
+        For a worker that runs already they only change how its device is named in the output.
+        """
         self._environs = list(environs)
         for worker, environ in zip(self._workers, environs):
             worker.environ |= environ
 
     def ask(self, call: str, *arguments: Any) -> Any:
-        """What a function returns, called by the first worker.
+        """Let the first worker call a function and return its result.
+
+        Args:
+            call: The function, as "module:function".
+            arguments: JSON values.
 
         Raises:
-            Failed: It ended with an error, which it has printed.
+            Failed: The function failed, after printing its error, or a signal stopped it.
         """
         worker = self._worker(0)
         worker.busy_with = Command(call, call, ())
@@ -176,12 +186,13 @@ class Runner:
         """Run all commands of a stage, as many at a time as there are devices.
 
         Raises:
-            Failed: One did; the others are stopped. Or a signal stopped them all.
+            Failed: A command failed, and the others were stopped; or a signal stopped them all.
         """
         waiting = collections.deque(stage.commands)
         num_running, failed = 0, 0
         num_workers = min(len(waiting), len(self._environs)) if stage.side_by_side else 1
         with finishing_first() as stop:
+            # Each worker gets a command, and another one whenever it is done.
             for number in range(num_workers):
                 num_running += self._start(self._worker(number), waiting)
             for worker, kind, value in self._next_events(stop):
@@ -210,7 +221,7 @@ class Runner:
             raise Failed(failed)
 
     def _next_events(self, stop: StopRequest) -> Iterator[tuple[Worker, str, Any]]:
-        """Events as they come; a first signal to this process goes on to all who are busy."""
+        """Events as they come; a first signal to this process is passed on to busy workers."""
         forwarded = False
         while True:
             if stop() and not forwarded:
@@ -230,7 +241,7 @@ class Runner:
         return self._workers[number]
 
     def _start(self, worker: Worker, waiting: collections.deque[Command]) -> int:
-        """Give a worker the next command; returns how many it got: 0 or 1."""
+        """Give a worker the next command; returns the number of commands it got, 0 or 1."""
         if not waiting:
             return 0
         command = waiting.popleft()
@@ -245,7 +256,7 @@ class Runner:
 
     def _show_line(self, worker: Worker, line: str, titled: bool) -> None:
         if worker.busy_with is None:
-            return  # of libraries, at the end of the process
+            return  # libraries may print at the end of the process
         worker.last_lines.append(line)
         if line in self._said:
             return

@@ -1,4 +1,4 @@
-"""From a study's settings to its commands: stages, of which the commands may run side by side."""
+"""Turns the settings of a study into commands, in stages that follow each other."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Command:
     """A command of this project.
 
     Attributes:
-        title: A few words for who reads along.
+        title: A few words for the user.
         call: The function that it runs, as "module:function".
         arguments: Its command line.
-        folders: What it fills: an expanded set, or one folder per run.
-        work: What there is to do, if nothing is done yet.
-        whole: Images of the expanded set, all shards together.
+        folders: The folders that it fills: an expanded set, or one for each run.
+        work: All its work, as if nothing were done yet.
+        whole: Number of images of the expanded set, all shards together.
     """
 
     title: str
@@ -48,11 +48,11 @@ class Command:
 
     @property
     def plain(self) -> str:
-        """What one would type."""
+        """The command as a user would type it."""
         return shlex.join(["python", *typed(self.call, self.arguments)])
 
     def share_done(self) -> float:
-        """How much of the work lies in its folders already, 0 to 1; all shards of a set alike."""
+        """The share of its work that is done already, 0 to 1; it is the same for all shards."""
         if self.work.runs:
             return sum(map(is_done, self.folders)) / len(self.folders)
         if not self.whole:
@@ -62,10 +62,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Stage:
-    """Commands that need what earlier stages made.
+    """Commands that need the results of earlier stages.
 
     Attributes:
-        side_by_side: Whether they need nothing of each other.
+        title: A few words for the user.
+        commands: The commands.
+        side_by_side: Whether they may run at the same time.
     """
 
     title: str
@@ -75,13 +77,21 @@ class Stage:
 
 @dataclass(frozen=True)
 class Study:
-    """A study whose every setting is known.
+    """A study with all its settings.
+
+    The options leave out what the dataset's own file says.
 
     Attributes:
-        place: Options that name the real images, of every script.
-        train: Options of all trainings; `expand` those of all expansions.
-        method_options: Method -> its options. What the dataset's own file says is in none of these.
-        model: Checkpoint of all methods; None: their own, or the dataset's.
+        settings: Settings of the study itself.
+        dataset: The dataset of the real images.
+        place: Options that name the real images in every script.
+        train: Options of all trainings.
+        expand: Options of all expansions.
+        method_options: Method -> options of its expansion.
+        model: Checkpoint of all methods; None leaves it to each method or the dataset.
+        output_dir: Folder of the results.
+        num_train: Number of images for training.
+        num_test: Number of images for testing.
         resolution: Side of the generated images, pixels.
     """
 
@@ -102,7 +112,7 @@ class Study:
         return self.output_dir / "checkpoint"
 
     def num_images(self, method: str) -> int:
-        """Images that a method makes of each real one."""
+        """Number of images that a method makes of each real one."""
         own = self.settings.method_options.get(method, {})
         return own.get("num_images_per_prompt", self.settings.config.num_images_per_prompt)
 
@@ -110,7 +120,7 @@ class Study:
         return f"{method}_{self.num_images(method)}x"
 
     def set_folder(self, method: str) -> Path:
-        """Where a method's expanded set lies."""
+        """The folder of a method's expanded set."""
         return self.output_dir / "expanded" / self.set_name(method)
 
     @property
@@ -119,17 +129,19 @@ class Study:
 
 
 def stages(study: Study, num_shards: int) -> list[Stage]:
-    """All work after the check, in order.
+    """All stages after the check of the images, in order.
 
     Args:
-        num_shards: Parts of every expansion, as many as processes run side by side.
+        study: The study.
+        num_shards: Number of parts of every expansion, one for each process.
     """
+    # Training on real images comes first: a guided method needs one of those classifiers.
     config = study.settings.config
     arms = study.settings.arms
     real = [arm for arm in arms if arm.method is None]
     made = [arm for arm in arms if arm.method is not None]
     guide = config.guide or str(real_runs(study)[0] / "checkpoint.pth.tar")
-    found = [
+    todo = [
         Stage("classifiers on the real images alone", tuple(train_command(study, a) for a in real)),
         Stage(
             f"images with {', '.join(config.methods)}",
@@ -144,8 +156,8 @@ def stages(study: Study, num_shards: int) -> list[Stage]:
         ),
         Stage("the result", tuple(result_commands(study)), side_by_side=False),
     ]
-    _require_own_folders(found)
-    return [stage for stage in found if stage.commands]
+    _require_own_folders(todo)
+    return [stage for stage in todo if stage.commands]
 
 
 def needs_guide(method: str) -> bool:
@@ -155,7 +167,15 @@ def needs_guide(method: str) -> bool:
 
 
 def expand_commands(study: Study, method: str, guide: str, num_shards: int) -> list[Command]:
-    """The shards of a method's expansion."""
+    """The commands of a method's expansion, one for each shard.
+
+    Args:
+        study: The study.
+        method: Name of the method.
+        guide: Checkpoint of the classifier for methods that one guides.
+        num_shards: Largest number of shards.
+    """
+    # Options of all shards.
     own = {**study.expand, **study.method_options[method]}
     own.pop("num_images_per_prompt", None)
     folder = study.set_folder(method)
@@ -167,9 +187,10 @@ def expand_commands(study: Study, method: str, guide: str, num_shards: int) -> l
     if needs_guide(method):
         arguments += [f"--{GUIDE_OPTION}", guide]
     arguments += option_words(own)
+    # The work, as expand.py would cut it.
     title, images = study.set_name(method), study.num_train * study.num_images(method)
     parsed, method_config, _ = expand.parse(arguments)
-    if isinstance(parsed.batch_size, int):  # not more parts than there are units of work
+    if isinstance(parsed.batch_size, int):  # there cannot be more shards than batches
         num_shards = min(num_shards, math.ceil(images / parsed.batch_size))
     rows = method_config.unet_rows_per_image(study.num_images(method))
     rows *= GUIDED if needs_guide(method) else 1.0
@@ -191,7 +212,8 @@ def expand_commands(study: Study, method: str, guide: str, num_shards: int) -> l
 
 
 def train_command(study: Study, arm: Arm) -> Command:
-    """The training of an arm, with all seeds."""
+    """The command that trains an arm, with all seeds."""
+    # Options, of which the script itself makes name, folder and recipe.
     seeds = study.settings.config.seeds
     arguments = [*study.place]
     if arm.method is not None:
@@ -204,6 +226,7 @@ def train_command(study: Study, arm: Arm) -> Command:
     if seeds != TrainConfig.seeds:
         arguments += ["--seeds", *map(str, seeds)]
     name, folder, recipe = _of_script(study, arm, arguments)
+    # The work of all seeds.
     generated = study.num_images(arm.method) if arm.method else 0
     schedule = Schedule(recipe, study.num_train * (1 + generated))
     num_steps = len(schedule.batch_sizes)
@@ -223,25 +246,25 @@ def train_command(study: Study, arm: Arm) -> Command:
 
 
 def result_commands(study: Study) -> list[Command]:
-    """The table and, if wanted, the page."""
+    """The commands that make the table and, if it is wanted, the page."""
     config = study.settings.config
     table = (str(study.checkpoint_dir), "--table")
-    found = [Command("table", "parse_logs:main", table)]
+    commands = [Command("table", "parse_logs:main", table)]
     if config.page:
         judge = str(real_runs(study)[min(1, len(config.seeds) - 1)])  # the first may be the guide
         sets = [str(study.set_folder(method)) for method in config.methods]
-        found = [
+        commands = [
             Command("recognised", "expansion.report.recognised:main", (judge, *sets)),
-            *found,
+            *commands,
             Command(
                 "page", "parse_logs:main", (*table, "--format", "html", "--output", str(study.page))
             ),
         ]
-    return found
+    return commands
 
 
 def option_words(options: Mapping[str, Any]) -> list[str]:
-    """Options as on a command line; None means that there is no such option."""
+    """The words of options on a command line; an option with the value None is left out."""
     words: list[str] = []
     for key, value in options.items():
         if isinstance(value, bool):
@@ -254,18 +277,18 @@ def option_words(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def work_left(found: Sequence[Stage]) -> Work:
-    """What the commands still have to do."""
+def work_left(todo: Sequence[Stage]) -> Work:
+    """The work that the commands of all stages still have to do."""
     work = Work()
-    for command in (command for stage in found for command in stage.commands):
+    for command in (command for stage in todo for command in stage.commands):
         work = work.plus(command.work, 1.0 - command.share_done())
     return work
 
 
-def _require_own_folders(found: Sequence[Stage]) -> None:
+def _require_own_folders(todo: Sequence[Stage]) -> None:
     """Raise InputError for two arms that would fill the same folder."""
     titles: dict[Path, str] = {}
-    for command in (command for stage in found for command in stage.commands):
+    for command in (command for stage in todo for command in stage.commands):
         for folder in command.folders if command.work.runs else ():
             require(
                 folder not in titles,
@@ -275,7 +298,7 @@ def _require_own_folders(found: Sequence[Stage]) -> None:
 
 
 def real_runs(study: Study) -> tuple[Path, ...]:
-    """Folders of the runs on real images alone, by seed."""
+    """The folders of the runs on real images alone, in the order of the seeds."""
     return train_command(study, Arm(None, LABELS[0], {})).folders
 
 

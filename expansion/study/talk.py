@@ -1,4 +1,4 @@
-"""What a study says to whoever waits for it."""
+"""The texts that a study prints for the user."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ REHEARSAL = (
     "REHEARSAL: the tiny diffusion model can draw digits only, so the generated images show "
     "nothing of yours, and no figure means anything"
 )
-STEPS_BEFORE = 1  # the look at the photos
+STEPS_BEFORE = 1  # step 1 is the look at the photos
 
 
 def say(text: str) -> None:
-    """A line or several, at once."""
+    """Print text at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def on_terminal() -> bool:
-    """Whether somebody reads along and can answer."""
+    """Whether there is a user who can read and answer."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def agreed(question: str) -> bool:
-    """Whether the answer is yes; so it is without an answer, or where nobody can give one."""
+    """Whether the user answers yes; an empty answer, or no user to answer, means yes as well."""
     if not on_terminal():
         return True
     try:
@@ -42,12 +42,25 @@ def agreed(question: str) -> bool:
 
 
 def heading(number: int, todo: Sequence[Stage], stage: Stage) -> str:
-    """Before the commands of a stage; the first is number 1, after the look at the photos."""
+    """The line before the commands of a stage.
+
+    Args:
+        number: Number of the stage, from 1.
+        todo: All stages.
+        stage: The stage.
+    """
     return f"\nStep {number + STEPS_BEFORE} of {len(todo) + STEPS_BEFORE}: {stage.title}"
 
 
 def describe_plan(study: Study, network: Network, todo: Sequence[Stage], rehearsal: bool) -> str:
-    """What is going to be compared, with what."""
+    """The plan in words: what will be trained and compared.
+
+    Args:
+        study: The study.
+        network: Its classifier.
+        todo: All stages.
+        rehearsal: Whether the tiny diffusion model stands in for a real one.
+    """
     config = study.settings.config
     arms = [c.title for stage in todo for c in stage.commands if c.work.runs]
     counts = {study.num_images(method) for method in config.methods}
@@ -69,25 +82,32 @@ def describe_plan(study: Study, network: Network, todo: Sequence[Stage], rehears
     return "\n".join(lines)
 
 
-def describe_estimate(found: Estimate, work: Work, machine: Machine, num_jobs: int) -> str:
-    """Time and disk space that are still needed."""
+def describe_estimate(needed: Estimate, work: Work, machine: Machine, num_jobs: int) -> str:
+    """Time and disk space that are still needed, in words.
+
+    Args:
+        needed: The estimate.
+        work: The work that is left.
+        machine: The machine.
+        num_jobs: Number of processes that run side by side.
+    """
     if machine.gpus:
         place = f"{num_jobs} x {machine.gpus[0]}" if num_jobs > 1 else machine.gpus[0]
     else:
-        place = "the CPU; a GPU would be far quicker" if found.seconds > 3600 else "the CPU"
+        place = "the CPU; a GPU would be far quicker" if needed.seconds > 3600 else "the CPU"
     parts = []
     if work.images:
-        parts.append(f"{work.images:,.0f} images, {duration(found.generating)}")
+        parts.append(f"{work.images:,.0f} images, {duration(needed.generating)}")
     if work.runs:
-        parts.append(f"{work.runs:.0f} trainings, {duration(found.training)}")
+        parts.append(f"{work.runs:.0f} trainings, {duration(needed.training)}")
     return (
-        f"time: {duration(found.seconds)} on {place} ({'; '.join(parts)}); "
-        f"disk space: {max(found.gigabytes, 0.1):.1f} GB"
+        f"time: {duration(needed.seconds)} on {place} ({'; '.join(parts)}); "
+        f"disk space: {max(needed.gigabytes, 0.1):.1f} GB"
     )
 
 
 def describe_end(todo: Sequence[Stage], rehearsal: bool) -> str:
-    """What to do next."""
+    """The last lines: what the user may do next."""
     lines = [""]
     if rehearsal:
         lines.append(
@@ -100,7 +120,7 @@ def describe_end(todo: Sequence[Stage], rehearsal: bool) -> str:
 
 
 def best_run(todo: Sequence[Stage]) -> Path:
-    """The first run of the arm that is best on the test images, the mean of its runs counting."""
+    """The first run of the arm whose runs are, on average, best on the test images."""
 
     def accuracy(command: Command) -> float:
         results = (load_yaml(folder / "results.yaml").values for folder in command.folders)

@@ -3,8 +3,8 @@
     python -m expansion.study.worker
 
 A request is a JSON line on stdin: {"call": "expand:main", "arguments": [["-d", "digits", ...]]}.
-What the function prints goes to stdout; after it come MARK and a line with the JSON answer
-{"status": 0, "result": null}. A stop ends the process; so does the end of stdin.
+The function prints to stdout; after that come MARK and a line with the JSON answer
+{"status": 0, "result": null}. The process ends with stdin, or when a signal stopped a function.
 """
 
 from __future__ import annotations
@@ -21,22 +21,35 @@ from typing import Any
 from expansion.common.config import import_object
 from expansion.common.errors import run_command
 
-MARK = "\x1e"  # ASCII's separator of records
+MARK = "\x1e"  # record separator in ASCII
 
 
 def typed(name: str, arguments: Sequence[str]) -> list[str]:
-    """What one would type after `python` to run the function `main` of a module."""
+    """The words that a user would type after `python` to run the function `main` of a module.
+
+    Args:
+        name: The function, as "module:main".
+        arguments: Its command line.
+    """
     module = name.split(":")[0]
     return [*(["-m", module] if "." in module else [f"{module}.py"]), *arguments]
 
 
 def call(name: str, arguments: Sequence[Any]) -> tuple[int, Any]:
-    """(exit status, result) of a function, with errors and signals as an entry script has them."""
+    """Call a function with an entry script's treatment of errors and signals.
+
+    Args:
+        name: The function, as "module:function".
+        arguments: Its arguments.
+
+    Returns:
+        The exit status, and the result; None after an error.
+    """
     results = []
 
     def main() -> int | None:
         is_command = name.endswith(":main")
-        if is_command:  # what it notes as its command line
+        if is_command:  # for the command line that it writes down
             sys.orig_argv = ["python", *typed(name, arguments[0])]
             sys.argv = [name, *arguments[0]]
         results.append(import_object(name)(*arguments))
@@ -49,7 +62,7 @@ def call(name: str, arguments: Sequence[Any]) -> tuple[int, Any]:
 
 
 class _Terminal:
-    """A stream on which progress bars are shown: whoever reads the pipe draws them."""
+    """A stream that claims to be a terminal, so that progress bars are written into the pipe."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -76,9 +89,9 @@ def serve() -> None:
         sys.stdout.flush()
         if status > 128:
             break
-        gc.collect()  # a pipeline's parts refer to each other; on a GPU the next one needs the room
+        gc.collect()  # frees pipelines, whose parts refer to each other, for the next one on a GPU
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):  # a stop while it has nothing to do
+    with contextlib.suppress(KeyboardInterrupt):  # a signal while it has nothing to do
         serve()

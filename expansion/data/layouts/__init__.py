@@ -1,1 +1,1 @@
-"""From the name or folder that a user gives to the reader of its layout."""
+"""Finds the reader of a dataset's layout by the name or folder that a user gives."""

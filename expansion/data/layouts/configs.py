@@ -1,4 +1,10 @@
-"""The YAML files of `configs/datasets/`: what they may hold, and the readers that they name."""
+"""The YAML files of `configs/datasets/`: their fields, and the readers that they name.
+
+A new layout of files on disk needs a dataclass of its YAML fields and a function
+`(layout, root, name) -> Reader`, which raises InputError for missing or unclear files; a line in
+`READERS` makes them known. `expansion.data.readers.folders.Reader` says what a reader offers. The
+shortest way is to turn the files into rows and return `expansion.data.readers.rows.RowsReader`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +24,7 @@ from expansion.data.readers.folders import FolderLayout, FolderReader
 from expansion.data.readers.lists import ListLayout, read_lists
 from expansion.data.readers.mat import MatLayout, read_mat
 
-# Kind of reader -> the YAML fields of its layout, and what makes the reader.
+# Kind of reader -> the dataclass of its YAML fields, and the function or class that makes it.
 READERS = {
     "folder": (FolderLayout, FolderReader),
     "list": (ListLayout, read_lists),
@@ -26,14 +32,14 @@ READERS = {
     "arrays": (ArraysLayout, read_arrays),
     "digits": (FolderLayout, read_digits),
 }
-# What YAML makes of an unquoted 010, 1.0, no or 2024-01-01 where a name is meant.
+# Types that YAML gives to an unquoted 010, 1.0, no or 2024-01-01 where a name is meant.
 NO_TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp")}
 TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """Schema of `configs/datasets/<name>.yaml`, beside the fields of its reader's layout."""
+    """Fields of `configs/datasets/<name>.yaml`, to which the fields of its reader are added."""
 
     reader: str = option("folder", "layout on disk", choices=tuple(READERS))
     folder: str | None = option(None, "folder below the data folder; default: the dataset's name")
@@ -51,22 +57,29 @@ class DatasetConfig:
 
 
 def is_known(name: str) -> bool:
-    """Whether the name has a file of its own; no path, nor one too long for a file, has."""
+    """Whether `configs/datasets/` has a file for this name; a path is never known."""
     return os.sep not in name and os.path.isfile(yaml_path(name))
 
 
 def yaml_path(name: str) -> Path:
-    """Where the file of a dataset lies."""
+    """The YAML file of a dataset."""
     return CONFIG_DIR / "datasets" / f"{name}.yaml"
 
 
 def known_names() -> list[str]:
-    """Datasets with a file of their own."""
+    """Names of the datasets that have a YAML file, sorted."""
     return sorted(path.stem for path in (CONFIG_DIR / "datasets").glob("*.yaml"))
 
 
 def read_config(name: str) -> tuple[DatasetConfig, Any]:
-    """(settings, layout) of a dataset's file. Raises InputError for what is wrong in it."""
+    """Read a dataset's YAML file.
+
+    Returns:
+        Its settings, and the fields of its reader, an instance of the reader's dataclass.
+
+    Raises:
+        InputError: The file has faults.
+    """
     source = load_yaml(yaml_path(name))
     kind = source.values.get("reader", DatasetConfig.reader)
     if kind not in list(READERS):  # YAML may give a list, which a mapping cannot look up
@@ -80,28 +93,32 @@ def read_config(name: str) -> tuple[DatasetConfig, Any]:
 
 
 def _text_fields(config_class: type) -> dict[str, str]:
-    """Fields that hold one text or a list of texts -> which."""
+    """Field -> "scalar" or "sequence", for the fields that hold one text or a list of texts."""
     hints = typing.get_type_hints(config_class)
     kinds = {str: "scalar", str | None: "scalar", tuple[str, ...]: "sequence"}
     return {name: kinds[hint] for name, hint in hints.items() if hint in kinds}
 
 
 def _as_written(path: Path, texts: dict[str, str]) -> dict[str, Any]:
-    """The values of these fields with numbers, dates and booleans as the text that stands there.
+    """Read some fields of a YAML file with numbers, dates and booleans as the text that is written.
 
     `no: healthy` and `001: heron` are classes called "no" and "001", not false and 1.
+
+    Args:
+        path: The file.
+        texts: Field -> "scalar", "sequence" or "mapping", the kind of value it may hold.
     """
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         try:
             root = loader.get_single_node()
             pairs = root.value if isinstance(root, yaml.MappingNode) else []
-            found = {}
+            values = {}
             for key, value in pairs:
                 if isinstance(key, yaml.ScalarNode) and texts.get(key.value) == value.id:
                     _retag(path, key.value, value)
-                    found[key.value] = loader.construct_object(value, deep=True)
-            return found
+                    values[key.value] = loader.construct_object(value, deep=True)
+            return values
         finally:
             loader.dispose()
     except InputError:
@@ -111,7 +128,7 @@ def _as_written(path: Path, texts: dict[str, str]) -> dict[str, Any]:
 
 
 def _retag(path: Path, field: str, value: yaml.Node) -> None:
-    """Make unquoted numbers and the like texts; of keys, also null, as no other can be meant."""
+    """Turn unquoted numbers, dates and booleans into texts; also null, where it is a key."""
     if value.id != "mapping":
         keys, nodes = [], value.value if value.id == "sequence" else [value]
     else:

@@ -15,7 +15,13 @@ SPLITS = ("prior", "train", "test")
 
 
 def read_digits(layout: FolderLayout, root: Path, name: str) -> FolderReader:
-    """Reader of the digits; unpacks them first if need be."""
+    """Make the reader of the digits, after unpacking them if necessary.
+
+    Args:
+        layout: Fields of the YAML file.
+        root: Folder of the digits, made if it does not exist.
+        name: Name of the dataset.
+    """
     _unpack(root)
     # The embedded checkpoint was trained on prior/.
     return FolderReader(layout, root, name, known_folders=("prior",))

@@ -1,7 +1,7 @@
-"""Recognises the archives of `configs/datasets/` where they lie, by the files that they must have.
+"""Recognises the datasets of `configs/datasets/` by the files that they must have.
 
-A folder that is given by its path, and holds the lists, annotations or arrays of a known dataset,
-has an official split: it must not be split anew by chance.
+A folder that a user gives by its path may hold the lists, annotations or arrays of a known dataset.
+Then it has an official split, and must not be split at random.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from expansion.data.readers.split_folders import folders_by_split
 from expansion.data.splits import SplitOptions
 from expansion.images.file_trees import folders_in, holds_images
 
-# Format of arrays -> its first file, where the archive may have been unpacked to.
+# Format of arrays -> the places, below the dataset folder, where its first file may be.
 ARRAY_FILES: Mapping[str, tuple[str, ...]] = {
     "cifar10": ("data_batch_1", "cifar-10-batches-py/data_batch_1"),
     "cifar100": ("cifar-100-python/meta",),
@@ -41,7 +41,7 @@ ARRAY_FILES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Known:
-    """A dataset of `configs/datasets/`."""
+    """A dataset of `configs/datasets/`, with its settings and the fields of its reader."""
 
     name: str
     config: DatasetConfig
@@ -49,25 +49,25 @@ class Known:
 
     @property
     def has_split(self) -> bool:
-        """Whether its files tell which images are for testing."""
+        """Whether its own files say which images are for testing."""
         return not (isinstance(self.layout, SplitOptions) and self.layout.wanted)
 
 
 def recognise(root: Path) -> Known | None:
-    """The known dataset whose files lie in `root`.
+    """The known dataset whose files are in `root`; None if there is none.
 
     Raises:
-        InputError: It may be one of several, and the folder's name does not tell which.
+        InputError: Several datasets have such files, and the folder's name does not tell which.
     """
-    found = _candidates(root)
-    if len(found) < 2:
-        return found[0] if found else None
+    candidates = _candidates(root)
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
     own = _letters(root.name)
     for names in (lambda k: k.name, lambda k: Path(k.config.folder or k.name).name):
-        named = [known for known in found if _letters(names(known)) == own]
+        named = [known for known in candidates if _letters(names(known)) == own]
         if len(named) == 1:
             return named[0]
-    names = [known.name for known in found]
+    names = [known.name for known in candidates]
     raise InputError(
         f"{root} is laid out as {' and as '.join(names)}; to say which, rename it to "
         f"{names[0]} or {names[1]}"
@@ -75,10 +75,14 @@ def recognise(root: Path) -> Known | None:
 
 
 def known_around(root: Path) -> tuple[Path, list[Known]] | None:
-    """(folder, what it may be) where `root` is a part of a known dataset or has it inside."""
-    found = [known for known in _candidates(root.parent) if root.name in _image_folders(known)]
-    if found:
-        return root.parent, found
+    """A known dataset in the folder above or below `root`, where users give the wrong level.
+
+    Returns:
+        The dataset's folder and the datasets that it may be; None if there is none.
+    """
+    above = [known for known in _candidates(root.parent) if root.name in _image_folders(known)]
+    if above:
+        return root.parent, above
     for child in folders_in(root):
         if not holds_images(child) and _candidates(child):
             return child, _candidates(child)
@@ -91,14 +95,14 @@ def _candidates(root: Path) -> list[Known]:
 
 @functools.cache
 def _known(config_dir: Path) -> list[Known]:
-    """All datasets whose files can be read; a wrong file is told where its name is given."""
-    found = []
+    """All datasets whose YAML files are right; faults of others are told when they are named."""
+    datasets = []
     for name in known_names():
         try:
-            found.append(Known(name, *read_config(name)))
+            datasets.append(Known(name, *read_config(name)))
         except InputError:
             continue
-    return found
+    return datasets
 
 
 def _matches(known: Known, root: Path) -> bool:
@@ -106,7 +110,7 @@ def _matches(known: Known, root: Path) -> bool:
 
 
 def _has_lists(known: Known, root: Path) -> bool:
-    """All list files and the images' folder; of a pattern, at least one image."""
+    """Whether `root` has all list files and folders of images, or an image that fits a pattern."""
     layout: ListLayout = known.layout
     pattern = layout.images if layout.images and "*" in layout.images else None
     if pattern is not None:
@@ -141,7 +145,7 @@ def _has_arrays(known: Known, root: Path) -> bool:
 
 
 def _has_folders(known: Known, root: Path) -> bool:
-    """A folder or file that only this dataset has; else its own name with some of its classes."""
+    """Whether `root` has a folder or file that only this dataset has, or its name and classes."""
     layout: FolderLayout = known.layout
     if layout.single_folder != ".":
         return (root / layout.single_folder).is_dir() and not folders_by_split(root).get("train")
@@ -164,7 +168,7 @@ MARKS: Mapping[type, Callable[[Known, Path], bool]] = {
 
 
 def _image_folders(known: Known) -> set[str]:
-    """First folders of the paths of its images."""
+    """Names of the folders, directly in the dataset folder, that hold its images."""
     layout = known.layout
     if isinstance(layout, ListLayout):
         pattern = layout.images if layout.images and "*" in layout.images else ""

@@ -1,7 +1,7 @@
-"""metadata.jsonl or metadata.csv in a dataset's folder, or one in each split folder.
+"""Finds metadata.jsonl or metadata.csv in a dataset's folder or in each of its split folders.
 
-This is the layout of Hugging Face's `imagefolder`. A file with a column `label` wins over the names
-of folders; one without is not used.
+This is the layout of Hugging Face's `imagefolder`. If the file has a column `label`, that gives the
+classes, and not the names of folders; a file without this column is not used.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from expansion.data.readers.split_folders import TESTING, folders_by_split, has_
 from expansion.images.file_trees import folders_in, holds_images
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
-EXPANDED = "expansion.yaml"  # see `writer.py`
+EXPANDED = "expansion.yaml"  # lies in every expanded set
 UNREAD = ("metadata.parquet", "metadata.tsv", "metadata.json", "metadata.xlsx")
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Which metadata files are used.
+    """How metadata files are used.
 
     Attributes:
-        layout: How they are read; None where the folder names are the classes.
-        remarks: What was chosen.
+        layout: How they are read; None if the names of folders are the classes.
+        remarks: Lines on the choice.
     """
 
     layout: ListLayout | None = None
@@ -36,11 +36,12 @@ class Metadata:
 
 
 def find_metadata(root: Path) -> Metadata:
-    """Decide between metadata files and folder names.
+    """Decide whether metadata files or the names of folders give the classes.
 
     Raises:
-        InputError: Several files tell the labels, or those of one split only.
+        InputError: Several files give labels, or a file gives those of one split only.
     """
+    # The files in the dataset folder and in its split folders.
     own = _only(root)
     splits = {
         split: [path for path in paths if path.is_dir()]
@@ -49,6 +50,7 @@ def find_metadata(root: Path) -> Metadata:
     }
     inner = {split: file for split, paths in splits.items() for file in map(_only, paths) if file}
     labelled = {split: file for split, file in inner.items() if _tells_labels(file)}
+    # A file for all splits, or one in each of them.
     names = _class_names(root, splits)
     if own is not None and (_tells_labels(own) or not (names or inner)):
         require(
@@ -59,6 +61,7 @@ def find_metadata(root: Path) -> Metadata:
         return Metadata(layout, _chosen(own.name, names))
     if labelled or (inner and not names):
         return _per_split(root, splits, inner, names)
+    # Neither: the folders are the classes, and the files are only mentioned.
     unused = [file for file in (own, *inner.values()) if file]
     remarks = [
         f"{_below(root, [file])} has no column 'label' and is not used; the classes are the names "
@@ -79,7 +82,7 @@ def _per_split(
     inner: dict[str, Path],
     names: Sequence[str],
 ) -> Metadata:
-    """One file in each split folder, with paths that are relative to that folder."""
+    """The layout with a file in each split folder, whose paths are relative to that folder."""
     for paths in splits.values():
         twins = shown(f"{path.name}/" for path in paths)
         require(len(paths) == 1, f"{root}: {twins} mean the same split; merge them")
@@ -105,23 +108,27 @@ def _per_split(
 
 
 def _only(folder: Path) -> Path | None:
-    """The metadata file of a folder. Raises InputError if there are two, or it is our own."""
+    """The metadata file of a folder; None if it has none.
+
+    Raises:
+        InputError: There are two, or the folder holds an expanded set of this project.
+    """
     require(
         not (folder / EXPANDED).is_file(),
         f"{folder} holds an expanded set of this project ({EXPANDED}); its images are no real "
         "ones: move them out of the dataset",
     )
-    found = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
+    files = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
     require(
-        len(found) < 2,
-        f"{folder} holds {' and '.join(path.name for path in found)}; remove the one that does not "
+        len(files) < 2,
+        f"{folder} holds {' and '.join(path.name for path in files)}; remove the one that does not "
         "count",
     )
-    return found[0] if found else None
+    return files[0] if files else None
 
 
 def _tells_labels(file: Path) -> bool:
-    """Whether its first row has a column `label`; its reader refuses what is no such file."""
+    """Whether a metadata file has a column `label`; damage is left for its reader to report."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             first = next((line for line in map(str.strip, lines) if line), "")
@@ -131,12 +138,12 @@ def _tells_labels(file: Path) -> bool:
             columns = next(csv.reader([first.replace(";", ",").replace("\t", ",")]), [])
     except (csv.Error, *JSON_ERRORS):  # a UnicodeDecodeError is a ValueError, as JSON's are
         return True
-    found = columns if isinstance(columns, dict | list) else []
-    return "label" in {str(column).strip().casefold() for column in found}
+    names = columns if isinstance(columns, dict | list) else []
+    return "label" in {str(name).strip().casefold() for name in names}
 
 
 def _class_names(root: Path, splits: dict[str, list[Path]]) -> list[str]:
-    """Names of folders that would be classes, were there no metadata."""
+    """Names of the folders that would be the classes if there were no metadata."""
     if splits.get("train"):
         return [
             p.name for train in splits["train"] if has_classes(train) for p in folders_in(train)

@@ -1,4 +1,4 @@
-"""From the name or folder that a user gives to the settings, the layout and the folder to read."""
+"""Finds settings, layout and folder of a dataset by the name or folder that a user gives."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from expansion.data.readers.split_folders import folders_by_split, refuse_a_part
 
 @dataclass(frozen=True)
 class Layout:
-    """How a dataset is read.
+    """How and where a dataset is read.
 
     Attributes:
-        fields: The YAML fields of its reader.
+        config: Its settings.
+        fields: The YAML fields of its reader, an instance of the reader's dataclass.
+        root: Its folder.
         title: What folders of results call it.
-        remarks: What was chosen, beside other possibilities.
+        remarks: Lines on choices between several possibilities.
     """
 
     config: DatasetConfig
@@ -34,10 +36,14 @@ class Layout:
 
 
 def find_layout(name: str, data_dir: Path) -> Layout:
-    """The layout of a dataset by its name or folder; reads no images.
+    """Find the layout of a dataset; reads no images.
+
+    Args:
+        name: A name from `configs/datasets/`, a folder below `data_dir`, or a path to a folder.
+        data_dir: Folder of the named datasets.
 
     Raises:
-        InputError: No such dataset, or a folder that may be read in several ways.
+        InputError: There is no such dataset, or its folder may be read in several ways.
     """
     name = home_expanded(name)
     if is_known(name):
@@ -46,9 +52,9 @@ def find_layout(name: str, data_dir: Path) -> Layout:
         return Layout(config, fields, root, name, _other_place(name, Path(name), root))
     places = [place for place in (Path(name), data_dir / name) if os.path.isdir(place)]
     if places:
-        found = _folder_layout(places[0].resolve())
+        layout = _folder_layout(places[0].resolve())
         remarks = _other_place(name, places[-1], places[0])
-        return replace(found, remarks=remarks + found.remarks)
+        return replace(layout, remarks=remarks + layout.remarks)
     if os.sep in name:
         raise InputError(
             f"dataset folder {name} does not exist; expected train/<class>/*.jpg in it"
@@ -58,12 +64,14 @@ def find_layout(name: str, data_dir: Path) -> Layout:
 
 
 def _folder_layout(root: Path) -> Layout:
-    """Metadata with labels, else a known archive, else class folders."""
+    """The layout of a folder: metadata with labels, else a known dataset, else class folders."""
     refuse_a_part(root)
+    # Metadata files with labels.
     metadata = find_metadata(root)
     if metadata.layout is not None:
         config = DatasetConfig(reader="list")
         return Layout(config, metadata.layout, root, root.name, metadata.remarks)
+    # The files of a known dataset, in this folder or, by mistake, above or below it.
     known = recognise(root)
     if known is not None:
         use = (
@@ -74,10 +82,10 @@ def _folder_layout(root: Path) -> Layout:
     remarks = metadata.remarks
     around = None if folders_by_split(root).get("train") else known_around(root)
     if around is not None:
-        place, found = around
-        names = shown(known.name for known in found)
+        place, candidates = around
+        names = shown(known.name for known in candidates)
         require(
-            place == root.parent and not found[0].has_split,
+            place == root.parent and not candidates[0].has_split,
             f"{root} is no dataset of its own, {place} is {names}: give {place}",
         )
         remarks += (f"{root.name}/ is a part of {names}, which is split otherwise: give {place}",)
@@ -85,7 +93,7 @@ def _folder_layout(root: Path) -> Layout:
 
 
 def _other_place(name: str, other: Path, used: Path) -> tuple[str, ...]:
-    """A remark where another folder bears the name, too."""
+    """A remark if `other` is another folder of the same name as the one that is used."""
     if not os.path.isdir(other) or (os.path.isdir(used) and os.path.samefile(other, used)):
         return ()
     path = other if other.is_absolute() or os.sep in str(other) else f".{os.sep}{other}"

@@ -1,4 +1,4 @@
-"""Images that lie in a dataset's folder and are not used: found = used + ignored."""
+"""Lists images in a dataset's folder that are not used, so that none is missed unnoticed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from expansion.data.readers.class_folders import CONVERTIBLE, counted
 from expansion.data.readers.split_folders import split_of
 from expansion.images.file_trees import walk
 
-# What describes images, and lies beside their folders rather than among them.
+# Suffixes of files that describe images; these lie beside the images' folders.
 TEXT_SUFFIXES = frozenset(
     ".txt .json .jsonl .csv .tsv .xml .yaml .yml .md .html .log .parquet".split()
 )
-Parts = tuple[str, ...]  # of a path below the dataset's folder
-MOST_FOLDERS = 5  # that are named one by one
+Parts = tuple[str, ...]  # names of the folders in a path below the dataset's folder
+MOST_FOLDERS = 5  # number of folders that are named one by one
 
 
 def unused_remarks(root: Path, used: Iterable[Path], known: Collection[str] = ()) -> list[str]:
-    """One line for each folder or kind of file that is not used.
+    """A line for each folder or kind of file that is not used.
 
     Args:
         root: The dataset's folder.
         used: Paths of the training and test images, below it.
         known: Names of folders in it that have another use.
     """
+    # Count the unused images: in folders that are not used at all, and beside used images.
     tree, used = walk(root), set(used)
     parents = {path.relative_to(root).parts for path in {path.parent for path in used}}
     trunk = {parts[:depth] for parts in parents for depth in range(len(parts) + 1)}
@@ -39,6 +40,7 @@ def unused_remarks(root: Path, used: Iterable[Path], known: Collection[str] = ()
         tops = (parts[:depth] for depth in range(1, len(parts) + 1))
         top = next((top for top in tops if top not in trunk), None)
         (partly if top is None else whole)[parts if top is None else top] += count
+    # Say so, the largest units first.
     litter = {folder.relative_to(root).parts: count for folder, count in tree.litter.items()}
     lines = _folder_lines(root, {**whole, **litter})
     lines += [f"ignored: {_images(n)} in {_title(parts)}" for parts, n in sorted(partly.items())]
@@ -50,8 +52,8 @@ def unused_remarks(root: Path, used: Iterable[Path], known: Collection[str] = ()
         lines.append(f"not followed, as they lead back: the links {names}")
     num_ignored = sum(whole.values()) + sum(partly.values()) + sum(litter.values())
     if num_ignored:
-        found = len(used) + num_ignored
-        lines.append(f"images: {found} found = {len(used)} used + {num_ignored} ignored")
+        num_images = len(used) + num_ignored
+        lines.append(f"images: {num_images} found = {len(used)} used + {num_ignored} ignored")
     return lines
 
 
@@ -72,11 +74,13 @@ def _folder_lines(root: Path, folders: dict[Parts, int]) -> list[str]:
 def _may_be_missed(
     root: Path, path: Path, parents: Collection[Parts], trunk: Collection[Parts]
 ) -> bool:
-    """Whether a file that is not read may be an image that somebody misses.
+    """Whether a file that is not read may be an image that its owner expects to be used.
 
     Args:
+        root: The dataset's folder.
+        path: The file.
         parents: Folders that hold used images.
-        trunk: These and all above them.
+        trunk: These folders and all above them.
     """
     parts, suffix = path.parent.relative_to(root).parts, path.suffix.lower()
     if len(parts) < 2 and suffix in TEXT_SUFFIXES:

@@ -1,6 +1,6 @@
-"""The official array files: CIFAR batches, IDX (MNIST), STL-10 binaries and MedMNIST npz.
+"""Reads official array files: CIFAR batches, IDX (MNIST), STL-10 binaries and MedMNIST npz.
 
-Pickled files are read by an unpickler that makes nothing but arrays and plain values.
+Pickled files are read by an unpickler that makes only arrays and plain values.
 """
 
 from __future__ import annotations
@@ -20,24 +20,27 @@ import numpy as np
 from expansion.common.errors import InputError, brief, require, shown
 from expansion.common.texts import class_text
 
-# What can go wrong in a file that is cut off or no such file.
+# Errors that a file raises which is cut off or of another kind.
 DAMAGE = (
     OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
     UnicodeDecodeError, OverflowError, MemoryError, RecursionError, NotImplementedError,
     ImportError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-LARGEST_ARRAYS = 4 << 30  # bytes; a small file can claim, or unpack to, any number
-LARGEST_CLASS = 2**31  # a larger number is no class
+LARGEST_ARRAYS = 4 << 30  # bytes; a small file can claim, or unpack to, any number of them
+LARGEST_CLASS = 2**31  # a larger number cannot be meant as a class
 IDX_UINT8 = 8  # the third byte of an IDX file
 STL10_SIDE = 96
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Split -> (images, labels), and the class names in label order if the files hold them.
+    """The content of array files.
 
-    Images are (N, H, W) or (N, H, W, C) uint8; labels are (N,) from 0, or None. `remarks` say what
-    of the files is not used.
+    Attributes:
+        splits: Split -> (images, labels). Images are (N, H, W) or (N, H, W, C) uint8; labels are
+            (N,) from 0, or None.
+        class_names: Names of the classes in label order, if the files hold them.
+        remarks: Lines on parts of the files that are not used.
     """
 
     splits: Mapping[str, tuple[np.ndarray, np.ndarray | None]]
@@ -47,35 +50,36 @@ class Arrays:
 
 @dataclass(frozen=True)
 class ArrayFiles:
-    """The files of a dataset: in its folder or up to two folders deeper.
+    """Finds the files of a dataset, in its folder or up to two folders deeper.
 
     Attributes:
-        name: Of the npz file, where the format has only one.
+        root: The dataset's folder.
+        name: Name of the npz file, for the format that has only this one.
     """
 
     root: Path
     name: str | None = None
 
     def find(self, *names: str) -> Path:
-        """The file of the first of these names that there is.
+        """The file with the first of these names that exists.
 
         Raises:
-            InputError: There is none, or there are several of one name.
+            InputError: None of them exists, or one exists in several folders.
         """
         for name in names:
             for pattern in (name, f"*/{name}", f"*/*/{name}"):
-                found = sorted(p for p in self.root.glob(pattern) if p.is_file())
-                places = shown(p.relative_to(self.root).as_posix() for p in found)
-                require(len(found) < 2, f"{self.root} holds {name} twice: {places}; remove one")
-                if found:
-                    return found[0]
+                files = sorted(p for p in self.root.glob(pattern) if p.is_file())
+                places = shown(p.relative_to(self.root).as_posix() for p in files)
+                require(len(files) < 2, f"{self.root} holds {name} twice: {places}; remove one")
+                if files:
+                    return files[0]
         raise InputError(
             f"{self.root} has no {' or '.join(names)}; INSTALL.md shows the expected layout"
         )
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Makes arrays, bytes and plain containers; refuses every other object."""
+    """An unpickler that makes arrays, bytes and plain containers, and refuses all other objects."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
@@ -97,18 +101,19 @@ def _latin1_bytes(text: str, encoding: str) -> bytes:
 
 
 def load_pickle(path: Path) -> dict[str, Any]:
-    """A pickled dictionary of Python 2 or 3, without running what it may contain."""
+    """Read a pickled dictionary of Python 2 or 3, without running code that it may contain."""
     try:
         with path.open("rb") as file:
-            found = PlainUnpickler(file, encoding="latin1").load()
+            content = PlainUnpickler(file, encoding="latin1").load()
     except DAMAGE as error:
         raise InputError(f"cannot read {path}: {error}; download it again") from error
-    require(isinstance(found, dict), f"{path}: expected a dictionary, got {type(found).__name__}")
-    return {_word(path, key): value for key, value in found.items()}
+    is_dict = isinstance(content, dict)
+    require(is_dict, f"{path}: expected a dictionary, got {type(content).__name__}")
+    return {_word(path, key): value for key, value in content.items()}
 
 
 def read_cifar10(files: ArrayFiles) -> Arrays:
-    """Batches `data_batch_1` to `_5` and `test_batch`, names in `batches.meta`."""
+    """Read CIFAR-10: `data_batch_1` to `_5`, `test_batch`, and class names in `batches.meta`."""
     paths = [files.find(f"data_batch_{i}") for i in range(1, 6)]
     parts = [_cifar_batch(path, "labels") for path in paths]
     train = tuple(np.concatenate(arrays) for arrays in zip(*parts))
@@ -120,7 +125,7 @@ def read_cifar10(files: ArrayFiles) -> Arrays:
 
 
 def read_cifar100(files: ArrayFiles) -> Arrays:
-    """`cifar-100-python/{train,test,meta}` with the 100 fine labels."""
+    """Read CIFAR-100 with its 100 fine labels: `cifar-100-python/{train,test,meta}`."""
     folder = files.find("cifar-100-python/meta").parent
     splits = {
         split: _cifar_batch(ArrayFiles(folder).find(split), "fine_labels")
@@ -130,7 +135,7 @@ def read_cifar100(files: ArrayFiles) -> Arrays:
 
 
 def read_idx(files: ArrayFiles) -> Arrays:
-    """The four IDX files of MNIST and its likes, plain or gzipped."""
+    """Read the four IDX files of MNIST and similar datasets, plain or gzipped."""
     splits = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images, labels = (
@@ -145,9 +150,10 @@ def read_idx(files: ArrayFiles) -> Arrays:
 
 
 def read_stl10(files: ArrayFiles) -> Arrays:
-    """`{train,test}_{X,y}.bin` and, if there, `unlabeled_X.bin`; labels 1 to 10.
+    """Read STL-10: `{train,test}_{X,y}.bin` and, if it exists, `unlabeled_X.bin`.
 
-    The pixels of an image are stored by channel and, within it, column by column.
+    The files number the classes from 1. They store an image channel by channel, and each channel
+    column by column.
     """
     folder = files.find("train_X.bin").parent
     place = ArrayFiles(folder)
@@ -162,18 +168,18 @@ def read_stl10(files: ArrayFiles) -> Arrays:
 
 
 def read_npz(files: ArrayFiles) -> Arrays:
-    """`{train,test}_{images,labels}` of one npz file (MedMNIST); its val split is only remarked."""
+    """Read an npz file of MedMNIST: `{train,test}_{images,labels}`; its val split is not used."""
     require(files.name is not None, f"{files.root}: the YAML file names no npz file")
     path = files.find(files.name)
     try:
         with zipfile.ZipFile(path) as archive:
             _check_size(path, sum(member.file_size for member in archive.infolist()))
-        with np.load(path, allow_pickle=False) as found:
+        with np.load(path, allow_pickle=False) as arrays:
             splits = {
-                split: (found[f"{split}_images"], class_numbers(path, found[f"{split}_labels"]))
+                split: (arrays[f"{split}_images"], class_numbers(path, arrays[f"{split}_labels"]))
                 for split in ("train", "test")
             }
-            remarks = _unused_arrays(path.name, found, tuple(splits))
+            remarks = _unused_arrays(path.name, arrays, tuple(splits))
     except InputError:
         raise
     except DAMAGE as error:
@@ -182,12 +188,12 @@ def read_npz(files: ArrayFiles) -> Arrays:
 
 
 def _unused_arrays(
-    name: str, found: Mapping[str, np.ndarray], splits: Sequence[str]
+    name: str, arrays: Mapping[str, np.ndarray], splits: Sequence[str]
 ) -> tuple[str, ...]:
     """Remarks on the further splits and arrays of an npz file."""
-    others = [key for key in found if not key.startswith(tuple(f"{s}_" for s in splits))]
+    others = [key for key in arrays if not key.startswith(tuple(f"{s}_" for s in splits))]
     counts = {
-        key.removesuffix("_images"): len(found[key.removesuffix("_images") + "_labels"])
+        key.removesuffix("_images"): len(arrays[key.removesuffix("_images") + "_labels"])
         for key in others
         if key.endswith("_images") and key.removesuffix("_images") + "_labels" in others
     }
@@ -197,10 +203,14 @@ def _unused_arrays(
 
 
 def class_numbers(place: Path, labels: np.ndarray) -> np.ndarray:
-    """(N,) or (N, 1) class numbers of any numeric type as (N,) int64.
+    """Convert class numbers to (N,) int64.
+
+    Args:
+        place: Where they come from, for the error.
+        labels: (N,) or (N, 1), of any numeric type.
 
     Raises:
-        InputError: Several labels per image, or what is no whole number: 0.5, NaN, a boolean.
+        InputError: An image has several labels, or one that is no whole number.
     """
     flat = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
     require(flat, f"{place}: labels of shape {labels.shape}; only one label per image can be used")
@@ -230,7 +240,10 @@ FORMATS: Mapping[str, Callable[[ArrayFiles], Arrays]] = {
 
 
 def _cifar_batch(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 32, 32, 3) images and (N,) labels; rows hold 1,024 red, green and blue values."""
+    """Read a batch of CIFAR: images (N, 32, 32, 3) and labels (N,).
+
+    Each row of the file holds 1,024 red, then as many green and blue values.
+    """
     batch = load_pickle(path)
     pixels, labels = batch.get("data"), batch.get(key)
     fits = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
@@ -255,7 +268,7 @@ def _text(place: Path, names: Any) -> tuple[str, ...]:
 
 
 def _word(place: Path, name: Any) -> str:
-    """A key or a class name as text; Python 2 wrote it as bytes."""
+    """A key or a class name as text; files of Python 2 hold it as bytes."""
     require(isinstance(name, str | bytes), f"{place}: expected text, got {brief(name)}")
     return name if isinstance(name, str) else name.decode("utf-8", "replace")
 
@@ -269,7 +282,7 @@ def _check_size(path: Path, num_bytes: int) -> None:
 
 
 def _idx(path: Path) -> np.ndarray:
-    """An IDX file of unsigned bytes: header 0 0 8 <dimensions>, then big-endian sizes."""
+    """Read an IDX file of unsigned bytes: header 0 0 8 <dimensions>, big-endian sizes, values."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             start = file.read(4)
@@ -278,7 +291,7 @@ def _idx(path: Path) -> np.ndarray:
             sizes = file.read(4 * dims)
             shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4)]
             _check_size(path, math.prod(shape))
-            # One byte more than there should be, so that too many are noticed.
+            # Ask for one byte more than there should be, to notice a file that is too long.
             values = np.frombuffer(file.read(math.prod(shape) + 1), dtype=np.uint8)
     except InputError:
         raise
@@ -293,7 +306,7 @@ def _idx(path: Path) -> np.ndarray:
 
 
 def _stl10_images(path: Path) -> np.ndarray:
-    """(N, 96, 96, 3), mapped from the file: the unlabelled part is 2.6 GB."""
+    """Images (N, 96, 96, 3), mapped from the file, since the unlabelled part has 2.6 GB."""
     size = 3 * STL10_SIDE**2
     length = path.stat().st_size
     require(

@@ -1,8 +1,8 @@
-"""Datasets that come as arrays, unpacked once to PNG files that the folder reader reads.
+"""Reader of datasets that come as arrays: they are unpacked once to folders of PNG files.
 
 <root>/{train,test}/<class folder>/<index>.png
 <root>/unlabeled/<thousand>/<index>.png
-<root>/unpacked.json   settings, and number, name and folder of every class; written first
+<root>/unpacked.json   settings, and number, name and folder of every class; written before them
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ class UnpackedReader(FolderReader):
     """Reader of unpacked folders.
 
     Args:
-        told: What was not unpacked, a line each.
+        root: The dataset's folder.
+        name: Name of the dataset.
+        folders: Class -> its folder, in label order; None if `unpacked.json` does not exist.
+        known_folders: Names of folders in `root` whose images have another use.
+        told: Lines on parts of the arrays that were not unpacked.
     """
 
     def __init__(
@@ -74,32 +78,37 @@ class UnpackedReader(FolderReader):
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:
-        """What is not used, a line each."""
+        """Lines on choices that were made, and on files and arrays that are not used."""
         return (*super().remarks, *self._told)
 
 
 def read_arrays(layout: ArraysLayout, root: Path, name: str) -> FolderReader:
-    """Reader of the unpacked folders; unpacks them first if need be.
+    """Make the reader of a dataset of arrays, after unpacking them if necessary.
+
+    Args:
+        layout: Fields of the YAML file.
+        root: The dataset's folder.
+        name: Name of the dataset.
 
     Raises:
-        InputError: Array files missing, damaged, or unpacked before with other settings.
+        InputError: Array files are missing or damaged, or were unpacked with other settings.
     """
     require_root(root)
     if not (root / "train").is_dir():
         _unpack(layout, root)
     folders, told = None, []
     if (root / UNPACKED).is_file():  # else folders that somebody else unpacked
-        found = read_json(root / UNPACKED, dict)
+        description = read_json(root / UNPACKED, dict)
         wanted = _settings(layout)
-        described = found.get("settings")
+        described = description.get("settings")
         used = {key: described.get(key) for key in wanted} if isinstance(described, dict) else {}
         require(
             used == wanted,
             f"{root} was unpacked with other settings ({brief(used)} there, {wanted} "
             f"now); remove {UNPACKED} and the folders train and test to unpack again",
         )
-        folders = _described_folders(root, found.get("classes"))
-        told = found.get("remarks", [])
+        folders = _described_folders(root, description.get("classes"))
+        told = description.get("remarks", [])
         is_list = isinstance(told, list) and all(isinstance(line, str) for line in told)
         require(is_list, f"{root / UNPACKED}: remarks are no list of text; remove them")
     known = [layout.train_archive] if layout.train_archive else []
@@ -120,7 +129,12 @@ def _described_folders(root: Path, rows: Any) -> dict[str, str]:
 
 @contextmanager
 def partial_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A temporary folder in `parent` whose content is to be renamed; removed at the end."""
+    """A temporary folder in `parent`, whose content is to be renamed; it is removed at the end.
+
+    Args:
+        parent: Is made if it does not exist.
+        name: Part of the folder's name.
+    """
     parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
     try:
@@ -131,7 +145,7 @@ def partial_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def move_whole(folder: Path, target: Path) -> None:
-    """Rename a finished folder; another process that was first wins."""
+    """Rename a finished folder, unless another process has put one in its place already."""
     try:
         folder.rename(target)
     except OSError:
@@ -140,14 +154,15 @@ def move_whole(folder: Path, target: Path) -> None:
 
 
 def _settings(layout: ArraysLayout) -> dict[str, Any]:
-    """What decides the unpacked images; tuples as lists, as JSON has them."""
+    """The settings that decide the unpacked images, in the form that JSON gives back."""
     return json.loads(json.dumps(asdict(layout)))
 
 
 def _unpack(layout: ArraysLayout, root: Path) -> None:
-    """Write all splits; the training folder comes last and marks the end."""
-    found = FORMATS[layout.format](ArrayFiles(root, layout.file))
-    names = found.class_names or tuple(
+    """Write the images of all splits; the training folder comes last and marks the end."""
+    # Read the arrays, and decide on the folders of the classes.
+    arrays = FORMATS[layout.format](ArrayFiles(root, layout.file))
+    names = arrays.class_names or tuple(
         class_text(f"{root}: classes of the YAML file", name) for name in layout.classes
     )
     require(bool(names), f"{root}: the files hold no class names; give classes in the YAML file")
@@ -157,9 +172,10 @@ def _unpack(layout: ArraysLayout, root: Path) -> None:
     archive = root / layout.train_archive if layout.train_archive else None
     archive = archive if archive and archive.is_dir() else None
     settings = {**_settings(layout), "archive_used": archive is not None}
-    remarks = list(found.remarks)
+    remarks = list(arrays.remarks)
+    # Write each split to a temporary folder: all images, a seeded choice, or those of an archive.
     with partial_folder(root, "unpacking") as partial:
-        for split, (images, labels) in found.splits.items():
+        for split, (images, labels) in arrays.splits.items():
             _check(root, split, images, labels, len(names))
             logger.info("%s: unpacking %d %s images, once", root, len(images), split)
             indices: Sequence[int] = range(len(images))
@@ -176,16 +192,17 @@ def _unpack(layout: ArraysLayout, root: Path) -> None:
             else:
                 places = [folders[names[labels[index]]] for index in indices]
                 _write(images, indices, places, partial / split)
+        # Describe them, then move them into place.
         described = {"settings": settings, "classes": classes, "remarks": remarks}
         write_atomic(root / UNPACKED, json.dumps(described, indent=1) + "\n")
-        for split in sorted(found.splits, key=lambda split: split == "train"):
+        for split in sorted(arrays.splits, key=lambda split: split == "train"):
             move_whole(partial / split, root / split)
 
 
 def _check(
     root: Path, split: str, images: np.ndarray, labels: np.ndarray | None, num_classes: int
 ) -> None:
-    """Refuse what are no 8-bit images, or labels that do not belong to them."""
+    """Raise InputError for arrays that are no 8-bit images, or labels that do not fit them."""
     is_image = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
     require(
         is_image and images.dtype == np.uint8 and len(images) > 0,
@@ -207,7 +224,7 @@ def _check(
 
 
 def _seeded(labels: np.ndarray, names: Sequence[str], count: int, seed: int) -> list[int]:
-    """Indices of `count` images of each class, by a hash of seed and index; sorted."""
+    """Choose `count` images of each class by a hash of seed and index; returns sorted indices."""
     kept: list[int] = []
     for label, name in enumerate(names):
         members = np.flatnonzero(labels == label).tolist()
@@ -225,7 +242,7 @@ def _left_out(num_images: int, kept: Sequence[int], per_class: int) -> str:
 
 
 def _write(images: np.ndarray, indices: Sequence[int], places: Sequence[str], target: Path) -> None:
-    """Save the images of these indices, each in its folder below `target`."""
+    """Save the images of some indices, each in its own of the folders `places` below `target`."""
     for place in sorted(set(places)):
         (target / place).mkdir(parents=True)
     for index, place in zip(indices, places):
@@ -235,7 +252,7 @@ def _write(images: np.ndarray, indices: Sequence[int], places: Sequence[str], ta
 
 
 def _copy_archive(archive: Path, folders: Mapping[str, str], target: Path) -> None:
-    """Copy the images of an archive's class folders to the class folders here."""
+    """Copy the images of an archive's class folders to the folders of these classes in `target`."""
     present = sorted(p.name for p in archive.iterdir() if p.is_dir() and p.name[0] != ".")
     odd = sorted(set(present) ^ set(folders))
     require(

@@ -1,4 +1,4 @@
-"""What class folders must look like, and what lies where they do and is none."""
+"""Checks of class folders: they must hold images, and be no splits, masks or wrappers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from expansion.common.errors import require, shown
 from expansion.data.readers.split_folders import TESTING, folders_by_split, hints_at_split
 from expansion.images.file_trees import folders_in, holds_images, walk
 
-# Pictures beside what was drawn on them: segmentation, detection.
+# Names of the folders of datasets for segmentation or detection: pictures, and drawings on them.
 PICTURES = frozenset(
     "image images img imgs jpegimages jpgs photo photos picture pictures original originals".split()
 )
@@ -20,7 +20,7 @@ ANNOTATIONS = frozenset(
     "groundtruth ground_truth gt trimap trimaps bbox bboxes boxes".split()
 )
 
-# Photographs of formats that need other programs: telephones, cameras.
+# Suffixes of photographs that other programs must convert first, from telephones and cameras.
 CONVERTIBLE = frozenset(
     ".heic .heif .hif .jxl .raw .dng .cr2 .cr3 .nef .arw .orf .raf .rw2 .psd .svg".split()
 )
@@ -29,16 +29,20 @@ CONVERTIBLE = frozenset(
 def check_class_folders(
     root: Path, parent: Path, names: Sequence[str], sub_folders: bool
 ) -> list[str]:
-    """Refuse folders in `parent` that are no classes; remarks on those whose images lie deeper.
+    """Check folders that are to be taken for classes.
 
     Args:
         root: The dataset's folder.
-        names: What would be the class folders.
+        parent: The folder that holds them.
+        names: Their names.
         sub_folders: A class may hold its images in several sub-folders and none directly.
 
+    Returns:
+        Remarks on classes whose images are in sub-folders.
+
     Raises:
-        InputError: They are splits, pictures and masks, a wrapper of the real class folders, or
-            classes of classes.
+        InputError: The folders are splits, pictures and masks, a wrapper of the real class folders,
+            or hold classes themselves.
     """
     _refuse_splits(parent, names)
     _refuse_wrapper(root, parent, names)
@@ -63,7 +67,7 @@ def check_class_folders(
 
 
 def images_of_class(folder: Path) -> list[Path]:
-    """Images of a class folder, at any depth, sorted.
+    """The images of a class folder, at any depth, sorted.
 
     Raises:
         InputError: There are none, or links lead nowhere.
@@ -79,7 +83,7 @@ def images_of_class(folder: Path) -> list[Path]:
 
 
 def counted(files: Iterable[Path]) -> str:
-    """Files by suffix, the commonest first: '3 .heic (convert them to JPEG), 1 without suffix'."""
+    """Count files by suffix: '3 .heic (convert to JPEG or PNG), 1 without suffix'."""
     suffixes = [path.suffix.lower() for path in files]
     counts = sorted(Counter(suffixes).items(), key=lambda pair: (-pair[1], pair[0]))
     return ", ".join(
@@ -90,7 +94,7 @@ def counted(files: Iterable[Path]) -> str:
 
 
 def refuse_dangling(folder: Path) -> None:
-    """Raise InputError for links in `folder` that should be class folders and lead nowhere."""
+    """Raise InputError for links in `folder` that lead nowhere, as a lost class folder would."""
     links = [path for path in folder.iterdir() if path.is_symlink() and not os.path.exists(path)]
     _refuse_links(folder, sorted(path for path in links if not path.name.startswith(".")))
 
@@ -116,7 +120,7 @@ def _refuse_annotations(parent: Path, names: Sequence[str]) -> None:
 
 
 def _refuse_splits(parent: Path, names: Sequence[str]) -> None:
-    """Folders that hold splits themselves, or are splits of names that are not understood."""
+    """Refuse folders that hold splits, or that look like splits with unusual names."""
     for name in names:
         inner = folders_by_split(parent / name)
         tests = [path.name for split in TESTING for path in inner.get(split, ())]
@@ -132,16 +136,16 @@ def _refuse_splits(parent: Path, names: Sequence[str]) -> None:
         split, rest = hints_at_split(name)
         if split in ("train", *TESTING):
             rests.setdefault(rest, {})[split] = f"{name}/"
-    for found in rests.values():
+    for folders in rests.values():
         require(
-            not ("train" in found and len(found) > 1),
-            f"{parent}: {shown(found.values())} look like splits, no classes; rename them to train "
-            "and test",
+            not ("train" in folders and len(folders) > 1),
+            f"{parent}: {shown(folders.values())} look like splits, no classes; rename them to "
+            "train and test",
         )
 
 
 def _refuse_wrapper(root: Path, parent: Path, names: Sequence[str]) -> None:
-    """Refuse a single class that is really the folder of the class folders."""
+    """Refuse a single class folder that really holds the class folders."""
     inner = parent / names[0]
     remedy = f"move the content of {inner} up to {parent}"
     if parent.samefile(root):
@@ -154,7 +158,11 @@ def _refuse_wrapper(root: Path, parent: Path, names: Sequence[str]) -> None:
 
 
 def _inner_folders(folder: Path) -> tuple[bool, dict[str, int]]:
-    """(whether several folders hold all images of a class, those folders -> number of images)."""
+    """Where the images of a class folder are, if not directly in it.
+
+    Returns:
+        Whether all of them are in several sub-folders, and sub-folder -> number of images.
+    """
     parents = Counter(path.parent for path in walk(folder).images)
     places = {path.relative_to(folder).parts: count for path, count in parents.items()}
     common = os.path.commonprefix(list(places))

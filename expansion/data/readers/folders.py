@@ -1,9 +1,7 @@
-"""Readers of a dataset's layout on disk: folders of class folders, and what the others share.
+"""What every reader of a dataset offers, and the reader of folders of class folders.
 
-A reader is made from its layout (the YAML fields of its kind), the dataset folder and the dataset's
-name. It has `class_names` in label order, `spoken_names` (class -> name in prompts, where its
-files tell) and `records(split)`; `splits_by_seed` says that it made the test split itself, and
-`remarks` what it chose and what it does not use.
+A reader is made from its layout (the YAML fields of its kind), the dataset's folder and its name;
+`expansion.data.layouts.configs.READERS` lists the kinds.
 """
 
 from __future__ import annotations
@@ -35,19 +33,40 @@ from expansion.images.records import ImageRecord
 
 
 class Reader(Protocol):
-    """What every kind of reader offers."""
+    """What every kind of reader offers.
+
+    Its constructor raises InputError for files that are missing or unclear. It lists files, but
+    opens no image.
+
+    Attributes:
+        class_names: Names of the classes as in the dataset's files, in label order.
+        spoken_names: Class -> name in prompts, as far as the dataset's files tell.
+        splits_by_seed: Whether the test split is a seeded share of the training images.
+        known_folders: Names of folders in the dataset's folder whose images have another use.
+    """
 
     class_names: tuple[str, ...]
     spoken_names: Mapping[str, str]
     splits_by_seed: bool
-    known_folders: Sequence[str]  # in the dataset's folder, with images for another use
+    known_folders: Sequence[str]
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Lines on what was chosen, and on what lies there and is not used."""
+        """Lines on choices that were made, and on files that are not used."""
 
     def records(self, split: str) -> list[ImageRecord]:
-        """Images of a split, sorted by class and file name."""
+        """The images of a split, sorted by class and file name.
+
+        Args:
+            split: "train" or "test"; a reader may know others, such as "unlabeled".
+
+        Returns:
+            Records whose labels are positions in `class_names`, and whose file names are paths
+            relative to the dataset's folder, with "/".
+
+        Raises:
+            InputError: There is no such split, or a listed image does not exist.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +95,17 @@ class FolderLayout(SplitOptions):
 
 
 class FolderReader:
-    """Class folders below a training and a test folder, or below one that is split by seed.
+    """Reader of class folders in a training and a test folder, or in one that is split by seed.
 
     Args:
-        folders: Class -> its folder, in label order, where the folders cannot bear the names.
+        layout: Fields of the YAML file.
+        root: The dataset's folder.
+        name: Name of the dataset.
+        folders: Class -> its folder, in label order; default: each folder is a class.
         known_folders: Names of folders in `root` whose images have another use.
+
+    Raises:
+        InputError: Folders are missing, or are no class folders.
     """
 
     def __init__(
@@ -91,13 +116,14 @@ class FolderReader:
         folders: Mapping[str, str] | None = None,
         known_folders: Sequence[str] = (),
     ):
+        # The folders of the splits, and whether the training images are to be split by seed.
         require_root(root)
         self.layout, self.root, self.name = layout, root, name
         self.known_folders = known_folders
         splits = find_splits(root, layout.train_folder, layout.test_folder)
         self.split_dirs, self._splits = splits.found, splits
         first, second = self.split_dirs.get("train"), self.split_dirs.get("test")
-        # A training folder without a test folder is a hole, unless a share of it may be tested.
+        # A training folder without a test folder will not do, unless a share of it is for testing.
         may_split = first is None or layout.test_fraction is not None
         if layout.wanted:
             self.splits_by_seed = second is None and may_split
@@ -107,6 +133,7 @@ class FolderReader:
             first = first or root / layout.single_folder
         if first is None or not first.is_dir():
             raise InputError(self._lack("train"))
+        # The training folder decides which classes there are.
         self.train_dir, remarks = first, list(splits.remarks)
         if folders is None:
             folders = {folder: folder for folder in self._class_folders(first)}
@@ -117,16 +144,16 @@ class FolderReader:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        found = list(self._remarks)
+        remarks = list(self._remarks)
         if split_of(self.root.name) == "train":
             siblings = folders_by_split(self.root.parent)
             tests = [f"{p.name}/" for split in TESTING for p in siblings.get(split, ())]
             if tests:
-                found.append(
+                remarks.append(
                     f"{shown(tests)} beside {self.root.name}/ is not used; to test on it, give "
                     f"{self.root.parent}"
                 )
-        return tuple(found)
+        return tuple(remarks)
 
     @cached_property
     def spoken_names(self) -> Mapping[str, str]:
@@ -199,7 +226,7 @@ class FolderReader:
         return names
 
     def _lack(self, split: str) -> str:
-        """What is missing, and what looks like the right place."""
+        """The error for a missing split, with advice on what the user may have meant."""
         named = {"train": self.layout.train_folder, "test": self.layout.test_folder}.get(split)
         folder = named or split
         fraction = "give --test_fraction 0.3 to test on a part of the training images"
@@ -219,10 +246,11 @@ def require_root(root: Path) -> None:
 
 
 def _other_level(root: Path) -> str:
-    """Advice for a folder without training folder: what its neighbours look like.
+    """Advice for a folder that has no training folder, from how its surroundings look.
 
-    It never leads to the test images.
+    It never tells the user to train on the test images.
     """
+    # The dataset is above.
     for parent, steps in ((root.parent, "one level"), (root.parent.parent, "two levels")):
         below = root.relative_to(parent).parts
         splits = folders_by_split(parent)
@@ -230,6 +258,7 @@ def _other_level(root: Path) -> str:
             return f"; it lies {steps} too deep: give {parent}"
     if holds_images(root):
         return f"; images lie in it directly: if they are one class, give {root.parent}"
+    # It is here, but not laid out as train/<class>.
     tests = [f"{p.name}/" for split in TESTING for p in folders_by_split(root).get(split, ())]
     others = [child for child in folders_in(root) if split_of(child.name) is None]
     if any(map(holds_images, others)):
@@ -239,6 +268,7 @@ def _other_level(root: Path) -> str:
             "; its folders look like classes themselves: give --test_fraction 0.3 to split them "
             "by seed"
         )
+    # It is below.
     inner = {child: folders_by_split(child).get("train", ()) for child in others}
     deeper = [child for child, trains in inner.items() if any(walk(p).images for p in trains)]
     deeper += [child for child in others if any(map(holds_images, folders_in(child)))]

@@ -1,6 +1,6 @@
-"""List files of datasets: text, JSON, JSON lines and tables (CSV), as (place, entry) pairs.
+"""Reads list files of datasets (text, JSON, JSON lines, CSV) as pairs (place, entry).
 
-A place names file and line for errors; an entry is a line of text or an object of named values.
+The place names file and line for errors. The entry is a line of text, or an object of named values.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from expansion.common.texts import parse_json, plain, read_json, stripped
 
 TABLES = (".csv", ".tsv")
 DELIMITERS = ",;\t"
-# Follows a table: where it is no row of its own, a quotation mark was left open.
+# A line that is added to every table: if it is no row of its own, a quotation mark was left open.
 END = "(end of the table)"
 
 
 def read_list(root: Path, source: str) -> Iterator[tuple[str, Any]]:
-    """(place, text or object) of each entry of a list file; its form goes by the suffix.
+    """The pairs (place, text or object) of a list file, whose suffix tells its form.
+
+    Args:
+        root: The dataset's folder.
+        source: Path of the file below it.
 
     Raises:
-        InputError: The file is missing, is no text, or has a line that is none of its form.
+        InputError: The file is missing, is no text, or has a line of another form.
     """
     suffix = PurePosixPath(source).suffix.lower()
     if suffix == ".json":
@@ -38,7 +42,13 @@ def read_list(root: Path, source: str) -> Iterator[tuple[str, Any]]:
 
 
 def text_lines(root: Path, name: str, comments: bool = True) -> Iterator[tuple[str, str]]:
-    """(place, line) of a text file, without blank lines and, if marked by #, comments."""
+    """The pairs (place, line) of a text file, without blank lines.
+
+    Args:
+        root: The dataset's folder.
+        name: Path of the file below it.
+        comments: Also leave out lines that begin with #.
+    """
     for number, line in enumerate(_text(root, name).split("\n"), start=1):
         line = stripped(line)
         if line and not (comments and line.startswith("#")):
@@ -46,23 +56,33 @@ def text_lines(root: Path, name: str, comments: bool = True) -> Iterator[tuple[s
 
 
 def pairs(root: Path, name: str | None) -> dict[str, str]:
-    """Key -> value of a file of lines '<key> <value>'; none without a name.
+    """Key -> value, from a file of lines '<key> <value>'.
+
+    Args:
+        root: The dataset's folder.
+        name: Path of the file below it; None gives an empty dictionary.
 
     Raises:
-        InputError: A line without a value, or a key with two values.
+        InputError: A line has no value, or a key has two values.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for place, line in text_lines(root, name) if name is not None else ():
         key, _, value = plain(line).replace("\t", " ").partition(" ")
         value = stripped(value)
         require(bool(value), f"{place}: {line!r}: expected a key and a value")
-        known = found.setdefault(key, value)
+        known = values.setdefault(key, value)
         require(known == value, f"{place}: {key} is {value!r} here, but {known!r} further up")
-    return found
+    return values
 
 
 def lack(root: Path, split: str, names: Iterable[str]) -> str:
-    """The error for missing label files, with the folder where they seem to be."""
+    """The text of the error for missing label files, with the folder where they seem to be.
+
+    Args:
+        root: The dataset's folder.
+        split: Which images have no labels, such as "training" or "test".
+        names: Paths of the files below `root`.
+    """
     names = list(names)
     first = PurePosixPath(names[0])
     for place in (root.parent, *sorted(p for p in root.iterdir() if p.is_dir())):
@@ -75,10 +95,15 @@ def lack(root: Path, split: str, names: Iterable[str]) -> str:
 
 
 def named_value(place: str, entry: Mapping[str, Any], column: str) -> Any:
-    """The value of a column of an object or row; capitals do not matter. None without one.
+    """The value of a column in an object or row, whatever the case of its name; None without it.
+
+    Args:
+        place: Where the entry comes from, for the error.
+        entry: Column -> value.
+        column: Name of the column.
 
     Raises:
-        InputError: Several columns of that name.
+        InputError: Several columns have that name.
     """
     keys = [key for key in entry if key.casefold() == column.casefold()]
     require(len(keys) < 2, f"{place}: {' and '.join(map(repr, keys))} are one column; keep one")
@@ -107,22 +132,22 @@ def _json_items(root: Path, name: str) -> Iterator[tuple[str, Any]]:
 def _json_lines(root: Path, name: str) -> Iterator[tuple[str, Any]]:
     for place, line in text_lines(root, name, comments=False):
         try:
-            found = parse_json(line)
+            entry = parse_json(line)
         except JSON_ERRORS as error:
             raise InputError(f"{place}: no JSON ({error})") from error
-        yield place, _entry(place, found)
+        yield place, _entry(place, entry)
 
 
-def _entry(place: str, found: Any) -> str | dict[str, Any]:
-    """Text, or an object with its keys stripped."""
-    if isinstance(found, str):
-        return stripped(found)
-    require(isinstance(found, dict), f"{place}: expected text or an object, got {brief(found)}")
-    return dict(zip(_distinct_columns(place, list(found)), found.values()))
+def _entry(place: str, entry: Any) -> str | dict[str, Any]:
+    """An entry without blanks around it: a text, or an object with its keys."""
+    if isinstance(entry, str):
+        return stripped(entry)
+    require(isinstance(entry, dict), f"{place}: expected text or an object, got {brief(entry)}")
+    return dict(zip(_distinct_columns(place, list(entry)), entry.values()))
 
 
 def _table(root: Path, name: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, column -> cell) of each row; rows of nothing but blank cells are none."""
+    """The pairs (place, column -> cell) of a table; rows of blank cells are left out."""
     path, text = root / name, _text(root, name)
     lines = io.StringIO(f"{text}\n{END}", newline="\n")
     # Blanks before a quotation mark are skipped; those after cells are stripped here.
@@ -148,7 +173,7 @@ def _table(root: Path, name: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _placed(path: Path, reader: Any) -> Iterator[tuple[str, list[str]]]:
-    """(place, cells) of the rows of a csv reader; a row may span lines, its first one counts."""
+    """The pairs (place, cells) of a csv reader; for a row of several lines the first one counts."""
     first = 1
     for cells in reader:
         yield f"{path}, line {first}", cells
@@ -156,13 +181,13 @@ def _placed(path: Path, reader: Any) -> Iterator[tuple[str, list[str]]]:
 
 
 def _delimiter(text: str) -> str:
-    """What separates the names in the first line: a comma if it holds one, else ; or tab."""
+    """The separator of a table: the first of `DELIMITERS` that occurs in its first line."""
     header = stripped(text).partition("\n")[0]
     return next((sign for sign in DELIMITERS if sign in header), ",")
 
 
 def _distinct_columns(place: str, names: Sequence[Any]) -> list[str]:
-    """Names of columns in their plain form. Unnamed ones cannot be asked for."""
+    """Names of columns in their plain form; raises InputError if one occurs twice."""
     columns = [plain(name) for name in names]
     twice = [name for name, count in Counter(columns).items() if count > 1 and name]
     require(not twice, f"{place}: the column {shown(map(repr, twice))} occurs twice; keep one")

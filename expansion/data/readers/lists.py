@@ -1,6 +1,6 @@
-"""Reader of datasets whose labels stand in lists: text, JSON, JSON lines or CSV files.
+"""Reader of datasets whose labels are in list files: text, JSON, JSON lines or CSV.
 
-A list becomes rows of (image path, class, split), from which `RowsReader` makes records.
+A list becomes rows (image path, class, split), of which `RowsReader` makes records.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ SPLIT_NUMBERS = {"1": "train", "0": "test"}  # in the file `splits`
 class ListLayout(SplitOptions):
     """YAML fields of `reader: list`.
 
-    A list is a text file (one image a line), JSON (a list of such lines, or of objects), JSON lines
-    or CSV. Lines are taken apart by `line`, objects and CSV rows by the columns.
+    A list is a text file with one image per line, JSON (a list of such lines, or of objects), JSON
+    lines or CSV. The regular expression `line` divides lines; columns divide objects and CSV rows.
     """
 
     train: tuple[str, ...] = option((), "list files of the training images")
@@ -77,7 +77,16 @@ class ListLayout(SplitOptions):
 
 
 def read_lists(layout: ListLayout, root: Path, name: str) -> RowsReader:
-    """Reader of a dataset with list files. Raises InputError for what is missing or unclear."""
+    """Make the reader of a dataset with list files.
+
+    Args:
+        layout: Fields of the YAML file.
+        root: The dataset's folder.
+        name: Name of the dataset.
+
+    Raises:
+        InputError: Files are missing or unclear.
+    """
     require_root(root)
     classes = _class_list(layout, root)
     files = {"train": layout.train, "test": layout.test}
@@ -85,37 +94,41 @@ def read_lists(layout: ListLayout, root: Path, name: str) -> RowsReader:
         split: [f for f in given if not (root / f).is_file()] for split, given in files.items()
     }
     if files["train"] and not (layout.images and absent["train"]):
-        found = _list_per_split(layout, root, classes, absent)
+        listing = _list_per_split(layout, root, classes, absent)
     else:
         require(layout.images is not None, f"dataset {name}: its YAML file names no lists")
-        found = _one_list(layout, root, classes)
-    return RowsReader(root, name, found, layout)
+        listing = _one_list(layout, root, classes)
+    return RowsReader(root, name, listing, layout)
 
 
 def _list_per_split(
     layout: ListLayout, root: Path, classes: Mapping[str, str], absent: Mapping[str, Sequence[str]]
 ) -> Listing:
-    """Listing of the files `train` and `test`, those that are there.
+    """Read the files `train` and `test` as far as they exist.
 
     Args:
-        absent: Split -> its files that are not there.
+        layout: Fields of the YAML file.
+        root: The dataset's folder.
+        classes: As `_class_list` gives them.
+        absent: Split -> its files that do not exist.
     """
     lacks = {split: lack(root, split, names) for split, names in absent.items() if names}
-    require(not (lacks and layout.images), lacks.get("test", ""))  # half of a split is a hole
+    # A copy with lists per split must have all of them; `images` is for copies with none.
+    require(not (lacks and layout.images), lacks.get("test", ""))
     rows, ignored, remarks = {}, [], []
     for split, given in (("train", layout.train), ("test", layout.test)):
         if absent[split]:
             continue
-        found = [_rows(layout, root, source, classes) for source in given]
-        rows[split], others = of_split([row for part, _ in found for row in part], split)
+        parts = [_rows(layout, root, source, classes) for source in given]
+        rows[split], others = of_split([row for part, _ in parts for row in part], split)
         ignored += others
-        remarks += [remark for _, told in found for remark in told]
+        remarks += [remark for _, told in parts for remark in told]
     order = tuple(classes.values())
     return Listing(rows=rows, ignored=ignored, class_order=order, lacks=lacks, remarks=remarks)
 
 
 def _one_list(layout: ListLayout, root: Path, classes: Mapping[str, str]) -> Listing:
-    """Listing of `images`, by the split that its rows tell or to be split by seed."""
+    """Read the list `images`; its rows tell their split, or are to be split by seed."""
     source = root / layout.images
     everything, remarks = _rows(layout, root, layout.images, classes)
     order = tuple(classes.values())
@@ -139,8 +152,8 @@ def _one_list(layout: ListLayout, root: Path, classes: Mapping[str, str]) -> Lis
 
 
 def _class_list(layout: ListLayout, root: Path) -> dict[str, str]:
-    """Class number (or, without numbers, the name) -> name, in label order."""
-    found: dict[str, str] = {}
+    """Number of a class (or its name, if there are no numbers) -> name, in label order."""
+    classes: dict[str, str] = {}
     for place, line in text_lines(root, layout.classes) if layout.classes else ():
         match = re.fullmatch(layout.class_line, line)
         require(match is not None, f"{place}: {line!r} does not match {layout.class_line}")
@@ -148,17 +161,18 @@ def _class_list(layout: ListLayout, root: Path) -> dict[str, str]:
         name = class_text(place, groups["name"])
         key = groups.get("number") or name
         require(
-            key not in found and name not in found.values(),
+            key not in classes and name not in classes.values(),
             f"{place}: class {line!r} occurs twice; keep one",
         )
-        found[key] = name
-    return found
+        classes[key] = name
+    return classes
 
 
 def _rows(
     layout: ListLayout, root: Path, source: str, classes: Mapping[str, str]
 ) -> tuple[list[Row], list[str]]:
-    """(rows of a list file, or of the images that a pattern finds; remarks)."""
+    """Read a list file, or the images that fit a pattern: (rows, remarks)."""
+    # What other files say of an image, by its key.
     labels, splits = (pairs(root, name) for name in (layout.labels, layout.splits))
     known = set(classes.values())
     rows, keys = [], set()
@@ -181,18 +195,19 @@ def _rows(
         if split is None and layout.split_folders:
             split = split_of(path.split("/")[0])
         rows.append(Row(path, class_name, order, split))
+    # Lines of those files that no image asked for.
     remarks = [
         remark
-        for name, found in ((layout.labels, labels), (layout.splits, splits))
+        for name, values in ((layout.labels, labels), (layout.splits, splits))
         for remark in counted(
-            "line", "lines", sorted(set(found) - keys), f"of {name} for no image of {source}"
+            "line", "lines", sorted(set(values) - keys), f"of {name} for no image of {source}"
         )
     ]
     return rows, remarks
 
 
 def _path(layout: ListLayout, source: str, path: str) -> str:
-    """The path of an image below the dataset folder, from what its line says."""
+    """The path of an image below the dataset's folder, from the path that its line gives."""
     if "*" in source:
         return path
     if layout.image_path != PATH_TEMPLATE:
@@ -203,7 +218,7 @@ def _path(layout: ListLayout, source: str, path: str) -> str:
 def _entries(
     layout: ListLayout, root: Path, source: str
 ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """(place for errors, what it says) of each line, object or file."""
+    """The pairs (place, values) of each line or object, or of each file that fits a pattern."""
     columns = {
         "path": layout.path_column,
         "class": layout.class_column,
@@ -224,15 +239,15 @@ def _entries(
 def _matching_files(
     root: Path, pattern: str, line: str
 ) -> Iterable[tuple[str, Mapping[str, str | None]]]:
-    """The files that the pattern finds, as far as their paths tell a class; others are strays."""
+    """The pairs (path, values) of files that fit a pattern and whose path tells a class."""
     paths = sorted(p for p in root.glob(pattern) if p.is_file() and p.name[0] != ".")
     names = [path.relative_to(root).as_posix() for path in paths]
-    found = [(name, re.fullmatch(line, name)) for name in names]
+    matches = [(name, re.fullmatch(line, name)) for name in names]
     require(
-        any(match for _, match in found),
+        any(match for _, match in matches),
         f"{root} has no image {pattern}; INSTALL.md shows the expected layout",
     )
-    for name, match in found:
+    for name, match in matches:
         if match:
             yield name, {**match.groupdict(), "path": name}
 
@@ -240,20 +255,20 @@ def _matching_files(
 def _taken_apart(
     columns: Mapping[str, str], place: str, entry: Mapping[str, Any]
 ) -> dict[str, str | None]:
-    """Path, class and split of an object or row as text; only the split may be missing."""
-    found = {key: named_value(place, entry, name) for key, name in columns.items()}
+    """Path, class and split of an object or row as texts; only the split may be missing."""
+    values = {key: named_value(place, entry, name) for key, name in columns.items()}
     for key in ("path", "class"):
         require(
             any(name.casefold() == columns[key].casefold() for name in entry),
             f"{place}: no {columns[key]!r}; the columns are {shown(entry)}",
         )
-        blank = found[key] is None or found[key] == ""
+        blank = values[key] is None or values[key] == ""
         require(not blank, f"{place}: {columns[key]!r} is empty; fill it in, or remove the row")
-    split = found["split"]
-    split = None if split is None or split != split else _cell(place, split)  # NaN is none either
+    split = values["split"]
+    split = None if split is None or split != split else _cell(place, split)  # NaN is no split
     texts = {
-        "path": _cell(place, found["path"]),
-        "class": class_text(place, found["class"]),
+        "path": _cell(place, values["path"]),
+        "class": class_text(place, values["class"]),
         "split": split or None,
     }
     for key, text in texts.items():
@@ -265,7 +280,7 @@ def _taken_apart(
 
 
 def _cell(place: str, value: Any) -> str:
-    """Text or a number of a row as text."""
+    """The text or the number in a cell, as text."""
     number = type(value) in (int, float)
     require(isinstance(value, str) or number, f"{place}: expected text, got {brief(value)}")
     return stripped(str(value))

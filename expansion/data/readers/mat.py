@@ -1,4 +1,4 @@
-"""Reader of datasets whose labels stand in MATLAB files: Stanford Cars and Flowers-102."""
+"""Reader of datasets whose labels are in MATLAB files: Stanford Cars and Flowers-102."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ json.dump(found, sys.stdout, default=lambda array: array.tolist())
 
 @dataclass(frozen=True, kw_only=True)
 class MatLayout(SplitOptions):
-    """YAML fields of `reader: mat`, for two kinds of MATLAB files.
+    """YAML fields of `reader: mat`, for two kinds of datasets.
 
-    A struct array `annotations` with the fields fname and class per split, beside `class_names`
-    (Stanford Cars); or a vector `labels` over numbered images, beside vectors of numbers per split
-    (Flowers-102). Of several paths for one thing the first that exists counts, in the dataset
-    folder or one folder deeper.
+    Stanford Cars has for each split a struct array `annotations` with the fields fname and class,
+    and `class_names`. Flowers-102 has a vector `labels` of numbered images, and for each split
+    vectors of their numbers. Where several paths are given for one file, the first that exists
+    counts, in the dataset's folder or one folder deeper.
     """
 
     train_annotations: tuple[str, ...] = option((), "file with the struct array of training images")
@@ -54,7 +54,16 @@ class MatLayout(SplitOptions):
 
 
 def read_mat(layout: MatLayout, root: Path, name: str) -> RowsReader:
-    """Reader of a dataset with MATLAB files. Raises InputError for what is missing or unclear."""
+    """Make the reader of a dataset with MATLAB files.
+
+    Args:
+        layout: Fields of the YAML file.
+        root: The dataset's folder.
+        name: Name of the dataset.
+
+    Raises:
+        InputError: Files are missing or unclear.
+    """
     require_root(root)
     if layout.labels_file is not None:
         return RowsReader(root, name, Listing(rows=_numbered_rows(layout, root)), layout)
@@ -72,7 +81,7 @@ def read_mat(layout: MatLayout, root: Path, name: str) -> RowsReader:
 
 
 def _annotated_rows(path: Path, names: Sequence[str], folder: str) -> list[Row]:
-    """Rows of a struct array whose class numbers start at 1."""
+    """The rows of a struct array whose class numbers start at 1."""
     rows = []
     entries = _load(path, "annotations")
     for entry in entries if isinstance(entries, list) else [entries]:
@@ -92,7 +101,7 @@ def _annotated_rows(path: Path, names: Sequence[str], folder: str) -> list[Row]:
 
 
 def _mat_classes(layout: MatLayout, root: Path) -> list[str]:
-    """Names of the classes 1, 2, ..."""
+    """The names of the classes 1, 2, ..."""
     require(layout.class_file is not None, f"dataset {root.name}: its YAML file has no class_file")
     path = _find(root, [layout.class_file])
     if path is None:
@@ -105,7 +114,8 @@ def _mat_classes(layout: MatLayout, root: Path) -> list[str]:
 
 
 def _numbered_rows(layout: MatLayout, root: Path) -> dict[str, list[Row]]:
-    """Rows of images numbered from 1, whose class is its number as text."""
+    """The rows of images that are numbered from 1; the number of a class is also its name."""
+    # The class of every image.
     paths = []
     for name in (layout.labels_file, layout.splits_file):
         path = _find(root, [name] if name else [])
@@ -115,6 +125,7 @@ def _numbered_rows(layout: MatLayout, root: Path) -> dict[str, list[Row]]:
     labels = [_whole(paths[0], label) for label in _vector(paths[0], "labels")]
     odd = [f"{label} of image {i}" for i, label in enumerate(labels, start=1) if label < 1]
     require(not odd, f"{paths[0]}: class {shown(odd)}, but class numbers start at 1")
+    # The images of each split.
     rows: dict[str, list[Row]] = {}
     for split, vectors in (("train", layout.train_ids), ("test", layout.test_ids)):
         ids = [_whole(paths[1], i) for name in vectors for i in _vector(paths[1], name)]
@@ -131,19 +142,21 @@ def _numbered_rows(layout: MatLayout, root: Path) -> dict[str, list[Row]]:
 
 
 def _load(path: Path, variable: str) -> Any:
-    """One variable of a MATLAB file: arrays as lists, structs as dictionaries."""
+    """A variable of a MATLAB file, with arrays as lists and structs as dictionaries."""
     status = path.stat()
-    found = _contents(path, status.st_mtime_ns, status.st_size)
-    require(variable in found, f"{path} holds no {variable!r}, only {shown(found)}")
-    return found[variable]
+    contents = _contents(path, status.st_mtime_ns, status.st_size)
+    require(variable in contents, f"{path} holds no {variable!r}, only {shown(contents)}")
+    return contents[variable]
 
 
 @functools.lru_cache(maxsize=4)
 def _contents(path: Path, mtime_ns: int, size: int) -> dict[str, Any]:
-    """All variables of a file. SciPy reads it in a process of its own: damage can crash it.
+    """All variables of a MATLAB file; SciPy reads it in another process, which damage may crash.
 
     Args:
-        mtime_ns: Of the file; a changed one is read again. `size` too, bytes.
+        path: The file.
+        mtime_ns: Its modification time; like `size` it makes a changed file be read again.
+        size: Its size, bytes.
     """
     command = [sys.executable, "-P", "-c", READ_FILE, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -155,15 +168,15 @@ def _contents(path: Path, mtime_ns: int, size: int) -> dict[str, Any]:
 
 def _vector(path: Path, variable: str) -> list[Any]:
     """A variable as a list of numbers or of texts."""
-    found = _load(path, variable)
-    values = found if isinstance(found, list) else [found]
+    value = _load(path, variable)
+    values = value if isinstance(value, list) else [value]
     flat = not any(isinstance(value, list | dict) for value in values)
     require(flat, f"{path}: {variable!r} is no vector")
     return values
 
 
 def _whole(path: Path, value: Any) -> int:
-    """A number of a MATLAB file, where any number may be stored as a float."""
+    """A whole number of a MATLAB file, in which it may be stored as a float."""
     number = type(value) in (int, float) and float(value).is_integer()
     require(number, f"{path}: expected a whole number, got {brief(value)}")
     return int(value)
@@ -175,7 +188,7 @@ def _year_first(name: str) -> str:
 
 
 def _find(root: Path, names: Iterable[str]) -> Path | None:
-    """The first of the files that exists, in `root` or one folder deeper."""
+    """The first of the files that exists, in `root` or one folder deeper; None without any."""
     for name in names:
         for path in (root / name, *sorted(root.glob(f"*/{name}"))):
             if path.is_file():
@@ -184,6 +197,6 @@ def _find(root: Path, names: Iterable[str]) -> Path | None:
 
 
 def _nested(root: Path, folder: str) -> str:
-    """`folder`, or the folder of the same name in it."""
+    """`folder`, or the folder of the same name in it if there is one."""
     inner = f"{folder}/{PurePosixPath(folder).name}"
     return inner if folder and (root / inner).is_dir() else folder

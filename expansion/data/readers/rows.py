@@ -1,4 +1,8 @@
-"""Rows of lists (image, class, split), and the reader that makes records of them."""
+"""Rows of lists (image, class, split), and the reader that makes records of them.
+
+This is the short way to a reader of another kind of list: turn its entries into rows, collect them
+in a `Listing` and return a `RowsReader`, which checks them and reports faults.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from expansion.data.readers.split_folders import split_of
 from expansion.data.splits import SplitOptions, find_stored_split, stored_split
 from expansion.images.records import ImageRecord
 
-LONGEST_NUMBER = 20  # digits of a class's or image's number
+LONGEST_NUMBER = 20  # digits of the number of a class or an image
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,11 @@ class Row:
     """One line of a list: an image, its class, and what else the line tells.
 
     Attributes:
-        path: Relative to the dataset folder, with "/".
-        number: The class's number in the annotations, where they have one; only its order counts.
-        split: The word in a split column, or None.
+        path: Path of the image relative to the dataset's folder, with "/".
+        class_name: Name of its class.
+        number: Number of its class in the annotations, if they have one; it only decides the order
+            of the labels.
+        split: The word in the column of the split, or None.
     """
 
     path: str
@@ -40,12 +46,13 @@ class Listing:
     """What the lists of a dataset say.
 
     Attributes:
-        rows: Split -> its rows; "all" where the split is made by seed. Training rows alone are
-            split where the options give a test fraction.
-        ignored: Rows of no split that is used.
-        class_order: Class names in label order, where a file gives it; else by number or name.
-        lacks: Split -> why it has no rows.
-        remarks: What else the user is to be told, a line each.
+        rows: "train" and "test" -> their rows, or "all" -> rows that are to be split by seed. If
+            there are only training rows, the options may ask to split them by seed.
+        ignored: Rows of splits that are not used.
+        class_order: Names of the classes in label order, if a file gives it; by default they are
+            sorted by their numbers or names.
+        lacks: Split -> text of the error if it has no rows.
+        remarks: Further lines for the user.
     """
 
     rows: Mapping[str, Sequence[Row]]
@@ -56,10 +63,19 @@ class Listing:
 
 
 class RowsReader:
-    """Records from rows. Labels are contiguous over the classes that have training images.
+    """A reader of rows; see `expansion.data.readers.folders.Reader`.
+
+    Labels are contiguous over the classes that have training images.
+
+    Args:
+        root: The dataset's folder.
+        name: Name of the dataset, in the name of a stored split.
+        listing: What the lists say.
+        options: How to split by seed.
 
     Raises:
-        InputError: No training rows, or an image in two splits or of two classes.
+        InputError: There are no training rows, or an image is in both splits. `records` also raises
+            it for an image of two classes or one that does not exist.
     """
 
     spoken_names: Mapping[str, str] = {}
@@ -82,7 +98,7 @@ class RowsReader:
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:
-        """What was chosen and what is not used, a line each."""
+        """Lines on choices that were made, and on rows that are not used."""
         unused = [name for name in self.listing.class_order if name not in self.class_names]
         return (
             *self.listing.remarks,
@@ -105,6 +121,7 @@ class RowsReader:
         return {"train": train, "test": test}
 
     def _records(self, rows: Sequence[Row]) -> list[ImageRecord]:
+        # Path on disk -> class; an image may be listed twice, but not with two classes.
         labels = {name: label for label, name in enumerate(self.class_names)}
         classes: dict[str, str] = {}
         absent = []
@@ -126,6 +143,7 @@ class RowsReader:
                 known == row.class_name,
                 f"{self.root}: {row.path} is listed as {known!r} and as {row.class_name!r}",
             )
+        # All missing files in one message.
         absent = list(dict.fromkeys(absent))
         slashes = "write / instead of \\ in the list, " if "\\" in "".join(absent) else ""
         require(
@@ -133,25 +151,26 @@ class RowsReader:
             f"{self.root}: {len(absent)} of {len(classes)} listed images are not there: "
             f"{shown(absent)}; {slashes}complete the download, or remove them from the list",
         )
-        found = [
+        # One record per image, however often it is listed.
+        records = [
             ImageRecord(self.root / path, path, labels[class_name], class_name)
             for path, class_name in classes.items()
         ]
-        return sorted(found, key=lambda r: (r.label, r.file_name))
+        return sorted(records, key=lambda r: (r.label, r.file_name))
 
     def _on_disk(self, path: str) -> str | None:
-        """The path as the disk has it, which may write the same name in another Unicode form."""
+        """The path as it is on disk, maybe in another Unicode form; None if it does not exist."""
         if os.path.isfile(self.root / path):
             return path
-        found = ""
+        place = ""
         for part in PurePosixPath(path).parts:
-            if found not in self._folders:
-                self._folders[found] = NameIndex(_names_in(self.root / found))
-            name = self._folders[found].find(part)
+            if place not in self._folders:
+                self._folders[place] = NameIndex(_names_in(self.root / place))
+            name = self._folders[place].find(part)
             if name is None:
                 return None
-            found = f"{found}/{name}" if found else name
-        return found if os.path.isfile(self.root / found) else None
+            place = f"{place}/{name}" if place else name
+        return place if os.path.isfile(self.root / place) else None
 
     def _refuse_shared(self) -> None:
         train, test = ({plain(row.path) for row in self.rows.get(s, ())} for s in ("train", "test"))
@@ -163,7 +182,7 @@ class RowsReader:
         )
 
     def _repeated(self) -> list[str]:
-        """That images are listed twice; with two classes they are refused in `records`."""
+        """A remark on images that are listed twice; `records` refuses those of two classes."""
         counts = Counter(plain(row.path) for rows in self.rows.values() for row in rows)
         again = [path for path, count in counts.items() for _ in range(count - 1)]
         return counted("row", "rows", again, "of images listed already")
@@ -177,12 +196,16 @@ def row_path(text: str) -> str:
 def divided(
     rows: Sequence[Row], source: Path
 ) -> tuple[dict[str, list[Row]], list[Row], list[str]] | None:
-    """(split -> rows, rows of no split that is used, remarks); None if no row tells its split.
+    """Divide rows by the split that they tell; None if no row tells one.
 
-    Rows for validation are tested on where there are none for testing.
+    If there are no rows for testing, those for validation take their place.
 
     Args:
+        rows: All rows of a list.
         source: The list, for errors.
+
+    Returns:
+        Split -> rows, the rows of splits that are not used, and remarks.
 
     Raises:
         InputError: No row is for training.
@@ -205,7 +228,12 @@ def divided(
 
 
 def of_split(rows: Sequence[Row], split: str) -> tuple[list[Row], list[Row]]:
-    """(rows of the list file of a split, rows in it whose own word says another split)."""
+    """Divide the rows of a list file of one split into (those of the split, those of another).
+
+    Args:
+        rows: All rows of the file.
+        split: "train" or "test".
+    """
     allowed = {"train": ("train",), "test": ("test", "val")}[split]
     fits = [row.split is None or split_of(row.split) in allowed for row in rows]
     kept = [row for row, fit in zip(rows, fits) if fit]
@@ -213,7 +241,7 @@ def of_split(rows: Sequence[Row], split: str) -> tuple[list[Row], list[Row]]:
 
 
 def ignored_by_split(rows: Sequence[Row]) -> list[str]:
-    """A remark for each word in the split column of rows that are not used."""
+    """Remarks on rows that are not used, one for each word in their column of the split."""
     counts = Counter(row.split for row in rows)
     return [
         f"ignored: {n} row{'' if n == 1 else 's'} "
@@ -223,19 +251,26 @@ def ignored_by_split(rows: Sequence[Row]) -> list[str]:
 
 
 def counted(one: str, many: str, names: Sequence[str], what: str) -> list[str]:
-    """The remark that these are not used, or none: "ignored: 2 rows that ...: a, b"."""
+    """A remark such as "ignored: 2 rows <what>: a, b" in a list, which is empty without names.
+
+    Args:
+        one: Word for one of the things that are not used.
+        many: Word for several of them.
+        names: Their names.
+        what: Why they are not used, or where they are.
+    """
     if not names:
         return []
     return [f"ignored: {len(names)} {one if len(names) == 1 else many} {what}: {shown(names)}"]
 
 
 def is_number(text: str) -> bool:
-    """Whether the text is a number of a size that a class or an image can have."""
+    """Whether the text is a number that a class or an image may have."""
     return text.isdecimal() and len(text) < LONGEST_NUMBER
 
 
 def _remedy(class_name: str, known: Sequence[str]) -> str:
-    """What to do about a class that is only tested on."""
+    """Advice on a class that has test images only."""
     twins = [name for name in known if look_alikes([class_name, name])]
     if twins:
         return f"it looks like {twins[0]!r}: write one name if they are one class"
@@ -254,7 +289,7 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _ordered_classes(rows: Iterable[Row], class_order: Sequence[str]) -> tuple[str, ...]:
-    """Classes that occur: in the order of the list, else by number, else by name."""
+    """The classes of the rows, in the order of the list, else by their numbers, else by name."""
     numbers: dict[str, int | None] = {}
     for row in rows:
         numbers.setdefault(row.class_name, row.number)

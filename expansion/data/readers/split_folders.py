@@ -1,4 +1,4 @@
-"""Which folders of a dataset are its splits, by the words that people use for them."""
+"""Finds the folders of a dataset's splits by the words that people use for them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ SPLIT_WORDS: Mapping[str, tuple[str, ...]] = {
     "unlabeled": ("unlabeled", "unlabelled"),
     "prior": ("prior",),
 }
-# What may stand beside the word: Training_Set, test images, validation-data.
+# Words that may be added to the name of a split: Training_Set, test images, validation-data.
 FILLERS = frozenset(("set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder"))
 TESTING = ("test", "val")
 
 
 @dataclass(frozen=True)
 class SplitFolders:
-    """The folders of the splits.
+    """The folders of the splits of a dataset.
 
     Attributes:
-        found: "train", "test", "unlabeled", "prior" -> its folder, as far as they are there.
-        lone: Name of a folder that is called like a split and is a class.
-        untested: Why a folder that is named like the test split is none.
-        remarks: What was chosen where there was a choice.
+        found: "train", "test", "unlabeled", "prior" -> their folders, as far as they exist.
+        lone: Name of a folder that is called like a split but is a class.
+        untested: Why a folder that is called like the test split cannot be it.
+        remarks: Lines on choices between several folders.
     """
 
     found: Mapping[str, Path]
@@ -40,7 +40,7 @@ class SplitFolders:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder's name or a word means, a key of SPLIT_WORDS, or None."""
+    """The split that a word or the name of a folder means, a key of SPLIT_WORDS; else None."""
     parts = [p for p in re.split(r"[\W_]+", name.casefold()) if p and p not in FILLERS]
     if len(parts) != 1:
         return None
@@ -48,9 +48,9 @@ def split_of(name: str) -> str | None:
 
 
 def hints_at_split(name: str) -> tuple[str | None, str]:
-    """(split, the rest of the name), where a part of it is such a word: `seg_train`, `val2017`.
+    """The split that a part of a name means, and the rest of the name: `seg_train`, `val2017`.
 
-    That proves nothing for one name alone; names of classes do so too.
+    Classes may have such names too; only several folders with equal rests are likely to be splits.
     """
     for part in re.findall(r"[^\W\d_]+", name.casefold()):
         split = split_of(part)
@@ -62,22 +62,29 @@ def hints_at_split(name: str) -> tuple[str | None, str]:
 def find_splits(
     root: Path, train_folder: str | None = None, test_folder: str | None = None
 ) -> SplitFolders:
-    """The folders of the splits in `root`; the settings name one where they are given.
+    """Find the folders of the splits in a dataset's folder.
+
+    Args:
+        root: The dataset's folder.
+        train_folder: Name of the training folder, if the settings give it.
+        test_folder: Name of the test folder, if the settings give it.
 
     Raises:
         InputError: Two folders mean the same split, and both hold images.
     """
-    found = folders_by_split(root)
+    # One folder for each split.
+    folders = folders_by_split(root)
     for split, named in (("train", train_folder), ("test", test_folder)):
         if named is not None:
-            found[split] = [root / named] if (root / named).is_dir() else []
+            folders[split] = [root / named] if (root / named).is_dir() else []
     if test_folder is not None:
-        found.pop("val", None)
-    chosen = {split: _one(root, split, paths) for split, paths in found.items() if paths}
+        folders.pop("val", None)
+    chosen = {split: _one(root, split, paths) for split, paths in folders.items() if paths}
     lone = _class_of_a_splits_name(root, chosen)
     if lone is not None:
         remark = f"folder {lone.name}/ is a class here: its images lie beside those of the others"
         return SplitFolders({}, lone.name, remarks=(remark,))
+    # The test split: "test" if it has classes, else "val".
     untested, remarks = None, []
     test, val = chosen.get("test"), chosen.pop("val", None)
     if test is not None and test_folder is None and not has_classes(test):
@@ -95,21 +102,21 @@ def find_splits(
 
 def folders_by_split(root: Path) -> dict[str, list[Path]]:
     """Split -> the folders in `root` whose names mean it."""
-    found: dict[str, list[Path]] = {}
+    folders: dict[str, list[Path]] = {}
     for folder in folders_in(root):
         split = split_of(folder.name)
         if split is not None:
-            found.setdefault(split, []).append(folder)
-    return found
+            folders.setdefault(split, []).append(folder)
+    return folders
 
 
 def has_classes(folder: Path) -> bool:
-    """Whether there are folders with images in it."""
+    """Whether the folder holds folders with images."""
     return any(walk(child).images for child in folders_in(folder))
 
 
 def refuse_a_part(root: Path) -> None:
-    """Raise InputError where `root` is the test folder of a dataset: nobody may train on it."""
+    """Raise InputError if `root` is the test folder of a dataset, which is not for training."""
     if split_of(root.name) not in TESTING or folders_by_split(root).get("train"):
         return
     classes = {folder.name for folder in folders_in(root)}
@@ -123,7 +130,7 @@ def refuse_a_part(root: Path) -> None:
 
 
 def _one(root: Path, split: str, paths: list[Path]) -> Path:
-    """The folder of a split: of several that with images, as long as it is one."""
+    """The folder of a split; of several folders the one that holds images, if only one does."""
     full = [path for path in paths if len(paths) == 1 or walk(path).images]
     if len(full) > 1:
         names = " and ".join(f"{path.name}/" for path in full)
@@ -134,10 +141,10 @@ def _one(root: Path, split: str, paths: list[Path]) -> Path:
 
 
 def _class_of_a_splits_name(root: Path, chosen: Mapping[str, Path]) -> Path | None:
-    """The one folder called `train` that is a class like its neighbours, if it is.
+    """A folder that is called like a split but is a class like its neighbours; None without one.
 
     Raises:
-        InputError: It may be a class, or images without class.
+        InputError: It may be a class, or hold images without a class.
     """
     named = [chosen[split] for split in ("train", *TESTING) if split in chosen]
     if len(named) != 1 or not holds_images(named[0]) or has_classes(named[0]):
