@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expansion.classifier.recipe import NEEDS_LOSS, Recipe
+from expansion.classifier.recipe import Recipe
 from expansion.common.config import Layers, load_yaml, option
 from expansion.common.errors import require, run_command, unknown_name
 from expansion.common.files import check_outside
@@ -27,6 +27,7 @@ from expansion.generation.plan import IDENTITY_FILE
 from expansion.images.content import readable_records
 from expansion.images.records import ImageRecord
 from expansion.store.expanded_set import read_expansion
+from expansion.store.places import expansion_folder
 from expansion.training.experiment import Arm, TrainData, arm_name, load_data, run_dir, train_seeds
 from expansion.training.options import Learning, TrainConfig, parse_training
 
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if learning.mixes_labels:
         _check_own_mixing(config, recipe)
     data = load_data(config, recipe)
-    folder = Path(config.data_dir) / f"{data.dataset.name}_expansion" / (config.exp or "")
+    folder = expansion_folder(config.data_dir, data.dataset.name, config.exp or "")
     expanded_dir = Path(config.expanded_dir or folder)
     generated = generated_records(config, data, expanded_dir)
     exp = expanded_arm_name(config.exp or expanded_dir.name, config, recipe)
@@ -164,7 +165,7 @@ def settings_of_set(expanded_dir: Path, run_dir: Path) -> dict[str, Any]:
 def _check_own_mixing(config: TrainExpandConfig, recipe: Recipe) -> None:
     """Raise InputError if the recipe asks for what these labels do by themselves."""
     reason = f"--labels {config.labels} mixes images and softens labels by itself; leave out"
-    require(recipe.augment not in NEEDS_LOSS, f"{reason} --augment {recipe.augment}")
+    require(not recipe.augmentation.changes_loss, f"{reason} --augment {recipe.augment}")
     smoothing = recipe.label_smoothing
     require(smoothing == 0, f"{reason} --label_smoothing {smoothing:g}")
 

@@ -57,7 +57,7 @@ class ClipLabels(Supervised):
         self.figures = label_results(images.generated, labels)
 
     @classmethod
-    def build(cls, images: TrainingImages, config: ClipLabelsConfig, run: Run) -> ClipLabels:
+    def prepare(cls, images: TrainingImages, config: ClipLabelsConfig, run: Run) -> ClipLabels:
         """Label the generated images, unless that is done."""
         path = run.run_dir / "clip_labels.jsonl"
         if run.accelerator.is_main_process and not path.is_file():

@@ -25,7 +25,7 @@ from baselines.label_results import label_results
 from baselines.soft_labels_config import SoftLabelsConfig
 from expansion.classifier.augmentations import AugmentedBatch
 from expansion.classifier.backbones import Classifier
-from expansion.classifier.recipe import Recipe
+from expansion.classifier.recipe import Recipe, split_budget
 from expansion.classifier.transforms import eval_transform, train_transform
 from expansion.common.errors import require
 from expansion.common.seeding import stable_seed
@@ -35,7 +35,6 @@ from expansion.training.objectives import (
     Run,
     Supervised,
     TrainingImages,
-    image_stream,
     predict,
 )
 from expansion.training.trainer import Trainer, eval_loader
@@ -104,10 +103,10 @@ class SoftLabels(Objective):
         self.augmented = AugmentedBatch(recipe, labels.shape[1])
 
     @classmethod
-    def build(cls, images: TrainingImages, config: SoftLabelsConfig, run: Run) -> SoftLabels:
+    def prepare(cls, images: TrainingImages, config: SoftLabelsConfig, run: Run) -> SoftLabels:
         """Warm up, or load what was warmed up before, and predict the first labels."""
         cls.check(run.recipe, config, run.accelerator.num_processes)
-        warmup, recipe = split_budget(run.recipe, config)
+        warmup, recipe = _recipes(run.recipe, config)
         folder = run.run_dir / "warmup"
         folder.mkdir(exist_ok=True)
         seed, num_classes = stable_seed("warmup", run.seed), run.classifier.num_classes
@@ -126,7 +125,7 @@ class SoftLabels(Objective):
             size >= least,
             f"batch_size {size}: real and generated images share it; give {least} or more",
         )
-        split_budget(recipe, config)
+        _recipes(recipe, config)
 
     def batches(
         self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
@@ -134,24 +133,11 @@ class SoftLabels(Objective):
         """Real pixels and labels, then generated pixels, the same un-augmented, and indices."""
         world_size = accelerator.num_processes
         num_real = [self.num_labeled(size, world_size) for size in batch_sizes]
-        real = image_stream(
-            self.images.real,
-            train_transform(self.recipe),
-            self.recipe,
-            num_real,
-            seed=self.seed,
-            first=first,
-            accelerator=accelerator,
-        )
-        generated = image_stream(
-            [dataclasses.replace(r, label=i) for i, r in enumerate(self.images.generated)],
-            WithPlainView(self.recipe),
-            self.recipe,
-            [size - count for size, count in zip(batch_sizes, num_real)],
-            seed=stable_seed("generated", self.seed),
-            first=first,
-            accelerator=accelerator,
-        )
+        num_generated = [size - count for size, count in zip(batch_sizes, num_real, strict=True)]
+        transform, views = train_transform(self.recipe), WithPlainView(self.recipe)
+        numbered = [dataclasses.replace(r, label=i) for i, r in enumerate(self.images.generated)]
+        real = self.stream(self.images.real, transform, num_real, first, accelerator)
+        generated = self.stream(numbered, views, num_generated, first, accelerator, "generated")
         for (pixels, targets), ((augmented, plain), indices) in zip(real, generated):
             yield [pixels, targets, augmented, plain, indices]
 
@@ -165,13 +151,15 @@ class SoftLabels(Objective):
         wanted = max(least, round(share * batch_size), world_size)
         return min(wanted, batch_size - world_size)
 
-    def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, model: nn.Module, batch: Sequence[Tensor], progress: float
+    ) -> tuple[Tensor, Tensor]:
         pixels, targets, augmented, plain, indices = batch
         soft = self.memory.labels[indices.cpu()].to(pixels.device)
         self.memory.collect(indices, predict(model, plain))
         hard = F.one_hot(targets, soft.shape[1]).to(soft)
         pixels, labels = self.augmented.inputs(
-            torch.cat([pixels, augmented]), torch.cat([hard, soft]), self.progress
+            torch.cat([pixels, augmented]), torch.cat([hard, soft]), progress
         )
         pixels, labels = mixup(pixels, labels, self.config.mixup_alpha)
         logits = model(pixels)
@@ -189,17 +177,9 @@ class SoftLabels(Objective):
         return label_results(self.images.generated, self.memory.labels.argmax(dim=1).tolist())
 
 
-def split_budget(recipe: Recipe, config: SoftLabelsConfig) -> tuple[Recipe, Recipe]:
-    """Recipes of the warm-up and of the rest; with budget "steps" they share the steps out."""
-    if recipe.budget == "epochs":
-        return dataclasses.replace(recipe, epochs=config.warmup_epochs), recipe
-    steps = recipe.max_train_steps
-    require(steps > 1, f"max_train_steps {steps}: soft labels need a warm-up; give 2 or more")
-    warmup = min(max(1, round(steps * config.warmup_share)), steps - 1)
-    return (
-        dataclasses.replace(recipe, max_train_steps=warmup),
-        dataclasses.replace(recipe, max_train_steps=steps - warmup),
-    )
+def _recipes(recipe: Recipe, config: SoftLabelsConfig) -> tuple[Recipe, Recipe]:
+    """Recipes of the warm-up and of the rest."""
+    return split_budget(recipe, share=config.warmup_share, epochs=config.warmup_epochs)
 
 
 def soft_label_loss(logits: Tensor, labels: Tensor, config: SoftLabelsConfig) -> Tensor:
@@ -250,10 +230,7 @@ def predict_all(
     model: Classifier, records: Sequence[ImageRecord], recipe: Recipe, accelerator: Accelerator
 ) -> Tensor:
     """Probabilities (M, N) of un-augmented images, on the CPU; all processes share the work."""
-    shares = [
-        predict(model, pixels.to(accelerator.device))
-        for pixels, _ in eval_loader(records, recipe, accelerator)
-    ]
+    shares = [predict(model, pixels) for pixels, _ in eval_loader(records, recipe, accelerator)]
     everyone = torch.zeros(len(records), model.num_classes, device=accelerator.device)
     if shares:  # a process may have none
         everyone[accelerator.process_index :: accelerator.num_processes] = torch.cat(shares)

@@ -25,7 +25,7 @@ from dreamda.self_training.pseudo_labels import (
     write_report,
 )
 from dreamda.self_training.voting import HeadTraining, dropout_votes
-from expansion.classifier.recipe import Recipe
+from expansion.classifier.recipe import Recipe, split_budget
 from expansion.common.devices import in_main_process
 from expansion.common.seeding import stable_seed
 from expansion.images.records import ImageRecord
@@ -42,18 +42,20 @@ class SelfTraining(SoftMatch):
     """Stage 3: Eq. 8 on real and accepted images, Eq. 9 on the rejected ones."""
 
     title = "stage 3 of 3"
-
-    def __init__(self, *arguments, steps_before: int, summary: Mapping[str, object], **named):
-        super().__init__(*arguments, **named)
-        self.steps_before, self.summary = steps_before, summary
+    summary: Mapping[str, object] = {}  # of stage 2, see `summarize`
 
     def results(self) -> Mapping[str, float]:
         return {k: self.summary[k] for k in RESULTS if self.summary.get(k) is not None}
 
     @classmethod
-    def build(cls, images: TrainingImages, config: AmstConfig, run: Run) -> SelfTraining:
+    def check(cls, recipe: Recipe, config: AmstConfig, num_processes: int) -> None:
+        """Raise InputError where a stage would have no step."""
+        _recipes(recipe, config)
+
+    @classmethod
+    def prepare(cls, images: TrainingImages, config: AmstConfig, run: Run) -> SelfTraining:
         """Run stages 1 and 2, or what is left of them."""
-        stage1, stage3 = split_budget(run.recipe, config)
+        stage1, stage3 = _recipes(run.recipe, config)
         start = {name: value.clone() for name, value in run.classifier.state_dict().items()}
         labeled, steps = images.real, 0
         for number in range(config.rounds):
@@ -71,7 +73,7 @@ class SelfTraining(SoftMatch):
                 logger.warning("%s", line)
         if config.reinit:
             run.classifier.load_state_dict(start)
-        return cls(
+        objective = cls(
             labeled,
             rejected if config.consistency else [],
             config,
@@ -79,25 +81,15 @@ class SelfTraining(SoftMatch):
             num_classes=run.classifier.num_classes,
             seed=run.seed,
             head_dropout=config.head_dropout,
-            steps_before=steps,
-            summary=summarize(rows, run.class_names),
         )
+        objective.steps_before, objective.summary = steps, summarize(rows, run.class_names)
+        return objective
 
 
-def split_budget(recipe: Recipe, config: AmstConfig) -> tuple[Recipe, Recipe]:
-    """Recipes of one round of stage 1, and of stage 3.
-
-    Budget "steps": the steps are shared out, so that self-training takes as many as any other arm.
-    """
-    if recipe.budget == "epochs":
-        epochs = config.stage1_epochs or recipe.epochs
-        return dataclasses.replace(recipe, epochs=epochs), recipe
-    stage1 = max(1, round(recipe.max_train_steps * config.stage1_share / config.rounds))
-    rest = max(1, recipe.max_train_steps - stage1 * config.rounds)
-    return (
-        dataclasses.replace(recipe, max_train_steps=stage1),
-        dataclasses.replace(recipe, max_train_steps=rest),
-    )
+def _recipes(recipe: Recipe, config: AmstConfig) -> tuple[Recipe, Recipe]:
+    """Recipes of one round of stage 1, and of stage 3."""
+    share, epochs = config.stage1_share, config.stage1_epochs
+    return split_budget(recipe, share=share, epochs=epochs, rounds=config.rounds)
 
 
 def _train_heads(

@@ -26,7 +26,7 @@ from expansion.classifier.backbones import Classifier
 from expansion.classifier.recipe import Recipe
 from expansion.common.seeding import stable_seed
 from expansion.images.records import ImageRecord
-from expansion.training.objectives import Objective, image_stream, images_in_order
+from expansion.training.objectives import Objective, images_in_order
 from expansion.training.softmatch import TwoViews
 
 
@@ -110,19 +110,14 @@ class HeadTraining(Objective):
         return self.module
 
     def batches(self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator):
-        stream = image_stream(
-            self.records,
-            TwoViews(self.recipe, self.config.strong_ops),
-            self.recipe,
-            batch_sizes,
-            seed=self.seed,
-            first=first,
-            accelerator=accelerator,
-        )
+        views = TwoViews(self.recipe, self.config.strong_ops)
+        stream = self.stream(self.records, views, batch_sizes, first, accelerator)
         for (weak, strong), targets in stream:
             yield [weak, strong, targets]
 
-    def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, model: nn.Module, batch: Sequence[Tensor], progress: float
+    ) -> tuple[Tensor, Tensor]:
         weak, strong, targets = batch
         logits = model(torch.cat([weak, strong]))  # (A, B, N)
         smoothing = self.recipe.label_smoothing

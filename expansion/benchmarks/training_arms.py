@@ -204,7 +204,7 @@ class Bench:
                 prompt_names=(),
                 progress_bar=lambda title, total: nullcontext(lambda step, row: None),
             )
-            trainer = Trainer(run, Supervised.build(TrainingImages(self.records), None, run))
+            trainer = Trainer(run, Supervised.prepare(TrainingImages(self.records), None, run))
             clock = Clock(self.options.warmup + 1, self.last + 1, self.device)
             trainer.fit(lambda step, row: clock(step))
         return self._images_per_second(clock)

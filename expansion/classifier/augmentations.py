@@ -1,8 +1,8 @@
-"""Classic augmentations, one arm each, on top of rotation, crop and flip.
+"""Steps of the classic augmentations that `recipe.AUGMENTATIONS` declares, and their loss.
 
-An arm adds steps on an image (`image_steps`, `pixel_steps`: in the loader, seeded per sample) or on
-a batch (`batch_step`: on the device, seeded per optimiser step), and may look at an image more than
-once. Settings are those of DistDiff's appendix B.4 where it gives any.
+A step comes on top of rotation, crop and flip. It acts on an image in the loader, seeded per
+sample, or on a batch on the device, seeded per optimiser step. Settings are those of DistDiff's
+appendix B.4 where it gives any.
 
 Symbols: B images, V views of each, N classes. Pixels are normalised, so 0 is the mean colour.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import get_dimensions
 
 from expansion.classifier.recipe import Recipe
+from expansion.common.config import import_object
 
 # (pixels, labels, share of the run that is done) -> pixels and labels; labels are class numbers
 # (B,) or, once mixed, probabilities (B, N).
@@ -70,7 +70,35 @@ def grid_mask(height: int, width: int, spacing: Tensor, angle: Tensor, offset: T
     return 1 - (inside[0] & inside[1]).float()
 
 
-def grid_mask_step(recipe: Recipe, num_classes: int) -> BatchStep:
+def randaugment(recipe: Recipe) -> nn.Module:
+    """RandAugment (arXiv 1909.13719), torchvision's."""
+    return v2.RandAugment(recipe.randaugment_ops, recipe.randaugment_magnitude)
+
+
+def autoaugment(recipe: Recipe) -> nn.Module:
+    """AutoAugment (arXiv 1805.09501) by the policy found on ImageNet."""
+    return v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)
+
+
+def augmix(recipe: Recipe) -> nn.Module:
+    """AugMix (arXiv 1912.02781): alpha 1, chains of one to three operations of severity up to 3.
+
+    No brightness, colour, contrast or sharpness, as in that paper.
+    """
+    return v2.AugMix(mixture_width=AUGMIX_CHAINS, alpha=1.0, all_ops=False)
+
+
+def random_erasing(recipe: Recipe) -> nn.Module:
+    """Random erasing (arXiv 1708.04896): a rectangle becomes the mean colour."""
+    return v2.RandomErasing(recipe.probability, scale=(0.02, 0.33), ratio=(0.3, 3.3), value=0)
+
+
+def cutout(recipe: Recipe) -> nn.Module:
+    """See `Cutout`."""
+    return Cutout()
+
+
+def gridmask(recipe: Recipe, num_classes: int) -> BatchStep:
     """GridMask on a batch; its probability rises linearly over the first 80 % of the run."""
 
     def step(pixels: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Tensor]:
@@ -90,65 +118,32 @@ def grid_mask_step(recipe: Recipe, num_classes: int) -> BatchStep:
     return step
 
 
-def mixup_step(recipe: Recipe, num_classes: int) -> BatchStep:
+def mixup(recipe: Recipe, num_classes: int) -> BatchStep:
     """MixUp (arXiv 1710.09412): one share per batch, each image with its predecessor."""
     mix = v2.MixUp(alpha=recipe.mix_alpha, num_classes=num_classes)
     return lambda pixels, labels, progress: mix(pixels, labels)
 
 
-def cutmix_step(recipe: Recipe, num_classes: int) -> BatchStep:
+def cutmix(recipe: Recipe, num_classes: int) -> BatchStep:
     """CutMix (arXiv 1905.04899): one box per batch; the labels' share is the box's area."""
     mix = v2.CutMix(alpha=recipe.mix_alpha, num_classes=num_classes)
     sometimes = v2.RandomApply([mix], p=recipe.probability)
     return lambda pixels, labels, progress: sometimes(pixels, labels)
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What an arm adds; by default nothing.
+def steps_on(acts_on: str, recipe: Recipe) -> list[nn.Module]:
+    """What the recipe's augmentation does in the loader; nothing if it acts on something else.
 
-    Attributes:
-        image_steps: Modules on the PIL image, after the crop and flip.
-        pixel_steps: Modules on normalised pixels (3, H, W).
-        batch_step: From the recipe and N.
-        num_views: V; the first view goes without `image_steps`, if there are several.
+    Args:
+        acts_on: "image" or "pixels", see `Augmentation`.
+        recipe: Names the augmentation.
     """
-
-    image_steps: Callable[[Recipe], list[nn.Module]] = lambda recipe: []
-    pixel_steps: Callable[[Recipe], list[nn.Module]] = lambda recipe: []
-    batch_step: Callable[[Recipe, int], BatchStep] | None = None
-    num_views: int = 1
+    return [_maker(recipe)(recipe)] if recipe.augmentation.acts_on == acts_on else []
 
 
-# Recipe.augment -> what it adds.
-AUGMENTATIONS: dict[str, Augmentation] = {
-    "default": Augmentation(),
-    "randaugment": Augmentation(
-        image_steps=lambda recipe: [
-            v2.RandAugment(recipe.randaugment_ops, recipe.randaugment_magnitude)
-        ]
-    ),
-    "autoaugment": Augmentation(  # arXiv 1805.09501
-        image_steps=lambda recipe: [v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)]
-    ),
-    # arXiv 1912.02781: alpha 1, chains of one to three operations of severity up to 3; no brightness,
-    # colour, contrast or sharpness, as in that paper.
-    "augmix": Augmentation(
-        image_steps=lambda recipe: [
-            v2.AugMix(mixture_width=AUGMIX_CHAINS, alpha=1.0, all_ops=False)
-        ],
-        num_views=3,
-    ),
-    "random_erasing": Augmentation(  # arXiv 1708.04896
-        pixel_steps=lambda recipe: [
-            v2.RandomErasing(recipe.probability, scale=(0.02, 0.33), ratio=(0.3, 3.3), value=0)
-        ]
-    ),
-    "cutout": Augmentation(pixel_steps=lambda recipe: [Cutout()]),
-    "gridmask": Augmentation(batch_step=grid_mask_step),
-    "mixup": Augmentation(batch_step=mixup_step),
-    "cutmix": Augmentation(batch_step=cutmix_step),
-}
+def _maker(recipe: Recipe) -> Callable:
+    """The function above that the recipe's augmentation names."""
+    return import_object(f"{__name__}:{recipe.augment}")
 
 
 class AugmentedBatch:
@@ -161,11 +156,11 @@ class AugmentedBatch:
 
     def __init__(self, recipe: Recipe, num_classes: int):
         self.recipe = recipe
-        augmentation = AUGMENTATIONS[recipe.augment]
-        self.num_views = augmentation.num_views
+        arm = recipe.augmentation
+        self.num_views = arm.num_views
         self.step: BatchStep | None = None
-        if augmentation.batch_step is not None:
-            self.step = augmentation.batch_step(recipe, num_classes)
+        if arm.acts_on == "batch":
+            self.step = _maker(recipe)(recipe, num_classes)
 
     def inputs(self, pixels: Tensor, targets: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         """Images (V B, 3, H, W) for the network, view by view, and labels (B,) or (B, N).

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from expansion.common.errors import InputError
+from expansion.classifier.clip_backbone import cannot_load
 from expansion.common.hub import only_cached, why_not_loaded
 from expansion.common.quiet import quiet_libraries
 from expansion.data.batches import SeededImages
@@ -24,6 +24,7 @@ from expansion.data.prompts import class_prompt
 from expansion.images.records import ImageRecord
 
 NUM_BYTES = 256  # CLIP's vocabulary begins with the bytes
+OPTION = "--clip_model"  # names the model of a zero-shot classifier
 
 
 class ClipClassifier:
@@ -83,11 +84,14 @@ class ClipClassifier:
                 tokenizer = CLIPTokenizer.from_pretrained(name_or_path, **source)
                 processor = CLIPImageProcessor.from_pretrained(name_or_path, **source)
         except (OSError, ValueError, SafetensorError) as error:
-            raise _cannot_load(name_or_path, why_not_loaded(name_or_path, error)) from error
+            reason = why_not_loaded(name_or_path, error)
+            raise cannot_load(name_or_path, reason, OPTION) from error
         if found["missing_keys"]:
-            raise _cannot_load(name_or_path, f"it lacks {min(found['missing_keys'])}")
+            reason = f"it lacks {min(found['missing_keys'])}"
+            raise cannot_load(name_or_path, reason, OPTION)
         if len(tokenizer) < NUM_BYTES:  # transformers makes an empty one where the file is missing
-            raise _cannot_load(name_or_path, "it lacks its tokenizer's vocabulary")
+            reason = "it lacks its tokenizer's vocabulary"
+            raise cannot_load(name_or_path, reason, OPTION)
         return cls(model.to(device), tokenizer, processor, prompt_names, templates)
 
     def image_features(self, images: Tensor) -> Tensor:
@@ -137,11 +141,3 @@ class ClipClassifier:
         tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         found = self.model.get_text_features(**tokens.to(self.model.device)).pooler_output
         return F.normalize(F.normalize(found, dim=-1).mean(dim=0), dim=-1)
-
-
-def _cannot_load(name_or_path: str, reason: str) -> InputError:
-    return InputError(
-        f"cannot load the CLIP model {name_or_path}: {reason}; download it once while connected "
-        "(0.6 GB, as in: hf download openai/clip-vit-base-patch32), or give a local folder by "
-        "--clip_model"
-    )

@@ -18,6 +18,8 @@ from expansion.common.errors import InputError
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+LONGEST_REASON = 200  # characters of transformers' messages
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 GEOMETRY = (  # fields of the config that decide what the weights compute
@@ -114,14 +116,14 @@ def load_tower(arch: str, name_or_path: str | None) -> ClipVision:
                 local_files_only=only_cached(name),
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _cannot_load(name, why_not_loaded(name, error)) from error
+        raise cannot_load(name, why_not_loaded(name, error)) from error
     if found["missing_keys"]:
-        raise _cannot_load(name, f"it lacks {min(found['missing_keys'])}")
+        raise cannot_load(name, f"it lacks {min(found['missing_keys'])}")
     wanted = _config(arch)
     for key in GEOMETRY:
         value, own = getattr(tower.config, key), getattr(wanted, key)
         if value != own:
-            raise _cannot_load(name, f"it is no {arch}, {key} {value} instead of {own}")
+            raise cannot_load(name, f"it is no {arch}, {key} {value} instead of {own}")
     return ClipVision(tower)
 
 
@@ -131,9 +133,16 @@ def _config(arch: str) -> CLIPVisionConfig:
     return CLIPVisionConfig(**TOWERS[arch].fields)
 
 
-def _cannot_load(name: str, reason: str) -> InputError:
+def cannot_load(name_or_path: str, reason: str, option: str = "--weights") -> InputError:
+    """What to raise where a CLIP model cannot be used.
+
+    Args:
+        name_or_path: Hub id or local folder.
+        reason: Why.
+        option: Gives another one.
+    """
     return InputError(
-        f"cannot load the CLIP model {name}: {reason[:200]}; download it once while connected "
-        "(0.6 GB, as in: hf download openai/clip-vit-base-patch32), or give a local folder by "
-        "--weights"
+        f"cannot load the CLIP model {name_or_path}: {reason[:LONGEST_REASON]}; download it once "
+        "while connected (0.6 GB, as in: hf download openai/clip-vit-base-patch32), or give a "
+        f"local folder by {option}"
     )

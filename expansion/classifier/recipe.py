@@ -4,34 +4,61 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from expansion.common.config import option
 from expansion.common.errors import require
 
-AUGMENTATIONS = (
-    "default",
-    "randaugment",
-    "autoaugment",
-    "augmix",
-    "random_erasing",
-    "cutout",
-    "gridmask",
-    "mixup",
-    "cutmix",
-)
-PAIRING = ("mixup", "cutmix")  # mix each image with another one of its batch
-NEEDS_LOSS = (*PAIRING, "augmix")  # change labels or loss, not images alone
 LARGEST_ADAMW_LR = 0.05  # beyond it nothing trains; the papers' commands give SGD's 0.1
 # Backbones whose residual blocks end in a batch normalisation that can start at zero.
 RESIDUAL = ("resnet", "resnext", "wide_resnet", "wideresnet")
-# Share of images (CutMix: of batches) that the augmentation acts on, where it is not 1.
-PROBABILITIES = {"random_erasing": 0.5, "gridmask": 0.8, "cutmix": 0.5}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A classic augmentation of labelled images, as far as it can be said without torch.
+
+    The function of its name in `augmentations.py` makes its step: of the recipe and, for a batch,
+    of the number of classes.
+
+    Attributes:
+        title: For people.
+        acts_on: "image" (Pillow's, after crop and flip) or "pixels" (normalised, of one image): in
+            the loader. "batch": on the device. "" if there is no step.
+        probability: Share of images (CutMix: of batches) that it acts on, if that can be chosen.
+        num_views: Times that an image is looked at; the first is a plain one, if they are several.
+        pairs: Whether each image is mixed with another one of its batch.
+        changes_loss: Whether it changes labels or loss, and not images alone.
+    """
+
+    title: str = ""
+    acts_on: str = ""
+    probability: float | None = None
+    num_views: int = 1
+    pairs: bool = False
+    changes_loss: bool = False
+
+
+AUGMENTATIONS = {
+    "default": Augmentation(),
+    "randaugment": Augmentation("RandAugment", "image"),
+    "autoaugment": Augmentation("AutoAugment", "image"),
+    "augmix": Augmentation("AugMix", "image", num_views=3, changes_loss=True),
+    "random_erasing": Augmentation("random erasing", "pixels", 0.5),
+    "cutout": Augmentation("Cutout", "pixels"),
+    "gridmask": Augmentation("GridMask", "batch", 0.8),
+    "mixup": Augmentation("MixUp", "batch", pairs=True, changes_loss=True),
+    "cutmix": Augmentation("CutMix", "batch", 0.5, pairs=True, changes_loss=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Optimiser, schedule and preprocessing of a classifier run; the papers' values by default."""
+
+    # Settings of older versions, when decoded images went to the disk as well.
+    RETIRED: ClassVar = {"image_cache": ("auto", "disk"), "image_cache_gb": None}
 
     arch: str = option(
         "resnet50",
@@ -78,7 +105,7 @@ class Recipe:
     augment: str = option(
         "default",
         "augmentation of labelled images beside rotation, crop and flip",
-        choices=AUGMENTATIONS,
+        choices=tuple(AUGMENTATIONS),
     )
     augment_probability: float | None = option(
         None,
@@ -99,16 +126,10 @@ class Recipe:
         "needs a C++ compiler",
     )
     image_cache: str = option(
-        "auto",
-        "where decoded images are kept for the next passes and runs of the command: in memory, on "
-        "disk (TMPDIR, else /var/tmp), or auto: memory first, disk for the rest",
-        choices=("auto", "memory", "disk", "none"),
-        decides=False,
-    )
-    image_cache_gb: float | None = option(
-        None,
-        "most that they may take on this machine, GB; others are decoded in every pass; default: "
-        "half of the memory, and of the disk, that is free",
+        "memory",
+        "keep decoded images for the next passes and runs of the command: memory = in at most half "
+        "of the memory that is free, none = decode them in every pass",
+        choices=("memory", "none"),
         decides=False,
     )
     workers: int = option(
@@ -135,7 +156,6 @@ class Recipe:
             "eval_steps",
             "randaugment_ops",
             "mix_alpha",
-            "image_cache_gb",
             "lr",
         ):
             value = getattr(self, name)
@@ -179,19 +199,19 @@ class Recipe:
             require(0 <= value < 1, f"{name} {value}: give 0 to below 1")
 
     def _check_augmentation(self) -> None:
-        probability, kind = self.augment_probability, self.augment
+        probability = self.augment_probability
+        chosen = [name for name, arm in AUGMENTATIONS.items() if arm.probability is not None]
         require(
-            probability is None or kind in PROBABILITIES,
-            f"augment_probability {probability} counts only with --augment "
-            + ", ".join(PROBABILITIES),
+            probability is None or self.augment in chosen,
+            f"augment_probability {probability} counts only with --augment {', '.join(chosen)}",
         )
         require(
             probability is None or 0 < probability <= 1,
             f"augment_probability {probability}: give more than 0, at most 1",
         )
         require(
-            kind not in PAIRING or self.batch_size > 1,
-            f"batch_size {self.batch_size}: {kind} mixes images of a batch; give 2 or more",
+            not self.augmentation.pairs or self.batch_size > 1,
+            f"batch_size {self.batch_size}: {self.augment} mixes images of a batch; give 2 or more",
         )
         require(
             0 <= self.randaugment_magnitude <= 30,
@@ -200,16 +220,50 @@ class Recipe:
         require(self.jsd_weight >= 0, f"jsd_weight {self.jsd_weight}: give 0 or more")
 
     @property
+    def augmentation(self) -> Augmentation:
+        """What `augment` names."""
+        return AUGMENTATIONS[self.augment]
+
+    @property
     def probability(self) -> float:
         """Share of images, or batches, that the augmentation acts on."""
-        if self.augment_probability is not None:
-            return self.augment_probability
-        return PROBABILITIES.get(self.augment, 1.0)
+        return self.augment_probability or self.augmentation.probability or 1.0
 
     @property
     def num_workers(self) -> int:
         """Loading processes on this machine."""
         return min(self.workers, os.cpu_count() or 1)
+
+
+def split_budget(
+    recipe: Recipe, *, share: float, epochs: int | None, rounds: int = 1
+) -> tuple[Recipe, Recipe]:
+    """Recipes of one round of an earlier stage, and of the last stage.
+
+    Budget "steps": the steps are shared out, so that all stages take as many as any other arm.
+    Budget "epochs": the last stage keeps its own.
+
+    Args:
+        recipe: Of the whole run.
+        share: Of the steps, for the earlier stage.
+        epochs: Of a round of the earlier stage; None: as many as the last stage has.
+        rounds: Times that the earlier stage is done.
+
+    Raises:
+        InputError: There are fewer steps than stages.
+    """
+    if recipe.budget == "epochs":
+        return replace(recipe, epochs=epochs or recipe.epochs), recipe
+    steps = recipe.max_train_steps
+    require(
+        steps > rounds,
+        f"max_train_steps {steps}: these labels take an earlier stage; give {rounds + 1} or more",
+    )
+    earlier = min(max(1, round(steps * share / rounds)), (steps - 1) // rounds)
+    return (
+        replace(recipe, max_train_steps=earlier),
+        replace(recipe, max_train_steps=steps - rounds * earlier),
+    )
 
 
 class Schedule:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from expansion.classifier.augmentations import AUGMENTATIONS
+from expansion.classifier.augmentations import steps_on
 from expansion.classifier.recipe import Recipe
 from expansion.classifier.strong_augmentation import StrongAugment
-from expansion.images.pixel_cache import GB, PixelCache
+from expansion.images.pixel_cache import PixelCache
 from expansion.images.tensors import BICUBIC, to_pixels, to_unit_tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -46,8 +46,8 @@ def _statistics(device: torch.device, dtype: torch.dtype, repeat: int = 1) -> tu
 def network_input(pixels: Tensor) -> Tensor:
     """8-bit images (..., H, W, 3) to normalised (..., 3, H, W), channels last in memory.
 
-    Other tensors (labels, images that are normalised already) are returned as they are. The numbers
-    are `normalize`'s to the last bit.
+    The numbers are `normalize`'s to the last bit. Images that an augmentation has normalised
+    already, which are floats, are returned as they are.
     """
     if pixels.dtype != torch.uint8:
         return pixels
@@ -75,13 +75,12 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
     (H, W, 3), uint8, or normalised (3, H, W) where the augmentation acts on normalised pixels; of
     one that wants several views, (V, ...) of one crop, the first plain.
     """
-    arm = AUGMENTATIONS[recipe.augment]
-    pixel_steps = arm.pixel_steps(recipe)
+    image_steps, pixel_steps = steps_on("image", recipe), steps_on("pixels", recipe)
     last = [to_unit_tensor, normalize, *pixel_steps] if pixel_steps else [to_pixels]
-    finish = [v2.Compose([*steps, *last]) for steps in ([], arm.image_steps(recipe))]
-    if arm.num_views == 1:
-        return v2.Compose([RandomView(recipe), finish[1]])
-    return v2.Compose([RandomView(recipe), Views(*finish, num_views=arm.num_views)])
+    plain, augment = (v2.Compose([*steps, *last]) for steps in ([], image_steps))
+    num_views = recipe.augmentation.num_views
+    views = augment if num_views == 1 else Views(plain, augment, num_views)
+    return v2.Compose([RandomView(recipe), views])
 
 
 class Views:
@@ -159,15 +158,13 @@ def squash(side: int) -> v2.Resize:
 
 
 @functools.cache
-def _pixel_cache(side: int, kinds: tuple[str, ...], max_bytes: int | None) -> PixelCache:
-    return PixelCache(side, squash(side), kinds, max_bytes)
+def _pixel_cache(side: int) -> PixelCache:
+    return PixelCache(side, squash(side))
 
 
-def image_cache(recipe: Recipe) -> PixelCache:
-    """The cache of squashed images that all streams and runs of this process share."""
-    kinds = {"auto": ("memory", "disk"), "none": ()}.get(recipe.image_cache, (recipe.image_cache,))
-    most = None if recipe.image_cache_gb is None else int(recipe.image_cache_gb * GB)
-    return _pixel_cache(recipe.resize_size, kinds, most)
+def image_cache(recipe: Recipe) -> PixelCache | None:
+    """The cache of squashed images that all streams and runs of this process share, if any."""
+    return _pixel_cache(recipe.resize_size) if recipe.image_cache == "memory" else None
 
 
 def eval_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import logging
 import math
 import os
 import types
@@ -30,6 +31,8 @@ YAML_ERRORS = (
     yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError,
     RecursionError,
 )  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 LARGEST_INT = 2**63 - 1
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -121,7 +124,7 @@ def compose(config_classes: Sequence[type], sources: Sequence[Source]) -> list[A
     fields = [{f.name: f for f in dataclasses.fields(c)} for c in config_classes]
     known = {name for names in fields for name in names}
     for source in sources:
-        for key, value in source.values.items():
+        for key, value in without_retired(source, config_classes).items():
             if key not in known:
                 shown = key if isinstance(key, str) else brief(key)
                 hint = suggestion(shown, known)
@@ -133,6 +136,22 @@ def compose(config_classes: Sequence[type], sources: Sequence[Source]) -> list[A
                     where = f"{source.name}: {key}"
                     chosen[i][key] = _checked(value, hints[i][key], names[key], where)
     return [config_class(**values) for config_class, values in zip(config_classes, chosen)]
+
+
+def without_retired(source: Source, config_classes: Sequence[type]) -> dict[str, Any]:
+    """The values of `source` but for settings of older versions, of which a warning tells.
+
+    Args:
+        source: What a file or the command line gives.
+        config_classes: May have `RETIRED`: key -> the values that no longer exist; None: all.
+    """
+    kept = dict(source.values)
+    for config_class in config_classes:
+        for key, values in getattr(config_class, "RETIRED", {}).items():
+            if key in kept and (values is None or kept[key] in values):
+                old = brief(kept.pop(key))
+                logger.warning("%s: %s: %s is no longer a setting; left out", source.name, key, old)
+    return kept
 
 
 def add_options(parser: argparse.ArgumentParser, config_class: type, title: str) -> None:

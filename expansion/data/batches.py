@@ -119,7 +119,7 @@ class SeededImages(Dataset):
 
     def all_decoded(self) -> bool:
         """Whether no file has to be read any more."""
-        return bool(self.cache) and all(place and place.filled for place in self.places)
+        return self.cache is not None and all(map(self.cache.holds, self.places))
 
 
 def stream_loader(

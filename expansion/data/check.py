@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from expansion.common.errors import InputError, one_line, shown
 from expansion.common.tables import aligned
+from expansion.data.datasets import classes_without_images
 from expansion.data.naming import look_alikes, ordered_folders
 from expansion.images.generated_images import generated, message
 from expansion.images.pixel_report import PixelFacts, conversion_lines, facts_of, pixel_findings
@@ -113,8 +114,7 @@ def _class_problems(class_names: Sequence[str], train: Sequence[ImageRecord]) ->
         f"the classes {shown(map(repr, names))} look alike; write one name if they are one class"
         for names in look_alikes(class_names)
     ]
-    present = {record.label for record in train}
-    absent = [name for label, name in enumerate(class_names) if label not in present]
+    absent = classes_without_images(class_names, train)
     if train and absent:
         problems.append(f"no training image of {shown(absent)}")
     return problems

@@ -152,6 +152,29 @@ def load_dataset(
     return dataset
 
 
+def classes_without_images(class_names: Sequence[str], records: Sequence[ImageRecord]) -> list[str]:
+    """Names of the classes of which `records` hold no image."""
+    present = {record.label for record in records}
+    return [name for label, name in enumerate(class_names) if label not in present]
+
+
+def check_classes(dataset: ImageDataset, records: Sequence[ImageRecord], least: int = 1) -> None:
+    """Raise InputError where a class has no training image, or there are too few classes.
+
+    Args:
+        dataset: Whose classes.
+        records: Training images that can be read.
+        least: Number of classes that are needed; a classifier needs two.
+    """
+    absent = classes_without_images(dataset.class_names, records)
+    require(not absent, f"{dataset.root}: no readable training image of {shown(absent)}")
+    require(
+        len(dataset.class_names) >= least,
+        f"{dataset.root} has only the class {dataset.class_names[0]!r}; a classifier needs two "
+        "or more, each in a folder of its own",
+    )
+
+
 def dataset_config(name: str, data_dir: str | Path = "data") -> DatasetConfig:
     """The settings of a dataset, without reading its images.
 

@@ -12,7 +12,13 @@ from expansion.common.config import option
 from expansion.common.errors import require
 from expansion.common.files import check_outside, to_yaml
 from expansion.common.sharding import Shard, make_units, resolve_shard, take_shard
-from expansion.data.datasets import DEFAULT_DATASET, ImageDataset, choose_subset, load_dataset
+from expansion.data.datasets import (
+    DEFAULT_DATASET,
+    ImageDataset,
+    check_classes,
+    choose_subset,
+    load_dataset,
+)
 from expansion.data.naming import image_stems, ordered_folders
 from expansion.data.prompts import (
     PROMPT_PER,
@@ -35,6 +41,7 @@ from expansion.images.content import readable_records
 from expansion.images.records import ImageRecord
 from expansion.images.variants import Variant, variant_name
 from expansion.store.expanded_set import Sources
+from expansion.store.places import expansion_folder
 from expansion.store.tars import TarLayout, tar_prefix
 
 IDENTITY_FILE = "expansion.yaml"
@@ -225,9 +232,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     everything = dataset.records("train")
     records = choose_subset(everything, config.shots, config.subset_seed, config.subset_file)
     records, problems = readable_records(records, config.on_error)
-    present = {record.label for record in records}
-    absent = [name for label, name in enumerate(dataset.class_names) if label not in present]
-    require(not absent, f"{dataset.root}: no readable training image of {', '.join(absent)}")
+    check_classes(dataset, records)
     # Where the images go, and what they are to show.
     folders = ordered_folders(dataset.class_names)
     output_dir = output_folder(config, dataset.name)
@@ -290,9 +295,9 @@ def output_folder(config: ExpandConfig, dataset_title: str) -> Path:
         config: Gives the folder, or the parts of the default one.
         dataset_title: What folders of results call the dataset, unless `config.name` does.
     """
-    title = config.name or dataset_title
-    default = Path(config.data_dir) / f"{title}_expansion" / exp_name(config)
-    return Path(config.output_dir) if config.output_dir else default
+    if config.output_dir:
+        return Path(config.output_dir)
+    return expansion_folder(config.data_dir, config.name or dataset_title, exp_name(config))
 
 
 def _check_folders(output_dir: Path, folders: Iterable[str]) -> None:

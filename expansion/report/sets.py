@@ -18,7 +18,7 @@ from expansion.images.variants import VariantKey
 from expansion.metrics.runs import Row, Run, folders_below, natural_key
 from expansion.store.expanded_set import Asked
 from expansion.store.manifest import ManifestReader, read_manifest
-from expansion.store.places import generated_record
+from expansion.store.places import EXPANSION, generated_record
 
 SET_FOLDER = "expanded_set.folder"  # in results.yaml, relative to the run's folder
 
@@ -150,8 +150,8 @@ def read_set(folder: Path, dataset: str = "") -> ExpandedSet:
 
 
 def _dataset_of(folder: Path, facts: Mapping[str, Any]) -> str:
-    if folder.parent.name.endswith("_expansion"):
-        return folder.parent.name.removesuffix("_expansion")
+    if folder.parent.name.endswith(EXPANSION):
+        return folder.parent.name.removesuffix(EXPANSION)
     root = facts.get("root")
     return os.path.basename(os.path.normpath(folder / root)) if isinstance(root, str) else ""
 

@@ -11,17 +11,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from expansion.classifier.recipe import AUGMENTATIONS
 from expansion.metrics.classification import METRICS
 from expansion.metrics.comparison import CANNOT_TELL, Gain
 from expansion.metrics.runs import ORIGINAL, Comparison, Row
 
 REAL_ALONE = "real images alone"
-# What a name of an arm ends in -> what people call it.
-AUGMENTATIONS = {
-    "randaugment": "RandAugment", "autoaugment": "AutoAugment", "augmix": "AugMix",
-    "random_erasing": "random erasing", "cutout": "Cutout", "gridmask": "GridMask",
-    "mixup": "MixUp", "cutmix": "CutMix",
-}  # fmt: skip
 NO_DIFFERENCE = 0.05  # points: what is shown as 0.0
 FALSE_ALARM = 0.025  # chance that an arm equal to its base is called better
 
@@ -129,7 +124,8 @@ def _title(row: Row, generated: bool) -> str:
         return REAL_ALONE + rest
     additions = []
     labels, augment = row.text("labels"), row.text("augment")
-    for word, shown in ((labels, f"{labels} labels"), (augment, AUGMENTATIONS.get(augment, ""))):
+    augmentation = AUGMENTATIONS.get(augment, AUGMENTATIONS["default"]).title
+    for word, shown in ((labels, f"{labels} labels"), (augment, augmentation)):
         parts = name.split("_")
         words = word.split("_")
         places = [i for i in range(len(parts)) if word and parts[i : i + len(words)] == words]

@@ -18,12 +18,25 @@ from expansion.images.records import ImageRecord, PackedRecord
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 CHECKSUM_BYTES = 4  # the checksum of the last block of pixels, just before the end
 
+EXPANSION = "_expansion"  # <dataset>_expansion holds the expanded sets of a dataset
+
 
 class Place(NamedTuple):
     """A file, or a part of a tar: first byte and number of bytes."""
 
     path: Path
     byte_range: tuple[int, int] | None = None
+
+
+def expansion_folder(data_dir: str | Path, dataset_title: str, exp: str) -> Path:
+    """Where an expanded set lies, unless its folder is given.
+
+    Args:
+        data_dir: Where named datasets lie.
+        dataset_title: What folders of results call the dataset.
+        exp: Name of the set.
+    """
+    return Path(data_dir) / f"{dataset_title}{EXPANSION}" / exp
 
 
 def image_place(output_dir: Path, row: Mapping[str, Any]) -> Place:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from expansion.common.errors import InputError, shown
 from expansion.data import __main__ as check_command
-from expansion.data.datasets import ImageDataset, choose_subset, load_dataset
+from expansion.data.datasets import ImageDataset, check_classes, choose_subset, load_dataset
 from expansion.data.splits import find_stored_split
 from expansion.images.content import content_summary, readable_records
 from expansion.images.records import ImageRecord
@@ -109,17 +109,9 @@ def look_at(config: StudyConfig) -> Photos:
         test, broken_tests = readable_records(test, "skip")
     broken += broken_tests
     # Refuse what no classifier can be trained or tested on.
-    present = {record.label for record in train}
-    absent = [name for label, name in enumerate(dataset.class_names) if label not in present]
-    if absent:
-        raise InputError(f"{dataset.root}: no readable training image of {shown(absent)}")
+    check_classes(dataset, train, least=2)
     if not test:
         raise InputError(f"{dataset.root}: none of its test images can be read")
-    if len(dataset.class_names) < 2:
-        raise InputError(
-            f"{dataset.root} has only the class {dataset.class_names[0]!r}; a classifier needs two "
-            "or more, each in a folder of its own"
-        )
     # Options by which other commands see the same images.
     place = ["-d", config.dataset]
     place += ["--data_dir", config.data_dir] if config.data_dir != StudyConfig.data_dir else []

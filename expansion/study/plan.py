@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import expand
-from expansion.common.config import CONFIG_DIR, Layers, Source, load_yaml
+from expansion.classifier.recipe import Recipe
+from expansion.common.config import CONFIG_DIR, Layers, Source, load_yaml, without_retired
 from expansion.data.datasets import ImageDataset
 from expansion.diffusion.model_files import locate_model, model_fingerprint, model_resolution
 from expansion.study.choices import REHEARSAL_MODEL, Network, is_same_model, scale_of
@@ -83,7 +84,8 @@ def study_of(settings: Settings, photos: Photos, output_dir: Path, network: Netw
     """
     own = photos.dataset.config
     of_classifier, of_expand, of_methods = own.classifier or {}, own.expand or {}, own.methods or {}
-    train = {**network.options, **settings.train}
+    given = Source(settings.train, "the options of the trainings")
+    train = {**network.options, **without_retired(given, [Recipe])}
     has_recipe = (CONFIG_DIR / "classifiers" / f"{train['arch']}.yaml").is_file()
     if not (train["pretrained"] or has_recipe or "pretrained" in of_classifier):
         del train["pretrained"]  # it is the scripts' default

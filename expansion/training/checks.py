@@ -11,7 +11,7 @@ import shutil
 import torch
 
 from expansion.classifier.backbones import Classifier, check_arch, check_backbone, check_pretrained
-from expansion.classifier.recipe import PAIRING, Recipe, Schedule
+from expansion.classifier.recipe import Recipe, Schedule
 from expansion.common.errors import require
 
 
@@ -41,7 +41,7 @@ def check_training(recipe: Recipe, num_classes: int, num_images: int, num_proces
 def _check_batches(recipe: Recipe, num_images: int, num_processes: int) -> None:
     size = recipe.batch_size
     require(
-        recipe.augment not in PAIRING or size >= 2 * num_processes,
+        not recipe.augmentation.pairs or size >= 2 * num_processes,
         f"batch_size {size}: {recipe.augment} mixes images of one process; give at least "
         f"{2 * num_processes} for {num_processes} processes",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from expansion.common.files import check_outside, is_done, to_yaml
 from expansion.common.progress import training_bar
 from expansion.data.datasets import (
     ImageDataset,
+    check_classes,
     choose_subset,
     load_dataset,
     unlabeled_records,
@@ -28,14 +30,12 @@ from expansion.diffusion.model_files import file_fingerprint
 from expansion.images.content import content_summary, readable_records
 from expansion.images.records import ImageRecord
 from expansion.training.options import Learning, TrainConfig
-from expansion.training.run_lock import check_run
+from expansion.training.run_lock import check_run, training_in
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from expansion.classifier.backbones import Classifier
     from expansion.training.objectives import ProgressBar
-    from expansion.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +64,7 @@ def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
     if config.unlabeled_dir is not None:
         found = unlabeled_records(config.unlabeled_dir, dataset.reading)
         unlabeled, _ = readable_records(found, config.on_error)
-    present = {record.label for record in train}
-    absent = [c for label, c in enumerate(dataset.class_names) if label not in present]
-    require(not absent, f"no readable training image of class {', '.join(absent)}")
-    require(
-        len(dataset.class_names) > 1,
-        f"{dataset.root} has only the class {dataset.class_names[0]!r}; a classifier needs two or "
-        "more",
-    )
+    check_classes(dataset, train, least=2)
     if not config.dry_run:
         write_subset(train, *subset)
     train, val = hold_out(train, recipe.val_fraction, config.subset_seed)
@@ -127,29 +120,30 @@ def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) 
 
     A dry run refuses what the run would refuse, and describes it.
     """
+    # What cannot work is refused before weights load.
     require(bool(config.seeds), "seeds is an empty list; give one or more")
     inputs = {"the dataset": data.dataset.root, "the unlabelled images": config.unlabeled_dir}
     check_outside(arm.folder, inputs)
     accelerator = make_accelerator(recipe.mixed_precision)
     _check(recipe, data, arm, accelerator.num_processes)
-    for seed in config.seeds:
-        check_run(arm.folder / f"seed{seed}", _identity(recipe, data, arm, seed))
+    identities = {seed: _identity(recipe, data, arm, seed) for seed in config.seeds}
+    for seed, identity in identities.items():
+        check_run(arm.folder / f"seed{seed}", identity)
     if config.dry_run:
         print(_describe(config, recipe, data, arm))
         return
-    from expansion.training.trainer import run_once
-
+    # One after the other; several processes share each.
     for number, seed in enumerate(config.seeds, start=1):
-        run_folder = arm.folder / f"seed{seed}"
+        folder = arm.folder / f"seed{seed}"
         title = f"{arm.name}, seed {number} of {len(config.seeds)}"
         title += f" ({seed})" if seed != number else ""
         bar = functools.partial(training_bar, title, not accelerator.is_main_process)
-        make_trainer = functools.partial(_make_trainer, recipe, data, arm, seed, accelerator, bar)
-        identity = _identity(recipe, data, arm, seed)
-        trained = run_once(run_folder, identity, make_trainer, bar, accelerator, arm.information)
+        with training_in(folder, identities[seed], accelerator) as done_before:
+            if not done_before:
+                _train(recipe, data, arm, identities[seed], accelerator, bar)
         if accelerator.is_main_process:
-            note = "" if trained else " (done before)"
-            logger.info("%s: %s%s", run_folder, _accuracies(run_folder), note)
+            note = " (done before)" if done_before else ""
+            logger.info("%s: %s%s", folder, _accuracies(folder), note)
 
 
 def _check(recipe: Recipe, data: TrainData, arm: Arm, num_processes: int) -> None:
@@ -191,48 +185,52 @@ def _identity(recipe: Recipe, data: TrainData, arm: Arm, seed: int) -> dict[str,
     }
 
 
-def _build_classifier(recipe: Recipe, data: TrainData) -> Classifier:
-    from expansion.classifier.backbones import Classifier
-
-    return Classifier(
-        recipe.arch,
-        len(data.dataset.class_names),
-        recipe.image_size,
-        recipe.pretrained,
-        recipe.weights,
-        recipe.zero_init_residual,
-    )
-
-
-def _make_trainer(
+def _train(
     recipe: Recipe,
     data: TrainData,
     arm: Arm,
-    seed: int,
+    identity: Mapping[str, Any],
     accelerator: Accelerator,
     progress_bar: ProgressBar,
-) -> Trainer:
+) -> None:
+    """One run, from its first weights or its last checkpoint to its results."""
     import torch
 
+    from expansion.classifier.backbones import Classifier
     from expansion.training.objectives import Run, TrainingImages
-    from expansion.training.trainer import Trainer
+    from expansion.training.trainer import Trainer, write_results
 
+    # The network with its initial weights, and what else the run needs.
+    begun = time.monotonic()
+    seed, names = identity["seed"], data.dataset.class_names
     torch.manual_seed(seed)
     run = Run(
-        classifier=_build_classifier(recipe, data),
+        classifier=Classifier(
+            recipe.arch,
+            len(names),
+            recipe.image_size,
+            recipe.pretrained,
+            recipe.weights,
+            recipe.zero_init_residual,
+        ),
         recipe=recipe,
         seed=seed,
         run_dir=arm.folder / f"seed{seed}",
         accelerator=accelerator,
         test_records=data.test,
         val_records=data.val,
-        class_names=data.dataset.class_names,
+        class_names=names,
         prompt_names=data.dataset.prompt_names,
         progress_bar=progress_bar,
     )
+    # Earlier stages, then the last one, then the file by which the run counts as done.
     images = TrainingImages(data.train, arm.generated, data.unlabeled)
-    objective_class = import_object(arm.learning.objective)
-    return Trainer(run, objective_class.build(images, arm.learning_config, run))
+    objective = import_object(arm.learning.objective).prepare(images, arm.learning_config, run)
+    trainer = Trainer(run, objective)
+    trainer.fit_with_bar(progress_bar, objective.title)
+    if accelerator.is_main_process:
+        write_results(trainer, {**identity, **arm.information}, begun)
+    accelerator.wait_for_everyone()
 
 
 def _images_per_epoch(data: TrainData, arm: Arm) -> int:

@@ -1,6 +1,6 @@
 """What a classifier learns: an objective gives the batches of a run and their loss.
 
-`Supervised` is the plain one. Others may train or look at images before the run, in `build`.
+`Supervised` is the plain one. Others may train or look at images before the run, in `prepare`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from expansion.classifier.transforms import (
     network_input,
     train_transform,
 )
+from expansion.common.seeding import stable_seed
 from expansion.data.batches import InOrder, SeededImages, StreamBatches, stream_loader
 from expansion.images.records import ImageRecord
 
@@ -80,24 +81,87 @@ class Objective(ABC):
 
     title: str = ""  # what the progress bar calls this part of a run that has several
     steps_before: int = 0  # optimiser steps spent before this run, as in an earlier stage
-    progress: float = 0.0  # share of the run that is done; the trainer sets it before every step
 
     def __init__(self, recipe: Recipe, seed: int, num_images: int):
         self.recipe, self.seed, self.num_images = recipe, seed, num_images
+
+    @classmethod
+    def prepare(cls, images: TrainingImages, config: Any, run: Run) -> Objective:
+        """The objective of a run, after whatever has to come before it.
+
+        Earlier stages are trained here and images labelled, which may take hours; what a stopped
+        run has done of that is not done again. Called in every process.
+
+        Args:
+            images: Of the arm.
+            config: Settings of this way to learn; None if it has none.
+            run: Its classifier may be trained here, and files be left in its folder.
+        """
+        raise NotImplementedError(f"{cls.__name__}.prepare")
+
+    @classmethod
+    def check(cls, recipe: Recipe, config: Any, num_processes: int) -> None:
+        """Raise InputError for settings that `prepare` would refuse; before anything is loaded.
+
+        Args:
+            recipe: Of the run.
+            config: See `prepare`.
+            num_processes: That train together.
+        """
 
     @abstractmethod
     def batches(
         self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
     ) -> Iterable[Sequence[Tensor]]:
-        """Batches first, first+1, ... of the run, as lists of tensors on the device."""
+        """Batches first, first+1, ... of the run, as lists of tensors on the device.
+
+        Args:
+            batch_sizes: Images of every batch of the whole run, all processes together.
+            first: Batches before this one were done before.
+            accelerator: Device and processes; each process gives its share of every batch.
+        """
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss to minimise, and whether each image's label was predicted, (B,) bool."""
+    def loss(
+        self, model: nn.Module, batch: Sequence[Tensor], progress: float
+    ) -> tuple[Tensor, Tensor]:
+        """Loss to minimise, and whether each image's label was predicted, (B,) bool.
 
-    @classmethod
-    def check(cls, recipe: Recipe, config: Any, num_processes: int) -> None:
-        """Raise InputError for settings that `build` would refuse; before anything is loaded."""
+        Args:
+            model: What `wrap` gave, in training mode.
+            batch: One of `batches`.
+            progress: Share of the run's optimiser steps that is done, 0 to 1.
+        """
+
+    def stream(
+        self,
+        records: Sequence[ImageRecord],
+        transform: Callable[[Image.Image], Any],
+        batch_sizes: Sequence[int],
+        first: int,
+        accelerator: Accelerator,
+        salt: str = "",
+    ) -> OnDevice:
+        """Shuffled (network inputs, labels) of this process, on its device; of use for `batches`.
+
+        Args:
+            records: Images of one pass.
+            transform: From a PIL image to pixels, or to a tuple of several views.
+            batch_sizes: As for `batches`; `first` and `accelerator` too.
+            salt: Gives a second stream of a run another order than the first.
+        """
+        batches = StreamBatches(
+            len(records),
+            batch_sizes,
+            seed=stable_seed(salt, self.seed) if salt else self.seed,
+            first=first,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        device = accelerator.device
+        images = SeededImages(records, transform, image_cache(self.recipe))
+        pin_memory = device.type == "cuda"
+        return OnDevice(stream_loader(images, batches, self.recipe.num_workers, pin_memory), device)
 
     def wrap(self, classifier: Classifier) -> nn.Module:
         """What is trained: the classifier, or a module around it. Its eval mode gives logits."""
@@ -113,31 +177,6 @@ class Objective(ABC):
     def results(self) -> Mapping[str, float]:
         """Figures for results.yaml."""
         return {}
-
-
-def image_stream(
-    records: Sequence[ImageRecord],
-    transform: Callable[[Image.Image], Any],
-    recipe: Recipe,
-    batch_sizes: Sequence[int],
-    *,
-    seed: int,
-    first: int,
-    accelerator: Accelerator,
-) -> OnDevice:
-    """Shuffled (network inputs, labels) of this process, on its device, from batch `first` on."""
-    batches = StreamBatches(
-        len(records),
-        batch_sizes,
-        seed=seed,
-        first=first,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    device = accelerator.device
-    images = SeededImages(records, transform, image_cache(recipe))
-    pin_memory = device.type == "cuda"
-    return OnDevice(stream_loader(images, batches, recipe.num_workers, pin_memory), device)
 
 
 def images_in_order(
@@ -164,24 +203,19 @@ class Supervised(Objective):
         self.augmented = AugmentedBatch(recipe, num_classes)
 
     @classmethod
-    def build(cls, images: TrainingImages, config: Any, run: Run) -> Supervised:
+    def prepare(cls, images: TrainingImages, config: Any, run: Run) -> Supervised:
         """All images under the labels they came with."""
         records = [*images.real, *images.generated]
         return cls(records, run.recipe, run.seed, run.classifier.num_classes)
 
     def batches(self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator) -> OnDevice:
-        return image_stream(
-            self.records,
-            train_transform(self.recipe),
-            self.recipe,
-            batch_sizes,
-            seed=self.seed,
-            first=first,
-            accelerator=accelerator,
-        )
+        transform = train_transform(self.recipe)
+        return self.stream(self.records, transform, batch_sizes, first, accelerator)
 
-    def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        inputs, labels = self.augmented.inputs(*batch, self.progress)
+    def loss(
+        self, model: nn.Module, batch: Sequence[Tensor], progress: float
+    ) -> tuple[Tensor, Tensor]:
+        inputs, labels = self.augmented.inputs(*batch, progress)
         logits = model(inputs)
         return self.augmented.loss(logits, labels), self.augmented.hits(logits, labels)
 
@@ -201,16 +235,21 @@ def predict(model: nn.Module, pixels: Tensor) -> Tensor:
 
 
 class OnDevice:
-    """Batches of `loader` on a device; images of 8 bits become the network's input there."""
+    """The batches (images, labels) of a loader, on a device; there images are normalised.
+
+    Nothing else places what a network learns from. Images may be several views, each a tensor.
+    """
 
     def __init__(self, loader: Iterable[Sequence[Any]], device: torch.device):
         self.loader, self.device = loader, device
 
     def __iter__(self) -> Iterator[list[Any]]:
-        for batch in self.loader:
-            yield self._moved(batch)
+        for images, labels in self.loader:
+            if isinstance(images, Tensor):
+                inputs = network_input(self._placed(images))
+            else:
+                inputs = [network_input(self._placed(view)) for view in images]
+            yield [inputs, self._placed(labels)]
 
-    def _moved(self, part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return network_input(part.to(self.device, non_blocking=True))
-        return [self._moved(each) for each in part]
+    def _placed(self, part: Tensor) -> Tensor:
+        return part.to(self.device, non_blocking=True)

@@ -44,7 +44,9 @@ class TrainConfig:
         "goes through all of them",
     )
     shots: int | None = option(None, "use only this many real images per class")
-    subset_seed: int = option(0, "which images --shots keeps")
+    subset_seed: int = option(
+        0, "which images --shots keeps, and which of these --val_fraction holds out"
+    )
     subset_file: str | None = option(
         None, "JSON list of the images that --shots kept: read if it exists, else written"
     )

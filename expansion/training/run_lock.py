@@ -16,10 +16,20 @@ import platform
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from expansion.common.devices import in_main_process
 from expansion.common.errors import JSON_ERRORS, InputError
-from expansion.common.files import check_claim, claim_folder, partial_path, write_if_absent
+from expansion.common.files import (
+    check_claim,
+    claim_folder,
+    is_done,
+    partial_path,
+    write_if_absent,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 OPTIONS = "options.yaml"
 REMEDY = (
@@ -36,9 +46,30 @@ def check_run(run_dir: Path, identity: Mapping[str, Any]) -> None:
     check_claim(run_dir, OPTIONS, identity, REMEDY)
 
 
-def claim_run(run_dir: Path, identity: Mapping[str, Any]) -> None:
-    """Make the run folder belong to `identity`; raises as `check_run` does."""
-    claim_folder(run_dir, OPTIONS, identity, REMEDY)
+@contextlib.contextmanager
+def training_in(
+    run_dir: Path, identity: Mapping[str, Any], accelerator: Accelerator
+) -> Iterator[bool]:
+    """Hold the run folder inside, all processes together; gives whether its run is done before.
+
+    Args:
+        run_dir: Made if it is not there.
+        identity: All that decides the result; goes into options.yaml.
+        accelerator: The processes that train together.
+
+    Raises:
+        InputError: The folder belongs to another identity, or is being trained in already.
+    """
+    with contextlib.ExitStack() as until_the_end:
+
+        def claim() -> None:
+            claim_folder(run_dir, OPTIONS, identity, REMEDY)
+            if not is_done(run_dir):
+                until_the_end.enter_context(only_training(run_dir))
+
+        in_main_process(accelerator, claim)
+        accelerator.wait_for_everyone()
+        yield is_done(run_dir)
 
 
 @contextlib.contextmanager

@@ -22,9 +22,8 @@ from torch.nn import functional as F
 from expansion.classifier.backbones import Classifier
 from expansion.classifier.recipe import Recipe
 from expansion.classifier.transforms import plain_transform, strong_transform
-from expansion.common.seeding import stable_seed
 from expansion.images.records import ImageRecord
-from expansion.training.objectives import Run, Supervised, TrainingImages, image_stream, predict
+from expansion.training.objectives import Run, Supervised, TrainingImages, predict
 from expansion.training.softmatch_config import SoftMatchConfig
 
 # Confidences, float32, that differ by no more than this are equal: the rest is rounding.
@@ -162,7 +161,7 @@ class SoftMatch(Supervised):
         self.unlabeled_share = config.unlabeled_share(len(labeled), len(unlabeled))
 
     @classmethod
-    def build(cls, images: TrainingImages, config: SoftMatchConfig, run: Run) -> SoftMatch:
+    def prepare(cls, images: TrainingImages, config: SoftMatchConfig, run: Run) -> SoftMatch:
         """Semi-supervised training: real and generated images are labelled, others are not.
 
         An epoch goes at least once through either.
@@ -189,15 +188,9 @@ class SoftMatch(Supervised):
         if not self.unlabeled:
             yield from labeled
             return
-        unlabeled = image_stream(
-            self.unlabeled,
-            TwoViews(self.recipe, self.config.strong_ops),
-            self.recipe,
-            self.unlabeled_sizes(batch_sizes, accelerator.num_processes),
-            seed=stable_seed("unlabeled", self.seed),
-            first=first,
-            accelerator=accelerator,
-        )
+        views = TwoViews(self.recipe, self.config.strong_ops)
+        sizes = self.unlabeled_sizes(batch_sizes, accelerator.num_processes)
+        unlabeled = self.stream(self.unlabeled, views, sizes, first, accelerator, "unlabeled")
         for (pixels, targets), ((weak, strong), _) in zip(labeled, unlabeled):
             yield [pixels, targets, weak, strong]
 
@@ -205,11 +198,13 @@ class SoftMatch(Supervised):
         """Unlabelled images of every batch; each process gets at least one."""
         return [max(world_size, round(self.unlabeled_share * size)) for size in batch_sizes]
 
-    def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, model: nn.Module, batch: Sequence[Tensor], progress: float
+    ) -> tuple[Tensor, Tensor]:
         if not self.unlabeled:
-            return super().loss(model, batch)
+            return super().loss(model, batch, progress)
         pixels, targets, weak, strong = batch
-        inputs, labels = self.augmented.inputs(pixels, targets, self.progress)
+        inputs, labels = self.augmented.inputs(pixels, targets, progress)
         # Not in train mode as in SoftMatch's code: a pseudo-label should not vary with dropout.
         probabilities = predict(model, weak)
         logits, strong_logits = model(torch.cat([inputs, strong])).split([len(inputs), len(strong)])

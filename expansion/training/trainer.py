@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,7 @@ from torch.nn import functional as F
 
 from expansion.classifier.backbones import classifier_state
 from expansion.classifier.recipe import Recipe, Schedule
-from expansion.common.devices import in_main_process
-from expansion.common.files import is_done, to_yaml, write_atomic
+from expansion.common.files import to_yaml, write_atomic
 from expansion.common.seeding import stable_seed
 from expansion.images.records import ImageRecord
 from expansion.metrics.classification import measured
@@ -37,7 +35,6 @@ from expansion.metrics.predictions import PREDICTIONS_FILE, Predictions
 from expansion.training.curves import RunLog
 from expansion.training.divergence import LossWatch, remedy
 from expansion.training.objectives import Objective, Progress, ProgressBar, Run, images_in_order
-from expansion.training.run_lock import claim_run, only_training
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +49,13 @@ def evaluate(
     """(mean cross-entropy, top-1 accuracy in percent); the model's mode is restored.
 
     Args:
+        loader: Batches (network inputs, labels) of this process, on the device.
         collected: Gets the probabilities of this process's images, batch by batch.
     """
     was_training = model.training
     model.eval()
     losses, hits, count = [], [], 0
     for pixels, targets in loader:
-        pixels, targets = pixels.to(accelerator.device), targets.to(accelerator.device)
         logits = model(pixels).float()
         losses.append(F.cross_entropy(logits, targets, reduction="sum"))
         hits.append((logits.argmax(dim=1) == targets).sum())
@@ -187,7 +184,7 @@ class Trainer:
             progress(step + 1, self.history[-1] if self.history else {})
         if self.accelerator.is_main_process:
             self.log.draw(self.history)
-        return self._summary()
+        return self.summary()
 
     def fit_with_bar(self, progress_bar: ProgressBar, title: str) -> dict[str, float]:
         """`fit` under a progress bar over all its steps."""
@@ -198,11 +195,8 @@ class Trainer:
         torch.manual_seed(stable_seed("step", self.run.seed, step))  # dropout, mixing
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(step)
-        self.objective.progress = self.schedule.progress(step)
-        device = self.accelerator.device
-        batch = [part.to(device, non_blocking=True) for part in batch]
         with self.accelerator.autocast():
-            loss, hits = self.objective.loss(self.model, batch)
+            loss, hits = self.objective.loss(self.model, batch, self.schedule.progress(step))
         self.accelerator.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -290,7 +284,8 @@ class Trainer:
         logger.info("going on after step %d of %s", state["step"], self.run_dir)
         return state["step"]
 
-    def _summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float]:
+        """What `fit` returns."""
         accuracies = [row["test_accuracy"] for row in self.history]
         results = {"best_accuracy": max(accuracies), "last_accuracy": accuracies[-1]}
         if self.val_loader is not None:
@@ -300,45 +295,19 @@ class Trainer:
         return {**results, **self.objective.results()}
 
 
-def run_once(
-    run_dir: Path,
-    identity: Mapping[str, Any],
-    make_trainer: Callable[[], Trainer],
-    progress_bar: ProgressBar,
-    accelerator: Accelerator,
-    information: Mapping[str, Any] | None = None,
-) -> bool:
-    """Train unless the run is done; returns whether it was trained now.
+def write_results(trainer: Trainer, facts: Mapping[str, Any], begun: float) -> None:
+    """Write `results.yaml`, by which a run counts as done.
 
     Args:
-        identity: All that decides the result; goes into options.yaml and results.yaml.
-        progress_bar: As in `Run`.
-        information: What else the tables may show; goes into results.yaml.
-
-    Raises:
-        InputError: The folder belongs to another identity, or another process trains there.
+        trainer: After the last step.
+        facts: What else belongs there.
+        begun: When this process began the run, by `time.monotonic`.
     """
-    with ExitStack() as until_the_end:
-
-        def claim() -> None:
-            claim_run(run_dir, identity)
-            if not is_done(run_dir):
-                until_the_end.enter_context(only_training(run_dir))
-
-        in_main_process(accelerator, claim)
-        accelerator.wait_for_everyone()
-        if is_done(run_dir):
-            return False
-        begun = time.monotonic()
-        trainer = make_trainer()
-        results = trainer.fit_with_bar(progress_bar, trainer.objective.title)
-        if accelerator.is_main_process:
-            steps = trainer.objective.steps_before + trainer.history[-1]["step"]
-            facts = {"steps": steps, "seconds": round(time.monotonic() - begun, 1)}
-            path = run_dir / PREDICTIONS_FILE
-            # A run that an older version had all but finished has no predictions.
-            more = measured(Predictions.load(path)) if path.is_file() else {}
-            values = {**more, **results, **facts, **identity, **(information or {})}
-            write_atomic(run_dir / "results.yaml", to_yaml(values))
-        accelerator.wait_for_everyone()
-        return True
+    path = trainer.run_dir / PREDICTIONS_FILE
+    # A run that an older version had all but finished has no predictions.
+    more = measured(Predictions.load(path)) if path.is_file() else {}
+    steps = trainer.objective.steps_before + trainer.history[-1]["step"]
+    course = {"steps": steps, "seconds": round(time.monotonic() - begun, 1)}
+    write_atomic(
+        trainer.run_dir / "results.yaml", to_yaml({**more, **trainer.summary(), **course, **facts})
+    )

@@ -21,11 +21,10 @@ from baselines.soft_labels import (
     mixup,
     predict_all,
     soft_label_loss,
-    split_budget,
 )
 from baselines.soft_labels_config import SoftLabelsConfig
 from expansion.classifier.backbones import load_classifier
-from expansion.classifier.recipe import Recipe, Schedule
+from expansion.classifier.recipe import Recipe, Schedule, split_budget
 from expansion.classifier.transforms import eval_transform, network_input
 from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
@@ -205,7 +204,7 @@ def test_predictions_are_of_plain_images_without_dropout_and_replace_the_labels_
     seen = []
     for step, batch in enumerate(batches):
         assert torch.equal(objective.memory.labels, start) is (step < 3)  # 3 batches of 2 make 6
-        objective.loss(model, batch)
+        objective.loss(model, batch, 0.0)
         (mode, shown), (train_mode, mixed) = model.batches[-2:]
         seen += batch[4].tolist()
         assert (mode, train_mode, model.training) == (False, True, True)
@@ -224,7 +223,7 @@ def test_the_loss_takes_the_labels_of_the_images_at_hand(dataset):
     real, targets, augmented, plain, indices = next(iter(objective.batches([4], 0, Accelerator())))
     labels = [*targets.tolist(), *([0, 0, 0, 1, 1, 2][i] for i in indices)]
     logits = model(torch.cat([real, augmented]))
-    loss, hits = objective.loss(model, [real, targets, augmented, plain, indices])
+    loss, hits = objective.loss(model, [real, targets, augmented, plain, indices], 0.0)
     expected = nn.functional.cross_entropy(logits, torch.tensor(labels))
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     assert hits.tolist() == (logits.argmax(dim=1) == torch.tensor(labels)).tolist()
@@ -269,14 +268,14 @@ def test_batches_are_filled_as_counted_and_go_on_where_a_run_stopped(dataset):
 )
 def test_warm_up_and_the_rest_share_the_steps(steps, share, expected):
     recipe = dataclasses.replace(STEPS, max_train_steps=steps)
-    parts = split_budget(recipe, SoftLabelsConfig(warmup_share=share))
+    parts = split_budget(recipe, share=share, epochs=None)
     assert tuple(part.max_train_steps for part in parts) == expected
     assert sum(len(Schedule(part, 50).batch_sizes) for part in parts) == steps
 
 
 def test_warm_up_adds_epochs_where_epochs_are_counted():
     recipe = dataclasses.replace(SMALL, epochs=30)
-    warmup, rest = split_budget(recipe, SoftLabelsConfig(warmup_epochs=4))
+    warmup, rest = split_budget(recipe, share=0.1, epochs=4)
     assert (warmup.epochs, rest) == (4, recipe)
 
 

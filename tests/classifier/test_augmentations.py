@@ -16,15 +16,14 @@ from baselines.soft_labels import SoftLabels
 from baselines.soft_labels_config import SoftLabelsConfig
 from dreamda.self_training.config import AmstConfig
 from dreamda.self_training.voting import HeadTraining
-from expansion.classifier import recipe as recipe_module
 from expansion.classifier.augmentations import (
-    AUGMENTATIONS,
     AugmentedBatch,
     grid_mask,
     jensen_shannon,
+    steps_on,
 )
 from expansion.classifier.backbones import Classifier
-from expansion.classifier.recipe import PROBABILITIES, Recipe
+from expansion.classifier.recipe import AUGMENTATIONS, Recipe
 from expansion.classifier.transforms import train_transform
 from expansion.common.errors import InputError
 from expansion.training.objectives import Supervised
@@ -66,17 +65,22 @@ def seen(images, augment: str, progress: float = 1.0, seed: int = 1, first: int 
 
 
 def test_every_name_has_an_augmentation_and_the_papers_settings():
-    assert tuple(AUGMENTATIONS) == recipe_module.AUGMENTATIONS
-    plain = Recipe()
-    (randaugment,) = AUGMENTATIONS["randaugment"].image_steps(plain)
+    for name, arm in AUGMENTATIONS.items():
+        recipe = Recipe(augment=name)
+        in_loader = steps_on("image", recipe) + steps_on("pixels", recipe)
+        on_batch = AugmentedBatch(recipe, 2).step
+        assert len(in_loader) + (on_batch is not None) == bool(arm.acts_on)
+        assert bool(arm.title) == (name != "default")
+    (randaugment,) = steps_on("image", Recipe(augment="randaugment"))
     assert (randaugment.num_ops, randaugment.magnitude) == (2, 9)
-    (autoaugment,) = AUGMENTATIONS["autoaugment"].image_steps(plain)
+    (autoaugment,) = steps_on("image", Recipe(augment="autoaugment"))
     assert autoaugment.policy == v2.AutoAugmentPolicy.IMAGENET
-    (augmix,) = AUGMENTATIONS["augmix"].image_steps(plain)
-    assert (augmix.mixture_width, augmix.alpha, plain.jsd_weight) == (3, 1.0, 12.0)
-    (erasing,) = AUGMENTATIONS["random_erasing"].pixel_steps(Recipe(augment="random_erasing"))
+    (augmix,) = steps_on("image", Recipe(augment="augmix"))
+    assert (augmix.mixture_width, augmix.alpha, Recipe().jsd_weight) == (3, 1.0, 12.0)
+    (erasing,) = steps_on("pixels", Recipe(augment="random_erasing"))
     assert (erasing.p, erasing.scale, erasing.ratio) == (0.5, (0.02, 0.33), (0.3, 3.3))
-    assert {name: Recipe(augment=name).probability for name in PROBABILITIES} == PROBABILITIES
+    found = [Recipe(augment=name).probability for name in ("gridmask", "cutmix", "mixup")]
+    assert found == [0.8, 0.5, 1.0]
     assert Recipe(augment="cutmix", augment_probability=1.0).probability == 1.0
 
 
@@ -108,7 +112,7 @@ def test_one_seed_gives_one_batch_and_another_seed_another(images, augment):
 @pytest.mark.parametrize("augment", ["cutout", "random_erasing"])
 def test_a_rectangle_of_the_right_size_becomes_the_mean_colour(augment):
     recipe = Recipe(**SMALL, augment=augment)
-    (step,) = AUGMENTATIONS[augment].pixel_steps(recipe)
+    (step,) = steps_on("pixels", recipe)
     shares = []
     for seed in range(300):
         torch.manual_seed(seed)
@@ -245,9 +249,9 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(dataset, tmp_path, monkeypat
 def test_the_objective_knows_how_far_the_run_is(dataset, tmp_path, monkeypatch):  # noqa: F811
     found, loss = [], Supervised.loss
 
-    def note(self, model, batch):
-        found.append(self.progress)
-        return loss(self, model, batch)
+    def note(self, model, batch, progress):
+        found.append(progress)
+        return loss(self, model, batch, progress)
 
     monkeypatch.setattr(Supervised, "loss", note)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -279,7 +283,7 @@ def test_labelled_images_are_mixed_beside_unlabelled_ones(images, augment):
     assert weak.shape == strong.shape == (2, 3, 32, 32)  # half as many images as labelled ones
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
     torch.manual_seed(7)
-    loss, hits = objective.loss(model, [pixels, targets, weak, strong])
+    loss, hits = objective.loss(model, [pixels, targets, weak, strong], 0.0)
     torch.manual_seed(7)
     augmented = AugmentedBatch(recipe, 2)
     inputs, labels = augmented.inputs(pixels, targets, 0.0)
@@ -302,8 +306,8 @@ def test_the_grid_hides_parts_of_images_with_soft_labels(dataset):  # noqa: F811
     batch = next(iter(objective.batches([8], 0, Accelerator())))
     model, fed = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3)), []
     model.register_forward_pre_hook(lambda module, inputs: fed.append(inputs[0]))
-    for objective.progress in (0.0, 1.0):
-        objective.loss(model, batch)
+    for progress in (0.0, 1.0):
+        objective.loss(model, batch, progress)
     hidden = [(images == 0).float().mean().item() for images in (fed[1], fed[3])]
     assert hidden[0] < 0.01 and 0.05 < hidden[1] < 0.3
 
@@ -314,7 +318,7 @@ def test_the_voting_heads_learn_smoothed_labels_by_hand():
     objective.wrap(Classifier("resnet10_tiny", 2, 32))
     logits = torch.tensor([[[math.log(3.0), 0.0]]])  # one head, one image: p = 3/4, 1/4
     view = torch.zeros(1, 3, 32, 32)
-    loss, _ = objective.loss(lambda pixels: logits, [view, view, torch.tensor([0])])
+    loss, _ = objective.loss(lambda pixels: logits, [view, view, torch.tensor([0])], 0.0)
     expected = -0.95 * math.log(0.75) - 0.05 * math.log(0.25)
     assert loss.item() == pytest.approx(expected, abs=1e-6)
 

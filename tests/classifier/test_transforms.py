@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from expansion.classifier.augmentations import AUGMENTATIONS
-from expansion.classifier.recipe import Recipe
+from expansion.classifier.recipe import AUGMENTATIONS, Recipe
 from expansion.classifier.transforms import (
     RandomView,
     eval_transform,

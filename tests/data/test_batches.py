@@ -128,7 +128,9 @@ def test_images_in_order_come_whole_and_alike_in_every_pass(records, num_workers
 
 def test_batches_on_the_device_hold_network_inputs_and_untouched_labels():
     pixels = torch.randint(0, 256, (2, 5, 4, 3), dtype=torch.uint8)
-    floats, labels = torch.rand(2, 3, 5, 4), torch.tensor([7, 255])
+    floats, labels = torch.rand(2, 3, 5, 4), torch.tensor([7, 255], dtype=torch.uint8)
     ((views, found),) = OnDevice([[(pixels, floats), labels]], torch.device("cpu"))
     assert torch.equal(found, labels) and torch.equal(views[1], floats)
     assert torch.equal(views[0], network_input(pixels)) and views[0].dtype == torch.float32
+    ((inputs, found),) = OnDevice([[pixels, labels]], torch.device("cpu"))
+    assert torch.equal(inputs, views[0]) and torch.equal(found, labels)

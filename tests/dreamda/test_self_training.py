@@ -12,7 +12,7 @@ from PIL import Image
 
 import train_expand
 from dreamda.self_training.config import AmstConfig
-from dreamda.self_training.objective import SelfTraining, split_budget
+from dreamda.self_training.objective import SelfTraining
 from dreamda.self_training.pseudo_labels import (
     PseudoLabel,
     acceptance_warnings,
@@ -23,6 +23,7 @@ from dreamda.self_training.pseudo_labels import (
 from dreamda.self_training.voting import (
     dropout_votes,
 )
+from expansion.classifier.recipe import split_budget
 from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
 from expansion.data.label_noise import with_label_noise
@@ -128,14 +129,24 @@ def test_label_noise_makes_the_asked_share_wrong_and_nested():
 
 def test_the_steps_are_shared_out_among_the_stages():
     steps = dataclasses.replace(RECIPE, budget="steps", max_train_steps=300)
-    for config, expected in (
-        (AmstConfig(), (150, 150)),
-        (AmstConfig(stage1_share=0.2), (60, 240)),
-        (AmstConfig(stage1_share=0.2, rounds=2), (30, 240)),
+    for share, rounds, expected in (
+        (0.5, 1, (150, 150)),
+        (0.2, 1, (60, 240)),
+        (0.2, 2, (30, 240)),
+        (0.999, 1, (299, 1)),
+        (0.01, 299, (1, 1)),
     ):
-        assert tuple(r.max_train_steps for r in split_budget(steps, config)) == expected
-    epochs = split_budget(RECIPE, AmstConfig(stage1_epochs=7))
-    assert [r.epochs for r in epochs] == [7, 100]
+        parts = split_budget(steps, share=share, epochs=None, rounds=rounds)
+        assert tuple(part.max_train_steps for part in parts) == expected
+    assert [r.epochs for r in split_budget(RECIPE, share=0.5, epochs=7)] == [7, 100]
+    assert [r.epochs for r in split_budget(RECIPE, share=0.5, epochs=None)] == [100, 100]
+
+
+def test_fewer_steps_than_stages_are_refused_at_once(small_set, expansion_dir, tmp_path):
+    """They would have been exceeded: every stage took one at least."""
+    with pytest.raises(InputError, match="max_train_steps 2: .* give 3 or more"):
+        run(small_set, expansion_dir, tmp_path, "--max_train_steps", 2, "--rounds", 2)
+    assert not list(tmp_path.iterdir())
 
 
 def run(small_set, expansion_dir, checkpoints, *options: object):

@@ -71,7 +71,7 @@ def test_eq_7_by_hand(multi_head, weight):
     module.dropout = 0.0
     weak, strong = torch.randn(4, 3, 32, 32), torch.randn(4, 3, 32, 32)
     targets = torch.tensor([0, 1, 2, 1])
-    loss, _ = objective.loss(module.train(), [weak, strong, targets])
+    loss, _ = objective.loss(module.train(), [weak, strong, targets], 0.0)
     with torch.no_grad():
         features = classifier.train().features(torch.cat([weak, strong]))
         views = (features[:4], features[:4], features[4:], features[4:])
@@ -89,7 +89,7 @@ def test_stage_1_trains_body_and_heads_and_not_the_main_head():
     classifier = Classifier("resnet10_tiny", 3, 32)
     module = objective.wrap(classifier).train()
     pixels = torch.randn(4, 3, 32, 32)
-    objective.loss(module, [pixels, pixels, torch.tensor([0, 1, 2, 1])])[0].backward()
+    objective.loss(module, [pixels, pixels, torch.tensor([0, 1, 2, 1])], 0.0)[0].backward()
     assert all(p.grad is not None for p in module.parameters())
     assert classifier.head.weight.grad is None
     assert {id(p) for p in classifier.head.parameters()}.isdisjoint(map(id, module.parameters()))

@@ -1,4 +1,4 @@
-"""Decoded images: the same pixels from memory, disk and file; bounded; shared by processes."""
+"""Decoded images: the same pixels from memory and file; bounded; shared by processes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from expansion.classifier.recipe import Recipe
 from expansion.classifier.transforms import image_cache, squash
 from expansion.data.batches import SeededImages
 from expansion.images import pixel_cache
-from expansion.images.pixel_cache import Block, PixelCache, free_memory
-from expansion.images.records import ImageRecord
+from expansion.images.pixel_cache import PixelCache, free_memory, image_bytes
+from expansion.images.records import ImageRecord, PackedRecord
 from expansion.images.tensors import to_pixels
 
 SIDE = 12
@@ -35,64 +35,61 @@ def records(tmp_path) -> list[ImageRecord]:
     return found
 
 
+@pytest.fixture
+def room_for_five(monkeypatch):
+    """Half of the memory that seems free holds five images."""
+    monkeypatch.setattr(pixel_cache, "free_memory", lambda: 11 * image_bytes(SIDE))
+
+
+@pytest.fixture
+def cache() -> PixelCache:
+    return PixelCache(SIDE, squash(SIDE))
+
+
 def expected(record: ImageRecord) -> np.ndarray:
     return np.asarray(record.load().resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
-def make_cache(*kinds: str, images: int | None = None) -> PixelCache:
-    most = None if images is None else images * Block.image_bytes(SIDE)
-    return PixelCache(SIDE, squash(SIDE), kinds, most)
-
-
-@pytest.mark.parametrize("kinds", [("memory",), ("disk",), ("memory", "disk"), ()])
-def test_pixels_are_the_same_from_every_kind_of_cache_and_on_every_read(records, kinds):
-    cache = make_cache(*kinds)
+def test_pixels_are_the_same_on_every_read(records, cache):
     places = cache.reserve(records)
-    assert all((place is not None) == bool(kinds) for place in places)
     for _ in range(2):
-        for record, place in zip(records, places):
+        for record, place in zip(records, places, strict=True):
             image = cache.load(record, place)
             assert image.mode == "RGB" and np.array_equal(np.asarray(image), expected(record))
 
 
-def test_a_file_is_read_once(records, monkeypatch):
-    cache = make_cache("memory")
+def test_a_file_is_read_once(records, cache, monkeypatch):
     places = cache.reserve(records)
-    assert not places[3].filled
+    assert not cache.holds(places[3])
     first = np.asarray(cache.load(records[3], places[3]))
     monkeypatch.setattr(ImageRecord, "load", None)
-    assert places[3].filled
+    assert cache.holds(places[3])
     assert np.array_equal(np.asarray(cache.load(records[3], places[3])), first)
 
 
-def test_what_does_not_fit_is_decoded_anew_and_nothing_is_given_up(records, caplog):
+def test_what_does_not_fit_is_decoded_anew_and_nothing_is_given_up(
+    records, cache, room_for_five, caplog
+):
     caplog.set_level("INFO")
-    cache = make_cache("memory", images=5)
     places = cache.reserve(records)
-    assert [place is not None for place in places] == [True] * 5 + [False] * 3
-    assert "3 of 8 images do not fit into the image cache" in caplog.text
-    for record, place in zip(records, places):
+    assert places == [0, 1, 2, 3, 4, None, None, None]
+    assert "3 of 8 images do not fit into memory" in caplog.text
+    for record, place in zip(records, places, strict=True):
         assert np.array_equal(np.asarray(cache.load(record, place)), expected(record))
-    assert all(place.filled for place in places[:5]) and cache.reserve(records)[:5] == places[:5]
+    assert all(map(cache.holds, places[:5])) and cache.reserve(records) == places
 
 
-def test_what_memory_has_no_room_for_goes_to_the_disk(records, monkeypatch):
-    monkeypatch.setattr(pixel_cache, "free_memory", lambda: 6 * Block.image_bytes(SIDE))
-    places = make_cache("memory", "disk").reserve(records)
-    blocks = [place.block for place in places]
-    assert [block.count for block in dict.fromkeys(blocks)] == [3, 5]  # half of the memory
-    places = make_cache("memory").reserve(records)
-    assert sum(place is not None for place in places) == 3
+def test_a_second_set_of_images_gets_what_room_is_left(records, cache, room_for_five):
+    assert cache.reserve(records[:4]) == [0, 1, 2, 3]
+    assert cache.reserve(records[3:]) == [3, 4, None, None, None]
 
 
-def test_processes_of_one_training_share_the_room(records, monkeypatch):
+def test_processes_of_one_training_share_the_room(records, cache, room_for_five, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    places = make_cache("memory", images=8).reserve(records)
-    assert sum(place is not None for place in places) == 4
+    assert sum(place is not None for place in cache.reserve(records)) == 2
 
 
-def test_an_image_has_one_place_until_its_file_changes(records):
-    cache = make_cache("memory")
+def test_an_image_has_one_place_until_its_file_changes(records, cache):
     before = cache.reserve(records)
     cache.load(records[0], before[0])
     relabelled = [dataclasses.replace(record, label=9) for record in records]
@@ -105,33 +102,30 @@ def test_an_image_has_one_place_until_its_file_changes(records):
     assert np.array_equal(np.asarray(cache.load(cropped, after[1])), expected(cropped))
 
 
-def test_images_of_one_tar_have_places_of_their_own(records, tmp_path):
+def test_images_of_one_tar_have_places_of_their_own(records, cache, tmp_path):
     contents = [record.path.read_bytes() for record in records[:2]]
     tar = tmp_path / "images.tar"
     tar.write_bytes(b"".join(contents))
     ranges = [(0, len(contents[0])), (len(contents[0]), len(contents[1]))]
     packed = [
-        dataclasses.replace(record, path=tar, byte_range=part)
-        for record, part in zip(records, ranges)
+        PackedRecord(tar, record.file_name, 0, "", byte_range=part)
+        for record, part in zip(records, ranges, strict=False)
     ]
-    cache = make_cache("memory")
     places = cache.reserve(packed)
     assert places[0] != places[1]
-    for record, inside, place in zip(records, packed, places):
+    for record, inside, place in zip(records, packed, places, strict=False):
         for _ in range(2):  # decoded, then kept
             assert np.array_equal(np.asarray(cache.load(inside, place)), expected(record))
 
 
-def test_a_missing_file_has_no_place(records):
+def test_a_missing_file_has_no_place(records, cache):
     records[2].path.unlink()
-    places = make_cache("memory").reserve(records)
+    places = cache.reserve(records)
     assert places[2] is None and places[1] is not None
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-@pytest.mark.parametrize("kind", ["memory", "disk"])
-def test_what_a_worker_decodes_is_there_for_everybody(records, method, kind):
-    cache = make_cache(kind)
+def test_what_a_worker_decodes_is_there_for_everybody(records, cache, method):
     images = SeededImages(records, to_pixels, cache)
     cache.load(records[0], images.places[0])
     loader = DataLoader(
@@ -145,25 +139,29 @@ def test_what_a_worker_decodes_is_there_for_everybody(records, method, kind):
     assert torch.equal(pixels, torch.stack([torch.tensor(expected(record)) for record in records]))
 
 
-def test_a_cache_leaves_no_file_and_no_open_handle(records, tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+@pytest.mark.parametrize("has_memfd", [True, False])
+def test_a_cache_leaves_no_file_and_no_open_handle(records, tmp_path, monkeypatch, has_memfd):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if not has_memfd:  # as on macOS
+        monkeypatch.delattr(os, "memfd_create")
+        monkeypatch.setattr(pixel_cache, "free_memory", lambda: 10**6)
     files, handles = sorted(os.listdir(tmp_path)), len(os.listdir("/proc/self/fd"))
-    cache = make_cache("disk")
+    cache = PixelCache(SIDE, squash(SIDE))
     places = cache.reserve(records)
-    assert cache.load(records[0], places[0]).size == (SIDE, SIDE)
+    for _ in range(2):
+        assert np.array_equal(np.asarray(cache.load(records[0], places[0])), expected(records[0]))
     assert sorted(os.listdir(tmp_path)) == files and len(os.listdir("/proc/self/fd")) > handles
     del cache, places
     assert len(os.listdir("/proc/self/fd")) == handles
 
 
-def test_a_refusal_of_the_system_costs_speed_alone(records, monkeypatch, caplog):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
+def test_a_refusal_of_the_system_costs_speed_alone(records, cache, monkeypatch, caplog):
+    def refused(*arguments):
+        raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    cache = make_cache("disk")
+    monkeypatch.setattr(os, "truncate", refused)
     places = cache.reserve(records)
-    assert places == [None] * 8 and "No space left on device" in caplog.text
+    assert places == [None] * 8 and "Cannot allocate memory" in caplog.text
     assert np.array_equal(np.asarray(cache.load(records[0], None)), expected(records[0]))
 
 
@@ -177,10 +175,8 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch):
     assert free_memory() == 4000
 
 
-def test_streams_of_one_recipe_share_a_cache_of_the_kind_asked_for():
+def test_streams_of_one_side_share_a_cache_unless_none_is_wanted():
     sizes = {"image_size": SIDE, "resize_size": SIDE}
-    auto = image_cache(Recipe(**sizes))
-    assert auto is image_cache(Recipe(**sizes, lr=0.2)) and auto.kinds == ("memory", "disk")
-    assert image_cache(Recipe(**sizes, image_cache="none")).kinds == ()
-    limited = image_cache(Recipe(**sizes, image_cache="disk", image_cache_gb=0.5))
-    assert (limited.kinds, limited.max_bytes) == (("disk",), 500_000_000)
+    shared = image_cache(Recipe(**sizes))
+    assert shared is image_cache(Recipe(**sizes, lr=0.2)) and shared.side == SIDE
+    assert image_cache(Recipe(**sizes, image_cache="none")) is None

@@ -174,6 +174,15 @@ def test_a_dataset_file_wins_over_the_study_file_and_what_is_typed_over_both(mak
     assert all(s["--pretrained_model_name_or_path"] == [str(TINY_MODEL)] for s in sets)
 
 
+def test_a_study_of_the_time_of_the_disk_cache_goes_on_as_it_was_begun(make_study, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("train: {image_cache: disk, image_cache_gb: 20}")
+    study, todo = make_study("digits", "--config", str(mine))
+    commands = [command for stage in todo for command in stage.commands]
+    assert not any("image_cache" in word for c in commands for word in c.arguments)
+    assert study.settings.train["image_cache"] == "disk"  # as in the identity of its folder
+
+
 def test_a_number_of_images_may_be_a_methods_own(make_study, tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("method_options: {dreamda: {num_images_per_prompt: 20}}")

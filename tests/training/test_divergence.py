@@ -137,7 +137,7 @@ def test_a_fresh_network_that_finds_all_images_equally_likely_learns_from_unlabe
     nn.init.zeros_(model.head.weight)
     nn.init.zeros_(model.head.bias)
     for batch in objective.batches([4, 4], 0, Accelerator()):
-        loss, _ = objective.loss(model, batch)
+        loss, _ = objective.loss(model, batch, 0.0)
         loss.backward()
         assert loss.item() > math.log(3)  # the unlabelled images count
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

@@ -127,7 +127,7 @@ def test_alignment_changes_weights_and_never_labels(small_set):
         objective.weights.config = SoftMatchConfig(max_weight=1.0, n_sigma=0.0)  # all weights 1
         pixels = torch.zeros(3, 3, 32, 32)
         batch = [pixels, torch.zeros(3, dtype=torch.long), pixels, pixels]
-        losses.append(objective.loss(Fixed(), batch)[0])
+        losses.append(objective.loss(Fixed(), batch, 0.0)[0])
     assert losses[0] == losses[1]
 
 
@@ -184,7 +184,7 @@ def test_the_loss_is_supervised_plus_weighted_consistency(small_set):
         torch.randn(5, 3, 32, 32),
     )
     targets = torch.tensor([0, 1, 2, 0])
-    loss, hits = objective.loss(model, [pixels, targets, weak, strong])
+    loss, hits = objective.loss(model, [pixels, targets, weak, strong], 0.0)
     with torch.no_grad():
         probabilities = model(weak).softmax(dim=1)
         weights = make_objective(small_set).weights(probabilities)
@@ -240,7 +240,7 @@ def test_without_unlabelled_images_it_is_supervised_training(small_set):
     assert len(batch) == 2
     torch.manual_seed(0)
     model = Classifier("resnet10_tiny", 3, 32).eval()
-    loss, _ = objective.loss(model, batch)
+    loss, _ = objective.loss(model, batch, 0.0)
     assert loss.item() == pytest.approx(F.cross_entropy(model(batch[0]), batch[1]).item())
 
 

@@ -17,11 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_expand
 import train_original
+from expansion.classifier import transforms
 from expansion.classifier.backbones import load_classifier
 from expansion.classifier.recipe import Recipe, Schedule
+from expansion.classifier.transforms import squash
 from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
 from expansion.data.datasets import load_dataset
+from expansion.images import pixel_cache
+from expansion.images.pixel_cache import PixelCache
 from expansion.store.writer import ExpansionWriter
 from expansion.training.objectives import Supervised
 from expansion.training.trainer import Trainer, evaluate, make_optimizer
@@ -222,11 +226,35 @@ def test_workers_change_no_result(small_set, finished, tmp_path):
     assert_same_run(train(small_set, tmp_path, *STEPS, "--workers", 2), finished)
 
 
-@pytest.mark.parametrize("kept", ["memory", "disk", "none"])
-def test_where_decoded_images_are_kept_changes_no_result(small_set, finished, tmp_path, kept):
-    options = ("--image_cache", kept, "--image_cache_gb", 2e-5)  # five images of 36 pixels
-    assert_same_run(train(small_set, tmp_path, *STEPS, *options, "--workers", 1), finished)
-    train(small_set, tmp_path, *STEPS, "--image_cache", "auto")  # not refused: it is the same run
+@pytest.mark.parametrize("kept", ["memory", "none"])
+def test_whether_decoded_images_are_kept_changes_no_result(
+    small_set, finished, tmp_path, monkeypatch, kept
+):
+    five_images = 2 * 5 * pixel_cache.image_bytes(36)
+    monkeypatch.setattr(pixel_cache, "free_memory", lambda: five_images)
+    monkeypatch.setattr(transforms, "_pixel_cache", lambda side: PixelCache(side, squash(side)))
+    options = ("--image_cache", kept, "--workers", 1)
+    assert_same_run(train(small_set, tmp_path, *STEPS, *options), finished)
+    train(small_set, tmp_path, *STEPS)  # not refused: it is the same run
+
+
+@pytest.mark.parametrize("old", ["image_cache: auto", "image_cache: disk", "image_cache_gb: 20"])
+def test_a_begun_run_goes_on_under_settings_of_the_disk_cache(
+    small_set, finished, tmp_path, monkeypatch, caplog, old
+):
+    (tmp_path / "old.yaml").write_text(f"{old}\n")
+    options = (*STEPS, "--config", tmp_path / "old.yaml")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, Trainer, 3)
+        train(small_set, tmp_path / "runs", *STEPS)
+    assert_same_run(train(small_set, tmp_path / "runs", *options), finished)
+    assert f"{old.split(':')[0]}: " in caplog.text and "is no longer a setting" in caplog.text
+
+
+def test_the_disk_cache_is_refused_on_the_command_line(small_set, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(small_set, tmp_path, "--image_cache", "disk")
+    assert "choose from" in capsys.readouterr().err
 
 
 def test_a_compiled_run_saves_plain_weights_and_goes_on(small_set, finished, tmp_path, monkeypatch):

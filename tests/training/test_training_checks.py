@@ -69,7 +69,7 @@ REFUSED = [
     ("--mixed_precision fp16", "--mixed_precision fp16 needs a GPU"),
     ("-a resnet50 --batch_size 1", "batch_size 1: batch normalisation of resnet50 cannot train"),
     ("--labels soft --batch_size 1", "batch_size 1: real and generated images share it"),
-    ("--labels soft --max_train_steps 1", "max_train_steps 1: soft labels need a warm-up"),
+    ("--labels soft --max_train_steps 1", "max_train_steps 1: these labels take"),
 ]
 
 

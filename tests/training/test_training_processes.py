@@ -57,7 +57,7 @@ def losses_of(accelerator: Accelerator, root: Path) -> list[float]:
     model, optimizer = accelerator.prepare(model, optimizer)
     found = []
     for batch in objective.batches([8] * 4, 0, accelerator):
-        loss, _ = objective.loss(model, batch)
+        loss, _ = objective.loss(model, batch, 0.0)
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
