@@ -78,7 +78,12 @@ class Sampler(ABC):
         return  # most methods need none
 
     def prepare_images(self, images: Sequence[Picture], labels: Sequence[int]) -> None:
-        """Call `prepare` with Pillow images or paths, and their labels from 0."""
+        """Call `prepare` with images that a caller of the library gives.
+
+        Args:
+            images: Pillow images or paths.
+            labels: One for each image, from 0.
+        """
         self.check_labels(labels)
         self.prepare(given_records(images, labels=labels))
 

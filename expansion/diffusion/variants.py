@@ -63,7 +63,12 @@ def square_image(image: Image.Image, resolution: int, mode: str, seed: int) -> T
 
 
 def make_batch(variants: Sequence[Variant], drawing: Drawing) -> Batch:
-    """Read the real images of some variants, each only once unless its crop differs by variant."""
+    """Read the real images of some variants, each only once unless its crop differs by variant.
+
+    Args:
+        variants: B variants; each names its real image.
+        drawing: Side of the images, and how they become square.
+    """
     images: dict[str, Tensor] = {}
     index = []
     for variant in variants:
@@ -88,7 +93,10 @@ def make_batch(variants: Sequence[Variant], drawing: Drawing) -> Batch:
 
 
 def generators_of(variants: Sequence[Variant], drawing: Drawing) -> list[Generator]:
-    """A fresh generator for every variant; run seed, real image and number decide its noise."""
+    """A fresh generator, on the CPU, for each of the `variants`.
+
+    The run seed in `drawing`, the real image's name and the variant's number decide its noise.
+    """
     return [image_generator(drawing.seed, *variant.key) for variant in variants]
 
 
