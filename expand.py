@@ -2,7 +2,8 @@
 
     python expand.py -d digits --method img2img --num_images_per_prompt 10
     python expand.py -d caltech-101 --method distdiff --total_split 4 --split 0 --arch resnet50 \\
-        --encoder_weight_path checkpoint/caltech-101/resnet50_unpretrained_lr0.1/seed1/model_best.pth.tar
+        --encoder_weight_path \\
+        checkpoint/caltech-101/resnet50_unpretrained_lr0.1/seed1/model_best.pth.tar
 
 The same command goes on where an earlier one stopped. `--method NAME --help` shows
 a method's options.

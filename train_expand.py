@@ -67,9 +67,10 @@ class TrainExpandConfig(TrainConfig):
     )
     labels: str = option(
         "seed",
-        "label of a generated image: seed = that of its real image; amst = DreamDA's self-training; "
+        "label of a generated image: seed = that of its real image; amst = DreamDA's "
+        "self-training; "
         "soft = the classifier's own predictions; clip = zero-shot CLIP's",
-        choices=tuple(OBJECTIVES),
+        choices=OBJECTIVES,
     )
     label_noise: float = option(
         0.0, "share of generated images given a wrong seed label on purpose, for studies"

@@ -93,7 +93,9 @@ def clip_labels(
     found = probabilities.max(dim=1)
     return [
         ClipLabel(r.file_name, r.label, label, round(probability, 6), r.true_label)
-        for r, label, probability in zip(records, found.indices.tolist(), found.values.tolist())
+        for r, label, probability in zip(
+            records, found.indices.tolist(), found.values.tolist(), strict=True
+        )
     ]
 
 

@@ -138,7 +138,7 @@ class SoftLabels(Objective):
         numbered = [dataclasses.replace(r, label=i) for i, r in enumerate(self.images.generated)]
         real = self.stream(self.images.real, transform, num_real, first, accelerator)
         generated = self.stream(numbered, views, num_generated, first, accelerator, "generated")
-        for (pixels, targets), ((augmented, plain), indices) in zip(real, generated):
+        for (pixels, targets), ((augmented, plain), indices) in zip(real, generated, strict=False):
             yield [pixels, targets, augmented, plain, indices]
 
     def num_labeled(self, batch_size: int, world_size: int = 1) -> int:

@@ -93,7 +93,8 @@ class DreamDAConfig(SamplerConfig):
         )
         require(
             self.inversion == "cycle" or self.inversion_per != "trajectory",
-            "inversion_per trajectory draws the noises after x_T anew, but inversion ddim has none; "
+            "inversion_per trajectory draws the noises after x_T anew, but inversion ddim has "
+            "none; "
             "give image or variant, or --inversion cycle",
         )
         # The perturbation.

@@ -111,7 +111,7 @@ def combine_words(config: PromptsConfig, dataset: ImageDataset) -> dict[str, lis
     template = dataset.config.prompt_template
     return {
         name: word_list_prompts(config, name, class_prompt(template, prompt_name))
-        for name, prompt_name in zip(dataset.class_names, dataset.prompt_names)
+        for name, prompt_name in zip(dataset.class_names, dataset.prompt_names, strict=True)
     }
 
 
@@ -169,7 +169,7 @@ def ask_all(
     ask = load_model(config)
     prompts: dict[str, list[str]] = {}
     dropped: Counter[str] = Counter()
-    classes = list(zip(dataset.class_names, dataset.prompt_names))
+    classes = list(zip(dataset.class_names, dataset.prompt_names, strict=True))
     for class_name, prompt_name in tqdm(classes, desc="prompts", unit="class", disable=None):
         prompts[class_name], faults = ask_for_prompts(ask, config, class_name, prompt_name)
         dropped += faults

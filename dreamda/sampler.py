@@ -136,7 +136,9 @@ class DreamDASampler(Img2ImgSampler):
         embeds = self.prompt_encoder([config.source_prompt], negative_prompt)  # (1 or 2, L, D)
         predictions = []
         for rows, steps in zip(
-            latents.split(config.source_batch_size), timesteps.split(config.source_batch_size)
+            latents.split(config.source_batch_size),
+            timesteps.split(config.source_batch_size),
+            strict=True,
         ):
             repeats = len(embeds)
             prediction = self.denoiser.unet_rows(

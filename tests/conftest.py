@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.register_assert_rewrite("run_folders")
+pytest.register_assert_rewrite("tests.helpers")
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_MODEL = ROOT / "assets" / "tiny-sd-digits"

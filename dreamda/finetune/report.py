@@ -69,7 +69,9 @@ def loss_chart(rows: Sequence[dict[str, Any]]) -> Image.Image:
     """A chart with the loss of every step and its mean over each `LOSS_WINDOW` steps."""
     points = [(row["step"], row["loss"]) for row in rows]
     groups = [points[i : i + LOSS_WINDOW] for i in range(0, len(points), LOSS_WINDOW)]
-    means = [tuple(sum(column) / len(group) for column in zip(*group)) for group in groups]
+    means = [
+        tuple(sum(column) / len(group) for column in zip(*group, strict=True)) for group in groups
+    ]
     curves = {"each step": points, f"mean of {LOSS_WINDOW}": means}
     return line_charts({"training loss": curves}, "step")
 

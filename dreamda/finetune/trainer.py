@@ -256,7 +256,9 @@ class DiffusionTrainer:
             group["lr"] = config.learning_rate * learning_rate_factor(step, config)
         num_parts = config.gradient_accumulation_steps
         tensors = (pixel_values, *self._draws(step, labels))
-        parts = list(zip(*(t.to(accelerator.device).tensor_split(num_parts) for t in tensors)))
+        parts = list(
+            zip(*(t.to(accelerator.device).tensor_split(num_parts) for t in tensors), strict=True)
+        )
         loss = torch.zeros((), device=accelerator.device)
         for part in parts[:-1]:
             with accelerator.no_sync(self.unet), accelerator.no_sync(self.text_encoder):

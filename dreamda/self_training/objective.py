@@ -1,7 +1,7 @@
 """AMST, DreamDA's self-training, as an objective: stages 1 and 2 run before it, it is stage 3.
 
-Stages are described in `dreamda/self_training/voting.py`. Files of a run: `stage1/` (a run folder of its own),
-`pseudo_labels.*` of stage 2, then the run's usual files of stage 3. A stopped run goes on in the
+Stages are described in `dreamda/self_training/voting.py`. Files of a run: `stage1/` (a run folder
+of its own), `pseudo_labels.*` of stage 2, then the run's usual files of stage 3. A stopped run goes on in the
 stage where it stopped. Further rounds add `stage1_round2/` and so on.
 """
 

@@ -156,7 +156,7 @@ def _save_picture(
         for verdict in (True, False):
             chosen = [
                 captioned(record.load(), class_names[row.pseudo_label], side)
-                for row, record in zip(rows, records)
+                for row, record in zip(rows, records, strict=True)
                 if row.seed_label == label and row.accepted is verdict
             ][:columns]
             pictures += chosen + [blank] * (columns - len(chosen))

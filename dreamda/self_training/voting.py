@@ -3,7 +3,8 @@
 Stage 1 trains four auxiliary heads on real images, two on weak and two on strong views. Stage 2
 lets them vote on every generated image, with dropout on: where all agree and none is uncertain the
 image is accepted under that label, whatever image it was made from. Stage 3 trains the classifier
-on real + accepted images, and by weighted consistency (`expansion/training/softmatch.py`) on the rejected.
+on real + accepted images, and by weighted consistency (`expansion/training/softmatch.py`) on the
+rejected.
 
 Symbols: B batch, N classes, D features, A heads, T dropout samples, u_a the variance over t of
 head a's probability for its label, tau the largest u accepted.
@@ -63,7 +64,7 @@ class MultiHead(nn.Module):
         return torch.stack(
             [
                 head(F.dropout(by_view[view], self.dropout))
-                for head, view in zip(self.heads, self.views)
+                for head, view in zip(self.heads, self.views, strict=True)
             ]
         )
 
@@ -71,7 +72,8 @@ class MultiHead(nn.Module):
         """Weights (N, D) of the heads that learn from equal views, two by two."""
         weights = [head.weight for head in self.heads]
         by_view = {
-            view: [w for w, v in zip(weights, self.views) if v == view] for view in self.views
+            view: [w for w, v in zip(weights, self.views, strict=True) if v == view]
+            for view in self.views
         }
         return [(group[0], group[1]) for group in by_view.values() if len(group) == 2]
 
@@ -217,7 +219,7 @@ def dropout_votes(
         shape = (len(module.heads), config.mc_passes, *features.shape)
         masks = torch.rand(shape, generator=generator).lt(keep).to(device) / keep
         dropped = features * masks  # (A, T, B, D)
-        logits = torch.stack([head(f) for head, f in zip(module.heads, dropped)])
+        logits = torch.stack([head(f) for head, f in zip(module.heads, dropped, strict=True)])
         votes.append(count_votes(logits.softmax(dim=-1)))
         progress(sum(len(v.labels) for v in votes), {})
     module.train(was_training)

@@ -53,7 +53,7 @@ class Row:
 
     def ratios(self) -> list[float]:
         """How many times as fast as the plain arm it is, in each round."""
-        return [rate / other for rate, other in zip(self.rates, self.plain.rates)]
+        return [rate / other for rate, other in zip(self.rates, self.plain.rates, strict=True)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -194,7 +194,7 @@ def measurements(bench: Bench, options: argparse.Namespace) -> Iterator[list[Row
 
 def _by_turns(rows: list[Row], arms: list[Callable[[], float]], rounds: int) -> list[Row]:
     for _ in range(rounds):
-        for row, arm in zip(rows, arms):
+        for row, arm in zip(rows, arms, strict=True):
             row.rates.append(arm())
     return rows
 

@@ -17,7 +17,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def option(
     default: Any,
     help: str,
     *,
-    choices: Sequence[str] | None = None,
+    choices: Collection[str] | None = None,
     words: Sequence[str] = (),
     flags: Sequence[str] = (),
     decides: bool = True,
@@ -135,7 +135,9 @@ def compose(config_classes: Sequence[type], sources: Sequence[Source]) -> list[A
                 if key in names:
                     where = f"{source.name}: {key}"
                     chosen[i][key] = _checked(value, hints[i][key], names[key], where)
-    return [config_class(**values) for config_class, values in zip(config_classes, chosen)]
+    return [
+        config_class(**values) for config_class, values in zip(config_classes, chosen, strict=True)
+    ]
 
 
 def without_retired(source: Source, config_classes: Sequence[type]) -> dict[str, Any]:

@@ -72,7 +72,9 @@ def check_splits(
     # Read all images, and collect what is wrong with them.
     everything = [record for split in SPLITS for record in records[split]]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        looks = dict(zip((r.file_name for r in everything), pool.map(_look, everything)))
+        looks = dict(
+            zip((r.file_name for r in everything), pool.map(_look, everything), strict=True)
+        )
     problems += [look.problem for look in looks.values() if look.problem]
     problems += _class_problems(class_names, records["train"])
     pixels = [(r, looks[r.file_name].pixels) for r in everything if not looks[r.file_name].problem]
@@ -159,7 +161,7 @@ def _count_table(
     rows = [("label", *SPLITS, "class", "in prompts", "folder")]
     rows += [
         (str(label), *(str(counts[s][label]) for s in SPLITS), name, prompt, folders[name])
-        for label, (name, prompt) in enumerate(zip(class_names, prompt_names))
+        for label, (name, prompt) in enumerate(zip(class_names, prompt_names, strict=True))
     ]
     totals = [str(len(records[split])) for split in SPLITS]
     rows.append(("all", *totals, f"{len(class_names)} classes", "", ""))
@@ -170,7 +172,7 @@ def _image_lines(looks: dict[str, Look]) -> list[str]:
     readable = [look for look in looks.values() if not look.problem]
     if not readable:
         return []
-    widths, heights = zip(*(look.size for look in readable))
+    widths, heights = zip(*(look.size for look in readable), strict=True)
     sizes = Counter(look.size for look in readable)
     (usual, count), *_ = sizes.most_common(1)
     modes = Counter(look.mode for look in readable)

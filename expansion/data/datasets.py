@@ -215,7 +215,10 @@ def unlabeled_records(folder: str | Path, reading: Reading = DEFAULT_READING) ->
     require(bool(files), f"unlabeled_dir {folder}: no images there; give a folder that holds some")
     names = [path.relative_to(root).as_posix() for path in files]
     require_text(names, f"unlabeled_dir {folder}")
-    return [ImageRecord(path, name, 0, "", reading=reading) for path, name in zip(files, names)]
+    return [
+        ImageRecord(path, name, 0, "", reading=reading)
+        for path, name in zip(files, names, strict=True)
+    ]
 
 
 def choose_subset(

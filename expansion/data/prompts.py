@@ -160,7 +160,7 @@ def overlong_warning(prompts: Iterable[str], tokenizer: Callable[..., Any]) -> s
     count = sum(len(ids) > window for ids in token_ids)
     if not count:
         return None
-    length, longest = max((len(ids), text) for ids, text in zip(token_ids, texts))
+    length, longest = max((len(ids), text) for ids, text in zip(token_ids, texts, strict=True))
     return (
         f"{count} of {len(texts)} prompts are longer than the {window} tokens that the text "
         f"encoder reads, their ends are ignored; the longest has {length}: {longest!r}"

@@ -74,7 +74,7 @@ class Denoiser:
         self.timesteps = self.all_timesteps[-config.executed_steps :]
         placed = torch.tensor(self.all_timesteps, device=pipeline.device)
         # Copied to the device once: a copy in every step would wait for all work in the queue.
-        self._on_device = dict(zip(self.all_timesteps, placed))
+        self._on_device = dict(zip(self.all_timesteps, placed, strict=True))
 
     @property
     def uses_guidance(self) -> bool:

@@ -93,7 +93,11 @@ def _details(samples: Samples) -> list[dict[str, float]]:
         return [{}] * len(samples.images)
     rows = torch.stack(list(samples.details.values()), dim=1).tolist()
     return [
-        {name: round(x, 6) for name, x in zip(samples.details, row) if math.isfinite(x)}
+        {
+            name: round(x, 6)
+            for name, x in zip(samples.details, row, strict=True)
+            if math.isfinite(x)
+        }
         for row in rows
     ]
 

@@ -75,6 +75,7 @@ EXIF_TURNS = dict(
             Image.Transpose.TRANSVERSE,
             Image.Transpose.ROTATE_90,
         ],
+        strict=True,
     )
 )
 # A line of pixels, resized until its shorter side fits, would fill the memory.

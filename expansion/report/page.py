@@ -314,7 +314,7 @@ def _pictures(findings: Sequence[Findings], sets: Sequence[ExpandedSet]) -> list
         elif not part.recognised:
             part.notes.append(
                 "How many generated images are recognised as their class is not known: "
-                "python -m expansion.study.recognised RUN SET finds out."
+                "python -m expansion.report.recognised RUN SET finds out."
             )
         parts.append(part)
     return parts

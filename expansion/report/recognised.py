@@ -1,6 +1,6 @@
 """Measures the share of generated images that a classifier of real images takes for their class.
 
-    python -m expansion.study.recognised checkpoint/pets/resnet50_unpretrained_lr0.1/seed2 \\
+    python -m expansion.report.recognised checkpoint/pets/resnet50_unpretrained_lr0.1/seed2 \\
         data/pets_expansion/img2img_5x data/pets_expansion/dreamda_5x
 
 The run must have learnt from real images alone. Each set gets a file `recognised.json`, which the
@@ -30,7 +30,7 @@ MOST_IMAGES = 5000  # images of a set that are looked at; the share's standard e
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = OptionParser(prog="python -m expansion.study.recognised", description=__doc__)
+    parser = OptionParser(prog="python -m expansion.report.recognised", description=__doc__)
     parser.add_argument("run", help="run folder of train_original.py")
     parser.add_argument("sets", nargs="+", metavar="set", help="folder of an expanded set")
     parser.add_argument("--device", default="auto", help="cuda, cpu, ...")

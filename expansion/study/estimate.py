@@ -49,7 +49,7 @@ class Work:
     def plus(self, other: Work, share: float = 1.0) -> Work:
         """This work and a share (from 0) of another one, added up."""
         mine, its = astuple(self), astuple(other)
-        return Work(*(a + share * b for a, b in zip(mine, its)))
+        return Work(*(a + share * b for a, b in zip(mine, its, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class Runner:
         For a worker that runs already they only change how its device is named in the output.
         """
         self._environs = list(environs)
-        for worker, environ in zip(self._workers, environs):
+        for worker, environ in zip(self._workers, environs, strict=False):
             worker.environ |= environ
 
     def ask(self, call: str, *arguments: Any) -> Any:

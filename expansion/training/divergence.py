@@ -47,10 +47,10 @@ class LossWatch:
         """
         if not self._noted:
             return
-        steps, losses = zip(*self._noted)
+        steps, losses = zip(*self._noted, strict=True)
         self._noted.clear()
         means = self.accelerator.reduce(torch.stack(losses).float(), "mean").tolist()
-        for step, value in zip(steps, means):
+        for step, value in zip(steps, means, strict=True):
             self.require_finite(value, f"the loss of step {step}")
 
     def require_finite(self, value: float, what: str) -> None:

@@ -108,6 +108,7 @@ class Objective(ABC):
             config: See `prepare`.
             num_processes: That train together.
         """
+        return  # most refuse nothing
 
     @abstractmethod
     def batches(
@@ -173,6 +174,7 @@ class Objective(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state of `state_dict`."""
+        return  # most have none
 
     def results(self) -> Mapping[str, float]:
         """Figures for results.yaml."""

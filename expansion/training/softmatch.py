@@ -191,7 +191,7 @@ class SoftMatch(Supervised):
         views = TwoViews(self.recipe, self.config.strong_ops)
         sizes = self.unlabeled_sizes(batch_sizes, accelerator.num_processes)
         unlabeled = self.stream(self.unlabeled, views, sizes, first, accelerator, "unlabeled")
-        for (pixels, targets), ((weak, strong), _) in zip(labeled, unlabeled):
+        for (pixels, targets), ((weak, strong), _) in zip(labeled, unlabeled, strict=False):
             yield [pixels, targets, weak, strong]
 
     def unlabeled_sizes(self, batch_sizes: Sequence[int], world_size: int) -> list[int]:

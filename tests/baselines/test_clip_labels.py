@@ -10,60 +10,21 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
-    CLIPTextConfig,
-    CLIPVisionConfig,
 )
 
 import train_expand
 from baselines import clip_labels
-from dreamda.finetune.from_scratch import build_tokenizer
 from expansion.classifier.clip import ClipClassifier
 from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
 from expansion.images.records import ImageRecord
 from expansion.images.tensors import to_unit_tensor
 from expansion.training.trainer import Trainer
-from tests.baselines.test_soft_labels import (  # noqa: F401, F811
-    CLASSES,
-    checkpoint,
-    dataset,
-    interrupt,
-    noise_image,
-    records,
-    train,
-)
+from tests.helpers.noise_runs import CLASSES, checkpoint, interrupt, noise_image, records, train
 
 TEMPLATES = ("a photo of a {}.",)
-
-
-@pytest.fixture(scope="module")
-def clip_dir(tmp_path_factory) -> Path:
-    """A random CLIP of 16 pixels whose predictions spread over the classes."""
-    folder = tmp_path_factory.mktemp("clip") / "tiny"
-    names = [name.replace("_", " ") for name in CLASSES]
-    tokenizer = build_tokenizer([f"a photo of a {name}." for name in names], 560)
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    size |= {"num_attention_heads": 2, "projection_dim": 8}
-    ids = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
-    }
-    text = CLIPTextConfig(**size, **ids, vocab_size=len(tokenizer))
-    vision = CLIPVisionConfig(**size, image_size=16, patch_size=8)
-    torch.manual_seed(3)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    processor = CLIPImageProcessor(
-        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 def reference(clip_dir: Path, images: list[Image.Image], texts: list[str]) -> torch.Tensor:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import nn
 
 import train_expand
@@ -30,60 +29,12 @@ from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
 from expansion.common.seeding import stable_seed
 from expansion.data.batches import stream_indices
-from expansion.data.datasets import load_dataset
 from expansion.images.records import ImageRecord
-from expansion.store.writer import ExpansionWriter
 from expansion.training.objectives import TrainingImages
-from expansion.training.trainer import Trainer
+from tests.helpers.noise_runs import checkpoint, interrupt, records, train
 
-CLASSES = ("ant", "bee", "sea_cat")
 SMALL = Recipe(arch="resnet10_tiny", image_size=32, resize_size=36, workers=0, batch_size=4)
 STEPS = dataclasses.replace(SMALL, budget="steps", max_train_steps=8)
-
-
-def noise_image(path: Path, number: int, size: tuple[int, int] = (36, 36)) -> None:
-    pixels = np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    """Three classes of noise, each 3 training and 2 test images; a variant of all but the cats."""
-    root = tmp_path_factory.mktemp("data") / "noise"
-    for label, name in enumerate(CLASSES):
-        for i in range(5):
-            split = "train" if i < 3 else "test"
-            noise_image(root / split / name / f"{i}.png", 10 * label + i)
-    expanded = root.parent / "set"
-    expanded.mkdir()
-    with ExpansionWriter(expanded, 0, 1) as writer:
-        for k, record in enumerate(load_dataset(str(root)).records("train")[:6]):
-            row = {"label": record.label, "class": record.class_name, "source": record.file_name}
-            row |= {"file_name": f"{record.class_name}/{k}.png", "seed": k, "variant": 0}
-            row |= {"prompt": "p", "method": "m", "model": "m", "config": "0"}
-            rng = np.random.default_rng(100 + k)
-            colour = rng.integers(10, 255, 3)
-            writer.write(rng.integers(0, colour, (32, 32, 3), dtype=np.uint8), row)
-    return root
-
-
-def records(dataset: Path) -> TrainingImages:
-    real = load_dataset(str(dataset)).records("train")
-    folder = dataset.parent / "set"
-    rows = [(f"{CLASSES[k // 3]}/{k}.png", k // 3) for k in range(6)]
-    generated = [ImageRecord(folder / n, n, label, CLASSES[label], "s") for n, label in rows]
-    return TrainingImages(real, generated)
-
-
-def train(dataset: Path, checkpoints: Path, *options: object) -> Path:
-    """Runs train_expand.py; returns the run's folder."""
-    line = f"-d {dataset} --expanded_dir {dataset.parent / 'set'} --checkpoint_dir {checkpoints}"
-    line += " --workers 0 --seeds 1 -a resnet10_tiny --lr 0.05 --image_size 32 --resize_size 36"
-    line += " --batch_size 4 --budget steps --max_train_steps 8 --eval_steps 2"
-    train_expand.main([*line.split(), *map(str, options)])
-    (options_file,) = checkpoints.glob("*/*/seed1/options.yaml")
-    return options_file.parent
 
 
 SOFT = ("--labels", "soft", "--warmup_share", 0.25, "--min_labeled", 0.5)
@@ -295,10 +246,6 @@ def test_settings_that_cannot_work_are_refused(dataset, tmp_path, option, messag
         train(dataset, tmp_path, "--labels", "soft", *option)
 
 
-def checkpoint(run_dir: Path) -> dict:
-    return torch.load(run_dir / "checkpoint.pth.tar", weights_only=True)
-
-
 def test_a_run_with_soft_labels_takes_the_steps_it_was_given(finished):
     values = load_yaml(finished / "results.yaml").values
     assert values["steps"] == 8 and values["labels"] == "soft"
@@ -332,19 +279,6 @@ def test_the_first_labels_are_the_warmed_up_classifiers(dataset, finished, tmp_p
     pixels = torch.stack([eval_transform(STEPS)(record.load()) for record in generated])
     pixels = network_input(pixels)
     assert torch.allclose(expected, model.eval()(pixels).softmax(dim=1), atol=1e-6)
-
-
-def interrupt(monkeypatch, after: int) -> None:
-    """Ctrl-C after this many steps, of the warm-up and the rest together."""
-    step, done = Trainer._step, []
-
-    def interrupted(self, *arguments):
-        done.append(1)
-        if len(done) > after:
-            raise KeyboardInterrupt
-        return step(self, *arguments)
-
-    monkeypatch.setattr(Trainer, "_step", interrupted)
 
 
 @pytest.mark.parametrize("after", [1, 3, 5, 7])  # in the warm-up; before and after a swap

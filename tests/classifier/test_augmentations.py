@@ -1,4 +1,4 @@
-"""Classic augmentations: what each does to images, labels and loss, and that it acts in training."""
+"""Classic augmentations: what each does to images, labels and loss, and that it acts."""
 
 from __future__ import annotations
 
@@ -30,13 +30,7 @@ from expansion.training.objectives import Supervised
 from expansion.training.softmatch import SoftMatch, TwoViews
 from expansion.training.softmatch_config import SoftMatchConfig
 from expansion.training.trainer import Trainer
-from tests.baselines.test_soft_labels import (  # noqa: F401
-    checkpoint,
-    dataset,
-    interrupt,
-    records,
-    train,
-)
+from tests.helpers.noise_runs import checkpoint, interrupt, records, train
 
 SMALL = {"arch": "resnet10_tiny", "image_size": 32, "resize_size": 36, "workers": 0}
 ARMS = [name for name in AUGMENTATIONS if name != "default"]
@@ -44,7 +38,7 @@ STEPS_OF_IMAGES = ["randaugment", "autoaugment", "augmix", "random_erasing", "cu
 
 
 @pytest.fixture(scope="module")
-def images(dataset):  # noqa: F811
+def images(dataset):
     """Nine real images under label 0 and six generated ones under label 1."""
     found = records(dataset)
     return [
@@ -234,7 +228,7 @@ def test_the_grids_probability_rises_to_its_peak_and_stays(progress, share):
     [("--augment", "cutmix"), ("--augment", "augmix"), ("--augment", "gridmask", "--workers", 2)],
     ids=lambda options: options[1],
 )
-def test_a_stopped_run_ends_as_an_uninterrupted_one(dataset, tmp_path, monkeypatch, options):  # noqa: F811
+def test_a_stopped_run_ends_as_an_uninterrupted_one(dataset, tmp_path, monkeypatch, options):
     whole = checkpoint(train(dataset, tmp_path / "whole", *options[:2]))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, 3)
@@ -246,7 +240,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(dataset, tmp_path, monkeypat
     assert plain["history"] != whole["history"]
 
 
-def test_the_objective_knows_how_far_the_run_is(dataset, tmp_path, monkeypatch):  # noqa: F811
+def test_the_objective_knows_how_far_the_run_is(dataset, tmp_path, monkeypatch):
     found, loss = [], Supervised.loss
 
     def note(self, model, batch, progress):
@@ -292,14 +286,14 @@ def test_labelled_images_are_mixed_beside_unlabelled_ones(images, augment):
 
 
 @pytest.mark.parametrize(("labels", "augment"), [("amst", "mixup"), ("soft", "gridmask")])
-def test_learnt_labels_take_augmentations(dataset, tmp_path, labels, augment):  # noqa: F811
+def test_learnt_labels_take_augmentations(dataset, tmp_path, labels, augment):
     run_dir = train(dataset, tmp_path, "--labels", labels, "--augment", augment)
     assert labels in run_dir.parent.name and augment in run_dir.parent.name
     found = [row["train_loss"] for row in checkpoint(run_dir)["history"]]
     assert all(map(math.isfinite, found))
 
 
-def test_the_grid_hides_parts_of_images_with_soft_labels(dataset):  # noqa: F811
+def test_the_grid_hides_parts_of_images_with_soft_labels(dataset):
     recipe = Recipe(**SMALL, augment="gridmask", augment_probability=1.0, batch_size=4)
     config = SoftLabelsConfig(mixup_alpha=0.0)
     objective = SoftLabels(records(dataset), torch.full((6, 3), 1 / 3), config, recipe, seed=1)
@@ -338,7 +332,7 @@ def test_the_voting_heads_learn_smoothed_labels_by_hand():
     ],
 )
 def test_a_wrong_augmentation_is_refused_in_one_line(
-    dataset,  # noqa: F811
+    dataset,
     tmp_path: Path,
     monkeypatch,
     options,
@@ -350,7 +344,7 @@ def test_a_wrong_augmentation_is_refused_in_one_line(
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
-def test_an_unknown_augmentation_is_refused_with_the_known_ones(dataset, tmp_path, capsys):  # noqa: F811
+def test_an_unknown_augmentation_is_refused_with_the_known_ones(dataset, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(dataset, tmp_path, "--augment", "cutmixup")
     assert "'cutmix'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Backbones as features and head: shapes, a step of training, saved, loaded, as a guide, pretrained."""
+"""Backbones as features and head: shapes, a step of training, saved and loaded, pretrained."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from expansion.classifier.backbones import (
 from expansion.classifier.clip_backbone import TOWERS, Tower
 from expansion.common.errors import InputError
 from expansion.images.records import ImageRecord
-from tests.baselines.test_clip_labels import clip_dir  # noqa: F401
 
 MODERN = ("convnext_tiny", "densenet121", "efficientnet_b0", "swin_v2_t")
 ARCHS = sorted({*OWN_BACKBONES, *ALIASES, *MODERN, "resnet18", "vit_b_32", "clip_tiny"})

@@ -33,7 +33,9 @@ CLASSES = ("ant", "bee", "cat", "dog", "eel")
 def foreign_state(name: str) -> dict[str, Tensor]:
     """The weights of a network of tests/parity/foreign_classifiers.npz."""
     state = {}
-    for i, (key, text) in enumerate(zip(FOREIGN[f"{name}_names"], FOREIGN[f"{name}_shapes"])):
+    for i, (key, text) in enumerate(
+        zip(FOREIGN[f"{name}_names"], FOREIGN[f"{name}_shapes"], strict=True)
+    ):
         shape = tuple(int(part) for part in str(text).split(",") if part)
         random, key = np.random.default_rng(i), str(key)
         if key.endswith("num_batches_tracked"):

@@ -27,9 +27,13 @@ from expansion.classifier.transforms import normalize
 from expansion.common.errors import InputError
 from expansion.images.tensors import to_unit_tensor
 from expansion.training import options as training_options
-from tests.baselines.test_clip_labels import clip_dir  # noqa: F401
-from tests.baselines.test_soft_labels import dataset  # noqa: F401
-from tests.classifier.test_backbones import Intruder, clip_tiny  # noqa: F401
+from tests.classifier.test_backbones import TINY_CLIP, Intruder
+
+
+@pytest.fixture(autouse=True)
+def clip_tiny(monkeypatch) -> None:
+    """A CLIP of 16 pixels among the backbones, shaped as that of `clip_dir`."""
+    monkeypatch.setitem(TOWERS, "clip_tiny", Tower("nobody/no-such-clip", TINY_CLIP))
 
 
 def pretrained(arch: str, weights: object, image_size: int = 32) -> Classifier:
@@ -148,7 +152,7 @@ def test_weights_without_pretrained_are_refused(tmp_path):
 
 
 @torch.no_grad()
-def test_clip_features_are_those_of_transformers(clip_dir):  # noqa: F811
+def test_clip_features_are_those_of_transformers(clip_dir):
     noise = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
     image = Image.fromarray((255 * noise).byte().permute(1, 2, 0).numpy())
     classifier = pretrained("clip_tiny", clip_dir)
@@ -163,7 +167,7 @@ def test_clip_features_are_those_of_transformers(clip_dir):  # noqa: F811
 
 
 @torch.no_grad()
-def test_a_clip_of_other_image_sizes_interpolates_its_positions(clip_dir):  # noqa: F811
+def test_a_clip_of_other_image_sizes_interpolates_its_positions(clip_dir):
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     classifier = pretrained("clip_tiny", clip_dir)
     tower = CLIPVisionModelWithProjection.from_pretrained(clip_dir)
@@ -189,14 +193,14 @@ def test_the_full_clip_is_openais_vit_b32():
     ("change", "words"),
     [({"patch_size": 4}, "patch_size 8 instead of 4"), ({"hidden_act": "gelu"}, "hidden_act")],
 )
-def test_a_clip_of_another_shape_is_refused(change, words, clip_dir, monkeypatch):  # noqa: F811
+def test_a_clip_of_another_shape_is_refused(change, words, clip_dir, monkeypatch):
     fields = {**TOWERS["clip_tiny"].fields, **change}
     monkeypatch.setitem(TOWERS, "clip_other", Tower("nobody/no-such-clip", fields))
     with pytest.raises(InputError, match=f"it is no clip_other, {words}"):
         load_tower("clip_other", str(clip_dir))
 
 
-def test_a_clip_with_parts_missing_or_pickled_is_refused(clip_dir, tmp_path):  # noqa: F811
+def test_a_clip_with_parts_missing_or_pickled_is_refused(clip_dir, tmp_path):
     model = CLIPModel.from_pretrained(clip_dir)
     state = {k: v for k, v in model.state_dict().items() if k != "visual_projection.weight"}
     for folder in ("lacking", "pickled"):
@@ -211,8 +215,8 @@ def test_a_clip_with_parts_missing_or_pickled_is_refused(clip_dir, tmp_path):  #
 
 
 def test_a_clip_is_trained_from_a_folder_and_loads_as_a_guide(
-    dataset,  # noqa: F811
-    clip_dir,  # noqa: F811
+    dataset,
+    clip_dir,
     tmp_path,
 ):
     line = (

@@ -1,4 +1,4 @@
-"""Wrong input ends in one line that names it and the remedy, exit code 2, before anything is written."""
+"""Wrong input ends in one line with the remedy, exit code 2, before anything is written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GOOD = {
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Function that runs an entry's main as the command line does: (exit code, one line of stderr)."""
+    """Function that runs a main as the command line does: (exit code, one line of stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def call(main, *arguments: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Every command and every file that README, INSTALL, scripts and configs name exists and works under --dry_run."""
+"""Every command and file that documents, scripts and configs name exists and works dry."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def test_of_two_processes_that_end_together_the_later_merge_has_all_rows(expansi
         "        (path.parent.parent / 'waiting').touch()\n"
         "        while not (path.parent.parent / 'done').exists(): time.sleep(0.01)\n"
         "    write(path, content)\n"
-        "writer.write_atomic = write_late\n"
+        "manifest.write_atomic = write_late\n"
     )
     first = expansion.start("--total_split", 2, "--split", 0, code=late)
     while not expansion.output.with_name("waiting").exists() and first.poll() is None:
@@ -226,7 +226,9 @@ def test_damaged_images_under_their_final_names_are_made_again(expansion, whole_
     first, *others = expansion.images[3:15:3]
     content = first.read_bytes()
     first.write_bytes(content[: len(content) // 2])
-    for path, damaged in zip(others, (bytes(len(content)), b"", b"<html>no image</html>")):
+    for path, damaged in zip(
+        others, (bytes(len(content)), b"", b"<html>no image</html>"), strict=True
+    ):
         path.write_bytes(damaged)  # zeros: what a power cut leaves
     assert_goes_on(expansion, whole_set)
 

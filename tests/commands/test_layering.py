@@ -1,4 +1,8 @@
-"""Imports point down, methods stand apart, and what plans a run loads no torch."""
+"""Imports point down, methods stand apart, and help and plans load no torch.
+
+Nothing is listed here: floors stand in the docstring of `expansion`, methods are the packages
+beside it, and commands are the modules that can be run.
+"""
 
 from __future__ import annotations
 
@@ -7,237 +11,267 @@ import json
 import re
 import subprocess
 import sys
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from functools import cache, cached_property
 
 import pytest
 
+import expand
+import train_expand
 from tests.conftest import ROOT
 
-METHOD_PACKAGES = ("distdiff", "dreamda", "baselines")
-LAYER_0 = set("errors stopping config seeding sharding runs prompts tables texts".split())
-LAYER_2 = {"training", "experiment", "generation", "contenders", "training_rates"}
-COMMANDS = {
-    "expansion.benchmarks.sampling",
-    "expansion.benchmarks.training",
-}  # in all but their place
-# What runs the entry scripts, and therefore stands above them.
-STUDY = {
-    f"expansion.study.{name}"
-    for name in "__main__ config photos choices estimate steps plan talk runner".split()
-}
+SHARED = "expansion"
+FLOOR = re.compile(r"^ +(\d+)  (\w+)  +(\S.*)$", re.MULTILINE)  # "    3  data   labelled sets"
 OBJECT_NAME = re.compile(r"([a-z_0-9]+(?:\.[a-z_0-9]+)*):[A-Za-z_]\w*")  # "module:Class"
-
-TORCH_FREE = [
-    *(
-        f"expansion.{name}"
-        for name in (
-            "errors stopping config seeding sharding runs prompts sampler checkpoints recipe naming "
-            "image_datasets records samples readers list_readers mat_reader array_files array_readers "
-            "list_files rows texts "
-            "dataset_layouts dataset_configs known_layouts metadata_files file_trees split_folders "
-            "class_folders unused_files digits generated_images pixels "
-            "check_dataset splits plan experiment writer devices manifest expanded_set tars work_queue "
-            "status phases benchmark batch_size content places progress pixel_cache benchmark_training run_lock training_options "
-            "tables sampler_config option_parser finished_runs predict identity export merging dataset_card "
-            "metrics metrics.predictions metrics.measures metrics.classification metrics.comparison "
-            "metrics.coverage metrics.runs metrics.tables curves figures study study.verdict study.classes "
-            "study.charts study.sets study.gallery study.cost study.origins study.recognised study.page study.worker study.jobs"
-        ).split()
-    ),
-    *sorted(STUDY),
-    "distdiff.config",
-    "dreamda.config",
-    "dreamda.finetune.config",
-    "dreamda.prompts",
-    "dreamda.prompts_config",
-    "baselines.clip_labels_config",
-    "baselines.label_results",
-    "baselines.soft_labels_config",
-    "expand",
-    "train_original",
-    "train_expand",
-    *(["parse_logs"] if (ROOT / "parse_logs.py").is_file() else []),
-]
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @cache
-def sources() -> dict[str, Path]:
-    """Module name -> file, of everything but the tests."""
-    files = [*ROOT.glob("*.py")]
-    for package in ("expansion", *METHOD_PACKAGES):
-        files += (ROOT / package).rglob("*.py")
-    names = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in files}
-    return {name.removesuffix(".__init__"): file for name, file in names.items()}
-
-
-def imports_of(text: str, module: str = "module") -> set[str]:
-    """Names of all modules that the text imports anywhere, or names as "module:Class"."""
-    found = set()
+def imports_of(text: str, package: str = "") -> frozenset[str]:
+    """Names of all modules that a text in `package` imports anywhere, or names as an object's."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            parents = module.split(".")[: -node.level] if node.level else []
-            base = ".".join([*parents, *([node.module] if node.module else [])])
-            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            match = OBJECT_NAME.fullmatch(node.value)
-            found |= {match[1]} if match else set()
-    return found
+            parents = package.split(".") if node.level else []
+            base = [*parents[: len(parents) + 1 - node.level], *([node.module] * bool(node.module))]
+            found |= {".".join(base), *(".".join([*base, alias.name]) for alias in node.names)}
+    return frozenset(found | {OBJECT_NAME.fullmatch(name)[1] for name in objects_of(text)})
+
+
+def objects_of(text: str) -> set[str]:
+    """The literals of a text that name an object of a module."""
+    return {value for _, value in literals(text) if OBJECT_NAME.fullmatch(value)}
 
 
 @cache
-def own_imports() -> dict[str, set[str]]:
-    """Module -> the modules of this project that it imports."""
-    return {
-        module: {n for n in imports_of(path.read_text(encoding="utf-8"), module) if n in sources()}
-        - {module}
-        for module, path in sources().items()
-    }
+def literals(text: str) -> tuple[tuple[int, str], ...]:
+    """(line, value) of string literals that are no docstrings."""
+    nodes = [*ast.walk(ast.parse(text))]
+    first = [node.body[0] for node in nodes if isinstance(node, DOCUMENTED) and node.body]
+    docstrings = {id(node.value) for node in first if isinstance(node, ast.Expr)}
+    constants = [n for n in nodes if isinstance(n, ast.Constant) and id(n) not in docstrings]
+    return tuple((node.lineno, node.value) for node in constants if isinstance(node.value, str))
 
 
-def layer(module: str) -> int:
-    if module in COMMANDS:
-        return 4
-    if module in STUDY:
-        return 5
-    package, _, rest = module.partition(".")
-    if package == "expansion":
-        part = rest.split(".")[0]
-        return 0 if not part or part in LAYER_0 else 2 if part in LAYER_2 else 1
-    return 3 if package in METHOD_PACKAGES else 4
+class House:
+    """All code but the tests.
+
+    Args:
+        files: Path relative to the project, with "/" -> text.
+    """
+
+    def __init__(self, files: Mapping[str, str]):
+        self.paths = {path[:-3].removesuffix("/__init__").replace("/", "."): path for path in files}
+        self.texts = {module: files[path] for module, path in self.paths.items()}
+        packages = {path.split("/")[0] for path in files if path.count("/") == 1}
+        self.methods = {name for name in packages if f"{name}/__init__.py" in files} - {SHARED}
+        listed = FLOOR.findall(ast.get_docstring(ast.parse(self.texts[SHARED]), clean=False) or "")
+        self.floors = {name: int(number) for number, name, _ in listed}
+        self.light = {name for _, name, words in listed if "no torch" in words}
+
+    @cached_property
+    def imports(self) -> dict[str, frozenset[str]]:
+        """Module -> all modules that it imports, of other projects as well."""
+        packages = {
+            module: module if path.endswith("__init__.py") else module.rpartition(".")[0]
+            for module, path in self.paths.items()
+        }
+        return {module: imports_of(text, packages[module]) for module, text in self.texts.items()}
+
+    @cached_property
+    def own_imports(self) -> dict[str, list[str]]:
+        """Module -> the other modules of this project that it imports."""
+        return {m: sorted(names & set(self.texts) - {m}) for m, names in self.imports.items()}
+
+    def folder(self, module: str) -> str:
+        """What decides the floor: a folder of the shared package, "methods", "scripts", or ""."""
+        package, _, inner = module.partition(".")
+        if package == SHARED:  # a command's older name stands beside the folders, and above them
+            inner = inner.split(".")[0]
+            return inner if f"{SHARED}/{inner}/__init__.py" in self.paths.values() else ""
+        return "methods" if package in self.methods else "scripts"
+
+    def floor(self, module: str) -> float:
+        """A larger number is higher up; of what no line of the list speaks, the highest."""
+        if module == SHARED:
+            return -1
+        return self.floors.get(self.folder(module), float("inf"))
+
+    def unlisted_folders(self) -> Iterator[str]:
+        """Folders without a floor, floors without a folder, and registered modules of neither."""
+        folders = {self.folder(module) for module in self.texts} - {""}
+        yield from (f"{SHARED}/__init__.py gives no floor to {f}" for f in folders - {*self.floors})
+        yield from (f"{SHARED}/__init__.py names {f}, no folder" for f in {*self.floors} - folders)
+        for script in (module for module in self.texts if self.folder(module) == "scripts"):
+            for name in objects_of(self.texts[script]):
+                if name.split(":")[0] not in self.texts:
+                    yield f"{script} registers {name}, which is in no package with an __init__.py"
+
+    def wrong_arrows(self) -> Iterator[str]:
+        """Imports that point up or to the side, and those of a method by another."""
+        for module, names in self.own_imports.items():
+            for name in names:
+                inside = self.folder(module) == self.folder(name)
+                if inside and self.folder(module) == "methods":
+                    if module.split(".")[0] != name.split(".")[0]:
+                        yield f"{module} imports another method, {name}"
+                elif not inside and self.floor(module) <= self.floor(name):
+                    yield f"{module} (floor {self.floor(module)}) imports {name}"
+                elif self.folder(module) == self.folder(name) == "scripts":
+                    yield f"{module} imports an entry script, {name}"
+
+    def circles(self) -> Iterator[str]:
+        """Modules that import each other."""
+        done: set[str] = set()
+
+        def visit(module: str, path: tuple[str, ...]) -> Iterator[str]:
+            if module in path:
+                yield " -> ".join([*path[path.index(module) :], module])
+            elif module not in done:
+                for name in self.own_imports[module]:
+                    yield from visit(name, (*path, module))
+                done.add(module)
+
+        for module in self.texts:
+            yield from visit(module, ())
+
+    def named_methods(self) -> Iterator[str]:
+        """Where the shared package names a method in a text."""
+        named = re.compile(rf"(?<![.a-z])({'|'.join(self.methods)})(?![a-z])", re.IGNORECASE)
+        for module, text in self.texts.items():
+            if module.split(".")[0] == SHARED and self.folder(module) != "benchmarks":
+                for line, value in literals(text):
+                    if named.search(value):
+                        yield f"{self.paths[module]}:{line}: {value!r}"
+
+    def faults(self) -> list[str]:
+        return [
+            *self.unlisted_folders(),
+            *self.wrong_arrows(),
+            *self.circles(),
+            *self.named_methods(),
+        ]
 
 
-def literals(tree: ast.Module) -> list[ast.Constant]:
-    """String literals that are no docstrings."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docstrings = {
-        id(node.body[0].value)
-        for node in ast.walk(tree)
-        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
-    }
-    return [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant)
-        and isinstance(node.value, str)
-        and id(node) not in docstrings
-    ]
+@cache
+def files() -> dict[str, str]:
+    """Path -> text of this project: its scripts, and its packages but for the tests."""
+    packages = [p.parent for p in ROOT.glob("*/__init__.py") if not p.parent.name.startswith(".")]
+    found = [*ROOT.glob("*.py"), *(path for p in packages for path in p.rglob("*.py"))]
+    return {p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8") for p in found}
 
 
-def method_words() -> list[str]:
-    stems = {path.stem for path in (ROOT / "baselines").glob("*.py")} - {"__init__", "config"}
-    return sorted(
-        {*METHOD_PACKAGES, *stems, "gif", "text2img", "diffusion_inversion", "bag_of_tricks"}
-    )
+def faults_with(further: Mapping[str, str]) -> list[str]:
+    """Faults of this project with further files: path -> text."""
+    packages = {f"{path.split('/')[0]}/__init__.py": "" for path in further if "/" in path}
+    return House({**packages, **files(), **further}).faults()
 
 
 def test_imports_are_seen_wherever_they_hide():
     text = (
-        "import a.b\nfrom c import d\nfrom . import e\n"
+        "import a.b\nfrom c import d\nfrom . import e\nfrom ..q import r\n"
         "if TYPE_CHECKING:\n    from f.g import H\n"
         "def work():\n    import i\n    class C:\n        from j import k\n"
         "REGISTRY = {'x': ('l.m:N', 'no object: at all')}\n"
     )
-    expected = {"a.b", "c", "c.d", "p", "p.e", "f.g", "f.g.H", "i", "j", "j.k", "l.m"}
-    assert imports_of(text, "p.module") == expected
+    expected = {"a.b", "c", "c.d", "p.s", "p.s.e", "p.q", "p.q.r"}
+    expected |= {"f.g", "f.g.H", "i", "j", "j.k", "l.m"}
+    assert imports_of(text, "p.s") == expected
 
 
-def test_all_layers_are_found():
-    assert {layer(module) for module in sources()} == {0, 1, 2, 3, 4, 5}
-    modules = {m.removeprefix("expansion.") for m in sources()}
-    assert LAYER_0 | LAYER_2 <= modules
-    assert "expansion.common.config" in own_imports()["expansion.common.sharding"]
+def test_nothing_points_up_sideways_or_in_a_circle():
+    house = House(files())
+    assert len(house.texts) > 100 and {"distdiff", "dreamda"} <= house.methods
+    assert house.floors["common"] < house.floors["methods"] < house.floors["study"]
+    assert house.faults() == []
 
 
-def test_the_shared_package_lists_its_modules():
-    modules = {m.removeprefix("expansion.") for m in sources() if m.startswith("expansion.")}
-    text = ast.get_docstring(ast.parse(sources()["expansion"].read_text(encoding="utf-8")))
-    lines = text.splitlines()[2:]  # a subject of up to 15 characters, then modules
-    listed = " ".join(line[17:] for line in lines).split()
-    assert sorted(listed) == sorted(modules)
+@pytest.mark.parametrize(
+    ("further", "words"),
+    [
+        ({"blend/a.py": "from dreamda.sampler import DreamDASampler"}, "imports another method"),
+        ({"blend/a.py": "def f():\n    import distdiff.energy"}, "imports another method"),
+        ({"blend/a.py": "import expand"}, "blend.a (floor 7) imports expand"),
+        ({"blend.py": "import expand"}, "blend imports an entry script"),
+        ({"mine.py": "R = {'m': 'nowhere.sampler:Mine'}"}, "registers nowhere.sampler:Mine"),
+        ({"expansion/data/a.py": "from expansion.store import places"}, "data.a (floor 3) imports"),
+        ({"expansion/store/a.py": "import expansion.diffusion.samples"}, "store.a (floor 4)"),
+        ({"expansion/common/a.py": "import dreamda.config"}, "common.a (floor 0) imports dreamda"),
+        ({"expansion/training/a.py": "import train_original"}, "(floor 5) imports train_original"),
+        ({"expansion/report/a.py": "import expansion.image_datasets"}, "imports expansion.image_"),
+        (
+            {"expansion/blend/__init__.py": "", "expansion/blend/a.py": ""},
+            "gives no floor to blend",
+        ),
+        (
+            {"expansion/data/a.py": "x = 'as in DistDiff'"},
+            "expansion/data/a.py:1: 'as in DistDiff'",
+        ),
+        ({"blend/a.py": "", "expansion/data/a.py": "x = 'blend_5x'"}, "data/a.py:1: 'blend_5x'"),
+        ({"dreamda/a.py": "import dreamda.b", "dreamda/b.py": "from . import a"}, "dreamda.b -> "),
+    ],
+)
+def test_a_new_module_that_looks_the_wrong_way_is_found(further, words):
+    assert words in "\n".join(faults_with(further))
 
 
-def test_imports_point_to_the_same_or_a_lower_layer():
-    upward = [
-        f"{module} (L{layer(module)}) imports {name} (L{layer(name)})"
-        for module, names in own_imports().items()
-        for name in names
-        if layer(name) > layer(module)
-    ]
-    assert not upward
+def test_a_new_method_that_looks_down_and_at_itself_is_none():
+    new = {"blend/a.py": "import expansion.diffusion.img2img, blend.b", "blend/b.py": ""}
+    assert faults_with({**new, "expansion/data/a.py": "x = 'blended'"}) == []
 
 
-def test_no_modules_import_each_other_in_a_circle():
-    done: set[str] = set()
-
-    def visit(module: str, path: tuple[str, ...]) -> None:
-        assert module not in path, " -> ".join([*path[path.index(module) :], module])
-        if module not in done:
-            for name in sorted(own_imports()[module]):
-                visit(name, (*path, module))
-            done.add(module)
-
-    for module in sources():
-        visit(module, ())
-    assert done == set(sources())
+def test_what_the_registries_name_is_a_method_or_shared():
+    named = [name for pair in expand.SAMPLERS.values() for name in pair]
+    named += [learning.objective for learning in train_expand.OBJECTIVES.values()]
+    house = House(files())
+    assert named and {name.split(".")[0] for name in named} <= house.methods | {SHARED}
 
 
-def test_no_method_imports_another():
-    crossing = [
-        f"{module} imports {name}"
-        for module, names in own_imports().items()
-        for name in names
-        if layer(module) == layer(name) == 3 and module.split(".")[0] != name.split(".")[0]
-    ]
-    assert not crossing
+RUN = """
+import importlib, json, os, runpy, sys
+sys.path.insert(0, os.getcwd())
+for words in json.loads(sys.argv[1]):
+    place, arguments = words[0], words[1:]
+    sys.argv = words
+    try:
+        if not arguments:
+            importlib.import_module(place)
+        else:
+            run = runpy.run_path if place.endswith(".py") else runpy.run_module
+            run(place, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, words
+    loaded = sorted({"torch", "diffusers", "transformers", "accelerate"} & set(sys.modules))
+    assert not loaded, f"{words} loads {loaded}"
+"""
 
 
-def test_nobody_imports_an_entry_script():
-    scripts = {module for module in sources() if layer(module) == 4}
-    assert {"expand", "train_original", "train_expand"} <= scripts
-    for module, path in sources().items():
-        if module not in COMMANDS | STUDY:
-            assert not imports_of(path.read_text(encoding="utf-8"), module) & scripts, module
-
-
-@pytest.mark.parametrize("word", method_words())
-def test_the_shared_package_names_no_method(word):
-    end = "(?![a-z])" if len(word) < 5 else ""  # "gift" names no method; ".gif" is a file suffix
-    named = re.compile(rf"(?<![.a-z]){word}{end}", re.IGNORECASE)
-    found = []
-    for module, path in sources().items():
-        if not module.startswith("expansion") or module in COMMANDS:
-            continue
-        text = path.read_text(encoding="utf-8")
-        found += [f"{module} imports {n}" for n in imports_of(text, module) if named.search(n)]
-        found += [
-            f"{path.name}:{node.lineno}: {node.value!r}"
-            for node in literals(ast.parse(text))
-            if named.search(node.value)
-        ]
-    assert not found
-
-
-def test_planning_a_run_loads_no_torch():
-    code = (
-        "import importlib, json, sys\n"
-        "loaded = {}\n"
-        "for name in sys.argv[1:]:\n"
-        "    importlib.import_module(name)\n"
-        "    heavy = {'torch', 'diffusers', 'transformers', 'accelerate'} & set(sys.modules)\n"
-        "    if heavy:\n"
-        "        loaded[name] = sorted(heavy)\n"
-        "        break\n"
-        "print(json.dumps(loaded))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *TORCH_FREE],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def loads_no_torch(calls: list[list[str]]) -> None:
+    """Assert it of modules that are imported and commands that are run, one after the other."""
+    words = [sys.executable, "-c", RUN, json.dumps(calls)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {}
+
+
+def test_folders_that_are_to_load_no_torch_load_none():
+    house = House(files())
+    light = [module for module in house.texts if house.folder(module) in house.light]
+    config = [m for m in house.texts if re.search(r"(^|[._])config$", m)]
+    assert len(house.light) > 5 and len(config) > 5
+    loads_no_torch([[module] for module in [*light, *config]])
+
+
+def test_help_and_the_plan_of_an_expansion_load_no_torch(make_folder):
+    house = House(files())
+    runnable = [m for m, text in house.texts.items() if "\n    run_command(" in text]
+    assert len(runnable) > 10
+    entries = {module: f"{module}.py" for module in runnable if house.folder(module) == "scripts"}
+    calls = [[entries.get(module, module), "--help"] for module in runnable]
+    calls += [["expand.py", "--method", name, "--help", "all"] for name in expand.SAMPLERS]
+    calls += [["train_expand.py", "--labels", name, "--help"] for name in train_expand.OBJECTIVES]
+    images = {"ant": ["1.png"], "bee": ["1.png"]}
+    photos = make_folder("photos", {"train": images, "test": images})
+    calls += [["expand.py", "--method", "img2img", "-d", str(photos), "--dry_run"]]
+    loads_no_torch(calls)

@@ -154,7 +154,7 @@ def test_distdiff_equals_the_released_code_at_every_stage(pipeline, monkeypatch,
 def direct_options(row: int) -> dict:
     """Settings of a row of the direct numbers."""
     scale, rho, step, period, strength, gs, ls, *acting = DIRECT["settings"][row].tolist()
-    names = [n for n, on in zip(("global_prototype", "local_prototype"), acting) if on]
+    names = [n for n, on in zip(("global_prototype", "local_prototype"), acting, strict=True) if on]
     return {
         "guidance_type": "direct_guidance",
         "guidance_scale": scale,

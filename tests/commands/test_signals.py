@@ -161,7 +161,8 @@ class Training:
             f" --resize_size 32 --budget steps --max_train_steps 6 --eval_steps 2 {self.options}"
         )
         line += f" --checkpoint_dir {self.folder / name}"
-        command = f"{code}\nimport {self.script} as script\nfrom expansion.common.errors import run_command\n"
+        command = f"{code}\nimport {self.script} as script\n"
+        command += "from expansion.common.errors import run_command\n"
         die = die and (self.folder / name, *die)
         log = self.folder / f"{name}.txt"
         return self.server.start(line.split(), log, f"{command}run_command(script.main)", die)

@@ -26,7 +26,7 @@ def restored(monkeypatch):
     monkeypatch.setattr(stopping, "_deaths", [])  # or the tests' own process would die at its end
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
-    for number, handler in zip(SIGNALS, before):
+    for number, handler in zip(SIGNALS, before, strict=True):
         signal.signal(number, handler)
 
 

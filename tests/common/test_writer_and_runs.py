@@ -277,7 +277,8 @@ def test_another_identity_is_refused_with_each_difference(tmp_path, monkeypatch,
 def test_of_processes_that_claim_together_the_first_identity_wins(tmp_path, num_identities):
     code = (
         "import sys; from pathlib import Path\n"
-        "from expansion.common.errors import InputError; from expansion.common.files import claim_folder\n"
+        "from expansion.common.errors import InputError\n"
+        "from expansion.common.files import claim_folder\n"
         "print('ready', flush=True); input(); seed = int(sys.argv[2])\n"
         "try: claim_folder(Path(sys.argv[1]), 'run.yaml', {'seed': seed}, 'remedy'); print(seed)\n"
         "except InputError: print('refused')\n"

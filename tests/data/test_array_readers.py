@@ -1,4 +1,4 @@
-"""Array files of CIFAR, MNIST, STL-10 and MedMNIST: unpacked once to folders, and read from them."""
+"""Array files of CIFAR, MNIST, STL-10 and MedMNIST: unpacked once to folders, and read there."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_two_workers_load_the_same_augmented_images_as_none(images):
     batches = StreamBatches(len(images), [8] * 4, seed=7)
     alone, helped = (list(stream_loader(images, batches, workers)) for workers in (0, 2))
     assert len(alone) == len(helped) == 4
-    for (pixels, targets), (same_pixels, same_targets) in zip(alone, helped):
+    for (pixels, targets), (same_pixels, same_targets) in zip(alone, helped, strict=True):
         assert torch.equal(pixels, same_pixels) and torch.equal(targets, same_targets)
     assert not torch.equal(alone[0][0], alone[3][0])
 

@@ -42,7 +42,7 @@ def good(tmp_path) -> Path:
     """A folder in which nothing is wrong: 3 + 2 training and 2 test images of 20 pixels."""
     root = tmp_path / "set"
     for split, counts in (("train", (3, 2)), ("test", (1, 1))):
-        for name, count in zip(("ant", "yin_yang"), counts):
+        for name, count in zip(("ant", "yin_yang"), counts, strict=True):
             for i in range(count):
                 draw(root / split / name / f"{i}.png", size=20)
     return root

@@ -157,7 +157,7 @@ def test_blanks_around_headers_cells_and_file_names_are_stripped(listed, tmp_pat
         {"cat": 1, "dog": 1},
     )
     (tmp_path / "set/metadata.csv").unlink()
-    rows = [dict(zip(HEADER.split(","), row.split(","))) for row in ROWS]
+    rows = [dict(zip(HEADER.split(","), row.split(","), strict=True)) for row in ROWS]
     spaced = [{f" {k}\u00a0": f"\u200b{v} " for k, v in row.items()} for row in rows]
     assert counts(listed(spaced, "metadata.jsonl"))[1] == {"cat": 1, "dog": 1}
 
@@ -336,11 +336,11 @@ def test_two_files_that_differ_in_unicode_form_stay_two_images(tmp_path):
     names = ["caf\u00e9.png", "cafe\u0301.png"]
     for name in names:
         draw(tmp_path / name)
-    rows = [{"file_name": n, "label": c} for n, c in zip(names, "ab")]
+    rows = [{"file_name": n, "label": c} for n, c in zip(names, "ab", strict=True)]
     write_lines(tmp_path / "metadata.jsonl", map(json.dumps, [*rows, *rows]))
     reader = read_lists(ListLayout(images="metadata.jsonl", train_per_class=1), tmp_path, "set")
     assert {r.file_name: r.class_name for r in reader._records(reader.rows["all"])} == dict(
-        zip(names, "ab")
+        zip(names, "ab", strict=True)
     )
 
 

@@ -25,6 +25,7 @@ from expansion.data.prompts import (
 )
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.images.records import ImageRecord
+from tests.helpers.prompt_files import DIGITS, write
 
 SCOPE = PromptScope(
     class_names=("ant", "yin_yang"),
@@ -38,11 +39,6 @@ def draw(seed: int, file_name: str, count: int) -> int:
     """Number of the candidate that an image begins with, written out once more."""
     digest = hashlib.sha256(f"prompt\x1f{seed}\x1f{file_name}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 1) % count
-
-
-def write(path: Path, content: object) -> Path:
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
 
 
 def lines(*rows: tuple[str, object]) -> str:
@@ -72,7 +68,7 @@ def test_images_and_seeds_draw_evenly():
     names = [f"train/ant/{i}.png" for i in range(400)]
     drawn = [[Prompts(["abcd"], seed=s).prompt_of(n, 0, 0) for n in names] for s in (1, 2)]
     assert all(70 < count < 130 for count in Counter(drawn[0]).values())
-    assert 60 < sum(a == b for a, b in zip(*drawn)) < 140
+    assert 60 < sum(a == b for a, b in zip(*drawn, strict=True)) < 140
 
 
 def test_an_image_with_own_prompts_draws_from_them():
@@ -216,28 +212,6 @@ def test_prompts_beyond_the_window_are_counted(pipeline):
 
 # expand.py
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
-@pytest.fixture
-def digit_prompts(tmp_path) -> Path:
-    """Three prompts for each digit: "zero 0", "zero 1", "zero 2", ..."""
-    content = {str(i): [f"{name} {k}" for k in range(3)] for i, name in enumerate(DIGITS)}
-    return write(tmp_path / "prompts.json", content)
-
-
-@pytest.fixture
-def arguments(digits_dir, digit_prompts):
-    """Function from an output folder and options to a command line: 20 images of 10 real ones."""
-
-    def line(output: Path, *options: object) -> list[str]:
-        fixed = f"-d digits --data_dir {digits_dir} --method img2img --shots 1 --device cpu"
-        fixed += " --num_images_per_prompt 2 --num_inference_steps 2 --batch_size 4"
-        fixed += f" --prompts_file {digit_prompts} --output_dir {output}"
-        return [*fixed.split(), *map(str, options)]
-
-    return line
-
 
 def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
@@ -250,7 +224,9 @@ def test_every_shard_and_batch_uses_and_records_the_drawn_prompts(
     sample, used = Img2ImgSampler.sample, {}
 
     def noting(self, batch, generators):
-        for index, prompt, variant in zip(batch.source_index.tolist(), batch.prompts, (0, 1) * 4):
+        for index, prompt, variant in zip(
+            batch.source_index.tolist(), batch.prompts, (0, 1) * 4, strict=False
+        ):
             used[batch.sources[index], variant] = prompt
         return sample(self, batch, generators)
 

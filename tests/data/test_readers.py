@@ -1,4 +1,4 @@
-"""Readers of folders, lists and MATLAB files: labels, class order and splits of the official layouts."""
+"""Readers of folders, lists and MATLAB files: labels, class order and official splits."""
 
 from __future__ import annotations
 

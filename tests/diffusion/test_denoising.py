@@ -1,4 +1,4 @@
-"""img2img against diffusers' own pipeline, the cost of each method, and images that are not finite."""
+"""img2img against diffusers' own pipeline, each method's cost, and images that are not finite."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_the_last_share_of_the_schedule_is_executed(pipeline, steps, strength, e
 
 
 def test_one_step_follows_the_ddim_equation_down_to_the_first_alpha(pipeline):
-    """x_p = sqrt(a_p) x0hat + sqrt(1 - a_p) e with e = e_u + g (e_c - e_u); a_p of the last step is a[0]."""
+    """x_p = sqrt(a_p) x0hat + sqrt(1 - a_p) e, e = e_u + g (e_c - e_u); the last a_p is a[0]."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     a = (1 - betas).cumprod(0).tolist()
     denoiser = Denoiser(pipeline, SamplerConfig(num_inference_steps=50, guidance_scale=4.0))

@@ -1,4 +1,4 @@
-"""DistDiff's energies and guidance against hand-computed values and an implementation written only here."""
+"""DistDiff's energies and guidance against values by hand and an implementation of its own."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ COLOUR_PROTOTYPES = Prototypes(
 def test_energies_are_weighted_distances_to_the_class_and_the_nearest_group(
     compat, targets, gs, ls, weights
 ):
-    """One image of one colour per class, as the decoder gives it; values beyond 1 are clamped (paper)."""
+    """One image of one colour per class, as the decoder gives it; clamped beyond 1 (paper)."""
     config = distdiff(optimize_targets=targets, gs=gs, ls=ls, energy_compat=compat)
     decoded = torch.tensor([[0.2, -0.6, 1.5], [-3.0, 0.5, 0.1]])
     energy = PrototypeEnergy(MeanColour(), COLOUR_PROTOTYPES, config)
@@ -283,7 +283,7 @@ def test_guided_images_and_energies_equal_a_loop_by_hand(pipeline, guide, option
 
 
 def test_the_gradient_agrees_with_finite_differences_in_float64(monkeypatch):
-    """dE/d(w, b) through guide, decoder and two U-Net steps, as `transform` applies it, per image."""
+    """dE/d(w, b) through guide, decoder and two U-Net steps, as `transform` has it, per image."""
     pipeline = load_pipeline(str(TINY_MODEL))
     sampler = DistDiffSampler(pipeline, distdiff(rho=1.0, constraint_value=1e9), None)
     monkeypatch.setattr(Tensor, "float", Tensor.double)  # the 16-bit code's casts to float32
@@ -396,7 +396,7 @@ def test_the_energy_of_decoded_latents_has_the_plain_gradient_and_keeps_no_image
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("form", ["transform", "direct"])
 def test_a_gradient_that_is_not_finite_skips_that_image_s_update_and_is_counted(form, bad):
-    """The energy is the sum of the predicted latent, so dE/dw = sum of z, dE/db = 4 per 2x2 channel."""
+    """The energy is the predicted latent's sum: dE/dw = sum of z, dE/db = 4 per 2x2 channel."""
     factor = torch.ones(2, 4, 2, 2)
     factor[0, 1, 0, 0] = bad
     guidance = Guidance(

@@ -1,4 +1,4 @@
-"""Class and group prototypes (mean of unit features, scaled to unit length) against values by hand."""
+"""Class and group prototypes (mean of unit features, of unit length) against values by hand."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_as_many_images_as_groups_are_one_group_each():
 
 
 def test_more_images_than_groups_are_clustered():
-    """Pairs 10 degrees apart: a group is the bisector. The class is the mean of the five vectors."""
+    """Pairs 10 degrees apart: a group is the bisector; the class is the mean of all five."""
     class_prototype, groups = one_class(at(0, 100, 10, 150, 90))
     close(in_order(groups), at(5, 95, 150))
     total = torch.tensor([1 - 0.173648 + 0.984808 - 0.866025, 0.984808 + 0.173648 + 0.5 + 1])
@@ -83,9 +83,10 @@ def test_every_feature_counts_the_same_whatever_its_length():
 def test_linkage_is_average_where_single_and_complete_differ():
     """Angles 0 10 30 57 85 (arcs, which order as the chords do), two groups.
 
-    All join 0 and 10 first. Then, average: 30 to {0, 10} at (30 + 20) / 2 = 25, before 30-57 at 27; then
-    57-85 at 28, before {0, 10, 30} to 57 at 43.7. Single: 30 joins at 20, 57 at 27; 85 stays alone. Complete:
-    30-57 at 27 before {0, 10} to 30 at 30; then 85 joins them at 55, before {0, 10} at 57.
+    All join 0 and 10 first. Then, average: 30 to {0, 10} at (30 + 20) / 2 = 25, before 30-57 at
+    27; then 57-85 at 28, before {0, 10, 30} to 57 at 43.7. Single: 30 joins at 20, 57 at 27; 85
+    stays alone. Complete: 30-57 at 27 before {0, 10} to 30 at 30; then 85 joins them at 55, before
+    {0, 10} at 57.
     """
     _, groups = one_class(at(0, 10, 30, 57, 85), num_groups=2)
     left = at(0, 10, 30).mean(0)
@@ -131,7 +132,7 @@ def test_identical_images_give_one_prototype_and_no_nan(count):
 
 
 def test_ties_still_give_groups_that_share_out_all_images():
-    """Four equally spaced images, two groups: three partitions are right, by the order of joining."""
+    """Four equally spaced images, two groups: three partitions are right by order of joining."""
     _, groups = one_class(at(0, 30, 60, 90), num_groups=2)
     three_and_one = [[at(30)[0], at(90)[0]], [at(0)[0], at(60)[0]]]
     valid = [torch.stack(pair) for pair in [list(at(15, 75)), *three_and_one]]

@@ -37,7 +37,7 @@ def cycle_diffusion(pipeline, batch: Batch, drawn: list, **options) -> torch.Ten
         theirs(
             prompt=prompt, image=batch.images[i][None], generator=g, output_type="pt", **options
         ).images
-        for prompt, i, g in zip(batch.prompts, batch.source_index, drawn)
+        for prompt, i, g in zip(batch.prompts, batch.source_index, drawn, strict=True)
     ]
     return torch.cat(images)
 

@@ -76,7 +76,7 @@ def test_an_interrupted_fine_tune_equals_an_undisturbed_one_and_anyone_can_load_
         tune(digits_dir, half, *EVERYTHING)
     assert done == [4, 5, 6]
     assert weights(once) == weights(half)  # also: validation changes nothing
-    changed = [a != b for a, b in zip(weights(half), weights(TINY_MODEL))]
+    changed = [a != b for a, b in zip(weights(half), weights(TINY_MODEL), strict=True)]
     assert changed == [True, True, False]  # text encoder, U-Net; not the autoencoder
     logs = [read_log(folder / "training_log.jsonl") for folder in (once, half)]
     losses, resumed = ([(r["step"], r["loss"], r["learning_rate"]) for r in log] for log in logs)
@@ -101,7 +101,7 @@ def note_steps(add, done: list[int]):
 
 def test_only_the_unet_is_tuned_unless_told_otherwise(digits_dir, tmp_path, no_samples):
     out = tune(digits_dir, tmp_path / "out", "--max_train_steps", 2)
-    changed = [a != b for a, b in zip(weights(out), weights(TINY_MODEL))]
+    changed = [a != b for a, b in zip(weights(out), weights(TINY_MODEL), strict=True)]
     assert changed == [False, True, False]
     scheduler = "scheduler/scheduler_config.json"
     written, given = (json.loads((f / scheduler).read_text()) for f in (out, TINY_MODEL))

@@ -17,7 +17,7 @@ from dreamda import prompts as writer
 from dreamda.prompts_config import PromptsConfig
 from expansion.common.errors import InputError
 from expansion.data.datasets import load_dataset
-from tests.data.test_prompts import arguments, digit_prompts, write  # noqa: F401
+from tests.helpers.prompt_files import write
 
 # python -m dreamda.prompts
 

@@ -29,7 +29,7 @@ from expansion.common.errors import InputError
 from expansion.data.label_noise import with_label_noise
 from expansion.images.records import ImageRecord
 from expansion.training.trainer import Trainer
-from tests.dreamda.test_voting import RECIPE, expansion_dir, small_set  # noqa: F401
+from tests.dreamda.test_voting import RECIPE
 
 
 def row(name: str, seed: int, pseudo: int, accepted: bool, true: int | None = None) -> PseudoLabel:
@@ -124,7 +124,7 @@ def test_label_noise_makes_the_asked_share_wrong_and_nested():
     assert with_label_noise(records, 0.4, 7, "abc") == with_label_noise(records, 0.4, 7, "abc")
     assert with_label_noise(records, 0.4, 8, "abc") != with_label_noise(records, 0.4, 7, "abc")
     labels = [r.label for r in with_label_noise(records, 1.0, 7, "abc")]
-    assert {(a - b.label) % 3 for a, b in zip(labels, records)} == {1, 2}
+    assert {(a - b.label) % 3 for a, b in zip(labels, records, strict=True)} == {1, 2}
 
 
 def test_the_steps_are_shared_out_among_the_stages():

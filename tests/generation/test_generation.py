@@ -1,4 +1,4 @@
-"""expand.py from end to end on the digits: shards, crashes, resumption, and what can be done with the set."""
+"""expand.py from end to end on the digits: shards, crashes, resumption, use of the set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.conftest import ROOT, TINY_MODEL
 
 @pytest.fixture
 def arguments(digits_dir):
-    """Function from an output folder and further options to a command line: 20 images in 5 units."""
+    """Function from an output folder and options to a command line: 20 images in 5 units."""
 
     def line(output: Path, *options: object) -> list[str]:
         fixed = {
@@ -304,7 +304,7 @@ def test_an_unreadable_image_is_fatal_or_skipped_and_counted(tmp_path, wide_set,
 
 @pytest.mark.parametrize("mode", ["center_crop", "random_crop", "squash"])
 def test_real_images_become_square_as_the_mode_says(tmp_path, wide_set, arguments, mode):
-    """Resized to 48x32, the left third (16 columns) is white: a centre crop keeps 8 columns of it."""
+    """Resized to 48x32, the left third (16 columns) is white: a centre crop keeps 8 of them."""
     dataset = load_dataset(str(wide_set))
     records = dataset.records("train")
     variants = [Variant(record, k, "", "a thing") for record in records for k in range(6)]

@@ -1,3 +1,3 @@
-"""Fixtures of the room's tests."""
+"""Fixtures of the folder's tests."""
 
-from tests.helpers.run_folders import table, two_arms, write_arm, write_predicted, write_run  # noqa: F401
+from tests.helpers.run_folders import table, two_arms, write_arm, write_predicted, write_run

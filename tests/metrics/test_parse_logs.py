@@ -1,4 +1,4 @@
-"""parse_logs.py: the released script's lines, and the tables of arms. Expected numbers are by hand."""
+"""parse_logs.py: the released script's lines, and the tables of arms, by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_multi_prints_the_lines_of_the_released_script(write_run, tmp_path, caps
     two = write_run("seed2", {"best_accuracy": 82.00000000000001, "last_accuracy": 1.0})
     write_run("other/seed3", {"best_accuracy": 1.0})  # two levels down: not read
     parse_logs.main([str(tmp_path), "--multi"])
-    # Mean 83; deviations -3, -1, 4: population variance 26/3, std 2.94 (the sample's would be 3.61).
+    # Mean 83; deviations -3, -1, 4: population variance 26/3, std 2.94 (of a sample 3.61).
     assert capsys.readouterr().out == (
         f"Accuracy of {one} is 80.0\n"
         f"Accuracy of {two} is 82.00000000000001\n"

@@ -1,4 +1,4 @@
-"""expansion.predict.__main__: a finished classifier on photos, as its training's evaluation saw images."""
+"""expansion.predict: a finished classifier on photos, as its training's evaluation saw them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def photos(tmp_path, digits_dir) -> Path:
     source = sorted((digits_dir / "digits" / "test").rglob("*.png"))
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
-    for place, path in zip(("a.png", "more/\u00e4 b.png", "more/c.png"), source[::100]):
+    for place, path in zip(
+        ("a.png", "more/\u00e4 b.png", "more/c.png"), source[:300:100], strict=True
+    ):
         shutil.copy(path, folder / place)
     (folder / "broken.jpg").write_bytes(b"no image")
     (folder / "notes.txt").write_text("no photo")

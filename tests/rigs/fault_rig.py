@@ -1,7 +1,7 @@
 """Kills real expansions at random moments, resumes them, and compares with undisturbed ones.
 
     python -m tests.rigs.fault_rig --kills 200 --work_dir rig
-    python -m tests.rigs.fault_rig --kills 50 --kinds img2img two_shards --seed 3 --num_inference_steps 8
+    python -m tests.rigs.fault_rig --kills 50 --kinds two_shards --seed 3 --num_inference_steps 8
 
 Processes of expand.py work on the embedded digits. Half of the kills are SIGKILLs at a time drawn
 uniformly from start-up to the end, the others hit a random step of writing, such as between a file
@@ -229,7 +229,7 @@ class Rig:
         ).wait()
         for method in methods:
             folders = [self.work_dir / "reference" / f"{method}{i}" for i in range(2)]
-            for folder, cold in zip(folders, (self.cold_share > 0, False)):
+            for folder, cold in zip(folders, (self.cold_share > 0, False), strict=True):
                 begun = time.time()
                 process = self.start(method, folder, cold=cold)
                 if process.wait() != 0:

@@ -1,4 +1,4 @@
-"""Expanded sets and runs when the dataset changes: what was made before counts only where it fits."""
+"""When the dataset changes, what was made before counts only where it fits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def picture(path: Path, seed: int) -> None:
 
 
 def listed_set(root: Path, labels: dict[str, str]) -> None:
-    """A set with a metadata.csv: file -> label; the files whose number is above 3 are for testing."""
+    """A set with a metadata.csv: file -> label; files with numbers above 3 are for testing."""
     rows = ["file_name,label,split"]
     for name, label in labels.items():
         if not (root / name).exists():

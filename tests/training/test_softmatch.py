@@ -39,12 +39,18 @@ def by_hand(batches, momentum: float, n_sigma: float, target, warmup) -> list[li
     for number, batch in enumerate(batches):
         m = min(momentum, number / (number + 1)) if warmup else momentum
         mean = [sum(row[c] for row in batch) / len(batch) for c in range(3)]
-        prior = mean if prior is None else [m * p + (1 - m) * q for p, q in zip(prior, mean)]
+        prior = (
+            mean
+            if prior is None
+            else [m * p + (1 - m) * q for p, q in zip(prior, mean, strict=True)]
+        )
         confidences = []
         for row in batch:
             q = row
             if target is not None:
-                q = [x * (t + 1e-6) / (p + 1e-6) for x, t, p in zip(row, target, prior)]
+                q = [
+                    x * (t + 1e-6) / (p + 1e-6) for x, t, p in zip(row, target, prior, strict=True)
+                ]
                 q = [x / sum(q) for x in q]
             confidences.append(max(q))
         average = sum(confidences) / len(confidences)
@@ -62,7 +68,7 @@ def by_hand(batches, momentum: float, n_sigma: float, target, warmup) -> list[li
 def test_weights_equal_a_step_by_step_computation(target, m, n_sigma, warmup):
     config = SoftMatchConfig(statistics_momentum=m, n_sigma=n_sigma, statistics_warmup=warmup)
     weights = SoftMatchWeights(3, config, None if target is None else torch.tensor(target))
-    for batch, expected in zip(BATCHES, by_hand(BATCHES, m, n_sigma, target, warmup)):
+    for batch, expected in zip(BATCHES, by_hand(BATCHES, m, n_sigma, target, warmup), strict=True):
         assert weights(torch.tensor(batch)).tolist() == pytest.approx(expected, abs=1e-5)
 
 

@@ -389,8 +389,9 @@ def write_expansion(small_set: Path, output: Path, config: str = "0") -> None:
 
 
 def expanded_run(small_set: Path, output: Path, checkpoints: Path, *options: object) -> dict:
-    line = f"-d {small_set} --expanded_dir {output} --checkpoint_dir {checkpoints} --workers 0 --seeds 1"
-    line += " -a resnet10_tiny --image_size 32 --resize_size 36 --budget steps --max_train_steps 2"
+    line = f"-d {small_set} --expanded_dir {output} --checkpoint_dir {checkpoints} --workers 0"
+    line += " --seeds 1 -a resnet10_tiny --image_size 32 --resize_size 36"
+    line += " --budget steps --max_train_steps 2"
     train_expand.main([*line.split(), *map(str, options)])
     (results,) = checkpoints.rglob("results.yaml")
     return load_yaml(results).values

@@ -187,8 +187,8 @@ def test_bars_of_self_training_name_the_stages(dataset, bars):
     run(dataset, "--labels", "amst", "--rounds", 2, "--max_train_steps", 8)
     titles = [f"set_2x_amst, seed 1 of 1, stage {stage}" for stage in ("1 of 3", "2 of 3")]
     assert shown(bars) == [
-        *[(title, total, total) for title, total in zip(titles, (2, 4))],
-        *[(f"{title}, round 2", total, total) for title, total in zip(titles, (2, 4))],
+        *[(title, total, total) for title, total in zip(titles, (2, 4), strict=True)],
+        *[(f"{title}, round 2", total, total) for title, total in zip(titles, (2, 4), strict=True)],
         ("set_2x_amst, seed 1 of 1, stage 3 of 3", 4, 4),
     ]
 

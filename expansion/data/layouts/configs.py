@@ -41,7 +41,7 @@ TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 class DatasetConfig:
     """Fields of `configs/datasets/<name>.yaml`, to which the fields of its reader are added."""
 
-    reader: str = option("folder", "layout on disk", choices=tuple(READERS))
+    reader: str = option("folder", "layout on disk", choices=READERS)
     folder: str | None = option(None, "folder below the data folder; default: the dataset's name")
     prompt_template: str = option("a photo of a {}.", "prompt; {} becomes the class name")
     class_names: dict = option(None, "class -> name in prompts, where they differ")

@@ -34,7 +34,7 @@ def _unpack(root: Path) -> None:
     with np.load(PROJECT_ROOT / "assets" / "digits" / "digits.npz", allow_pickle=False) as scans:
         images, labels, splits = scans["images"], scans["labels"], scans["splits"]
     with partial_folder(root.parent, "digits") as partial:
-        for index, (image, label, split) in enumerate(zip(images, labels, splits)):
+        for index, (image, label, split) in enumerate(zip(images, labels, splits, strict=True)):
             folder = partial / SPLITS[split] / str(label)
             folder.mkdir(parents=True, exist_ok=True)
             grey = Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8))

@@ -106,7 +106,10 @@ def _known(config_dir: Path) -> list[Known]:
 
 
 def _matches(known: Known, root: Path) -> bool:
-    return MARKS[type(known.layout)](known, root) if known.config.reader != "digits" else False
+    leaves_mark = MARKS.get(type(known.layout))  # without one, it is found by its name alone
+    if leaves_mark is None or known.config.reader == "digits":
+        return False
+    return leaves_mark(known, root)
 
 
 def _has_lists(known: Known, root: Path) -> bool:

@@ -245,7 +245,7 @@ def _write(images: np.ndarray, indices: Sequence[int], places: Sequence[str], ta
     """Save the images of some indices, each in its own of the folders `places` below `target`."""
     for place in sorted(set(places)):
         (target / place).mkdir(parents=True)
-    for index, place in zip(indices, places):
+    for index, place in zip(indices, places, strict=True):
         pixels = images[index]
         pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
         Image.fromarray(np.ascontiguousarray(pixels)).save(target / place / f"{index:06d}.png")

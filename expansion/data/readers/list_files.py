@@ -143,7 +143,7 @@ def _entry(place: str, entry: Any) -> str | dict[str, Any]:
     if isinstance(entry, str):
         return stripped(entry)
     require(isinstance(entry, dict), f"{place}: expected text or an object, got {brief(entry)}")
-    return dict(zip(_distinct_columns(place, list(entry)), entry.values()))
+    return dict(zip(_distinct_columns(place, list(entry)), entry.values(), strict=True))
 
 
 def _table(root: Path, name: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -167,7 +167,7 @@ def _table(root: Path, name: str) -> Iterator[tuple[str, dict[str, str]]]:
                 f"{place}: {len(cells)} cells, but the header has {len(columns)} "
                 f"({shown(columns)}); put cells that hold the separator in quotation marks",
             )
-            yield place, dict(zip(columns, cells))
+            yield place, dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         raise InputError(f"cannot read {path} as CSV: line {reader.line_num}: {error}") from error
 

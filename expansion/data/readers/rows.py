@@ -236,8 +236,8 @@ def of_split(rows: Sequence[Row], split: str) -> tuple[list[Row], list[Row]]:
     """
     allowed = {"train": ("train",), "test": ("test", "val")}[split]
     fits = [row.split is None or split_of(row.split) in allowed for row in rows]
-    kept = [row for row, fit in zip(rows, fits) if fit]
-    return kept, [row for row, fit in zip(rows, fits) if not fit]
+    kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
+    return kept, [row for row, fit in zip(rows, fits, strict=True) if not fit]
 
 
 def ignored_by_split(rows: Sequence[Row]) -> list[str]:
