@@ -1,8 +1,8 @@
 """AMST, DreamDA's self-training, as an objective: stages 1 and 2 run before it, it is stage 3.
 
 Stages are described in `dreamda/self_training/voting.py`. Files of a run: `stage1/` (a run folder
-of its own), `pseudo_labels.*` of stage 2, then the run's usual files of stage 3. A stopped run goes on in the
-stage where it stopped. Further rounds add `stage1_round2/` and so on.
+of its own), `pseudo_labels.*` of stage 2, then the run's usual files of stage 3. A stopped run goes
+on in the stage where it stopped. Further rounds add `stage1_round2/` and so on.
 """
 
 from __future__ import annotations
