@@ -28,6 +28,7 @@ from expansion.images.content import readable_records
 from expansion.images.records import ImageRecord
 from expansion.store.expanded_set import read_expansion
 from expansion.store.places import expansion_folder
+from expansion.store.selection import Selection, select_images
 from expansion.training.experiment import Arm, TrainData, arm_name, load_data, run_dir, train_seeds
 from expansion.training.options import Learning, TrainConfig, parse_training
 
@@ -72,6 +73,11 @@ class TrainExpandConfig(TrainConfig):
         "soft = the classifier's own predictions; clip = zero-shot CLIP's",
         choices=OBJECTIVES,
     )
+    selection: str | None = option(
+        None,
+        "file of python -m expansion.filter: learn from the images alone that it keeps; its name "
+        "becomes part of the arm's",
+    )
     label_noise: float = option(
         0.0, "share of generated images given a wrong seed label on purpose, for studies"
     )
@@ -106,21 +112,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     expanded_dir = Path(config.expanded_dir or folder)
     generated = generated_records(config, data, expanded_dir)
     exp = expanded_arm_name(config.exp or expanded_dir.name, config, recipe)
+    facts = {
+        "num_real": len(data.train),
+        "num_generated": len(generated),
+        "labels": config.labels,
+        "label_noise": config.label_noise,
+    }
+    if config.selection is not None:
+        facts["selection"] = Selection.read(Path(config.selection)).rule
     arm = Arm(
         name=exp,
         folder=run_dir(config, recipe, data.dataset, exp),
-        facts={
-            "num_real": len(data.train),
-            "num_generated": len(generated),
-            "labels": config.labels,
-            "label_noise": config.label_noise,
-        },
+        facts=facts,
         generated=generated,
         learning=learning,
         learning_config=learning_config,
     )
-    information = {"expanded_set": settings_of_set(expanded_dir, arm.folder / "seed")}
-    arm = dataclasses.replace(arm, information=information)
+    information = settings_of_set(expanded_dir, arm.folder / "seed")
+    if config.selection is not None:
+        information["selection_file"] = os.path.relpath(config.selection, arm.folder / "seed")
+    arm = dataclasses.replace(arm, information={"expanded_set": information})
     check_outside(arm.folder, {"the expanded set": expanded_dir})
     train_seeds(config, recipe, data, arm)
 
@@ -129,13 +140,17 @@ def expanded_arm_name(exp: str, config: TrainExpandConfig, recipe: Recipe) -> st
     """The expanded set's name with what differs from plain training on it."""
     noise = f"noise{config.label_noise:g}" if config.label_noise else ""
     labels = config.labels if config.labels != "seed" else ""
-    return arm_name(exp, config, recipe, noise, labels)
+    selection = Path(config.selection).stem if config.selection is not None else ""
+    return arm_name(exp, config, recipe, selection, noise, labels)
 
 
 def generated_records(
     config: TrainExpandConfig, data: TrainData, expanded_dir: Path
 ) -> list[ImageRecord]:
-    """Readable variants of the training images, with wrong labels if the config asks for them."""
+    """Readable variants of the training images, those of a selection if the config names one.
+
+    They get wrong labels if the config asks for them.
+    """
     # Variants of an image that is not trained on would carry it in (--shots, --val_fraction).
     trained_on = {record.file_name: record for record in data.train}
     rest = [*data.dataset.records("train"), *data.val]
@@ -145,6 +160,8 @@ def generated_records(
         bool(kept), f"{expanded_dir} holds no variants of the {len(trained_on)} training images"
     )
     kept, _ = readable_records(kept, config.on_error)
+    if config.selection is not None:
+        kept = select_images(config.selection, kept, expanded_dir, trained_on)
     if config.label_noise:
         class_names = data.dataset.class_names
         kept = with_label_noise(kept, config.label_noise, config.label_noise_seed, class_names)

@@ -36,6 +36,7 @@ from expansion.images.content import content_summary, readable_records
 from expansion.images.records import ImageRecord
 from expansion.store.expanded_set import Asked, read_expansion
 from expansion.store.manifest import read_manifest
+from expansion.store.selection import select_images
 
 logger = logging.getLogger("export")
 
@@ -57,6 +58,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default="expanded",
         help="which real images for training: those that variants were asked of (as with --shots), "
         "or all (default: expanded)",
+    )
+    parser.add_argument(
+        "--selection", metavar="FILE", help="of python -m expansion.filter: the images to take"
     )
     parser.add_argument(
         "-d", "--dataset", help="dataset of the real images; default: as the set says"
@@ -166,6 +170,8 @@ def _plan(
     others = {record.file_name: record for record in everything}
     generated = read_expansion(set_dir, sources, options.on_incomplete, others)
     generated, _ = readable_records(generated, options.on_error)
+    if options.selection is not None:
+        generated = select_images(options.selection, generated, set_dir, sources)
     require(bool(generated), f"{set_dir} holds no variants of the real images of {dataset.root}")
     rows = {row["file_name"]: row for row in read_manifest(set_dir)}
     folders = loader_folders(dataset.class_names)

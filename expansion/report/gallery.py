@@ -146,14 +146,14 @@ def variants_beside_real(sets: Sequence[ExpandedSet], budget: Budget) -> Gallery
             for each in sets:
                 made = (each.rows.get((source, k)) for k in range(num_variants))
                 alt = f"variant by {each.name} of an image of {class_name}"
-                columns.append([budget.thumbnail(_record(each, row), alt) for row in made if row])
+                columns.append([budget.thumbnail(record_of(each, row), alt) for row in made if row])
             gallery.rows.append((class_name, columns))
     if len(sets) > 1:
         gallery.notes.append(_noise(sets))
     return gallery
 
 
-def _record(made: ExpandedSet, row: Mapping[str, Any]) -> ImageRecord | None:
+def record_of(made: ExpandedSet, row: Mapping[str, Any]) -> ImageRecord | None:
     """The image of a manifest row; None if the row names a place outside the set."""
     try:
         return made.record(row)
@@ -288,7 +288,7 @@ def _judged(
 ) -> Thumbnail:
     """A generated image, with the class that it is taken for below it."""
     pair = made.images.get(row["file_name"])
-    record = _record(made, made.rows[pair]) if pair else None
+    record = record_of(made, made.rows[pair]) if pair else None
     taken_for = names[row["pseudo_label"]]
     verdict = "accepted" if row["accepted"] else "rejected"
     alt = f"variant of an image of {names[row['seed_label']]}, {verdict} as {taken_for}"

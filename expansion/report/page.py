@@ -1,8 +1,8 @@
 """Makes one HTML file with the results of the runs below a folder; it needs no other files.
 
 Its parts, as far as there is data for them: the verdict, arms with intervals, generated images
-beside their real ones, what self-training accepts, classes, confusion, curves, cost, settings and
-commands. If a part is left out, the page says why.
+beside their real ones, what a selection keeps and what self-training accepts, classes, confusion,
+curves, cost, settings and commands. If a part is left out, the page says why.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from expansion.report.gallery import (
 )
 from expansion.report.origins import commands, common_settings, rehearsal, set_settings
 from expansion.report.recognised import read_recognised, worst_classes
+from expansion.report.selected import Selected, kept_and_dropped
 from expansion.report.sets import ExpandedSet, by_dataset, find_sets
 from expansion.report.verdict import Arm, Findings, find, signed
 from expansion.training.curves import read_curve
@@ -77,6 +78,7 @@ class Pictures:
 
     dataset: str
     gallery: Gallery | None
+    selected: list[Selected]
     judged: list[Judged]
     recognised: list[tuple[ExpandedSet, Any]]
     notes: list[str] = field(default_factory=list)
@@ -293,7 +295,7 @@ def _add_curves(detail: Detail) -> None:
 
 
 def _pictures(findings: Sequence[Findings], sets: Sequence[ExpandedSet]) -> list[Pictures]:
-    """For each dataset its images, how self-training judged them, and how many are recognised."""
+    """For each dataset its images, what was selected and accepted, and how many are recognised."""
     groups = by_dataset(sets)
     arms: dict[str, list[Arm]] = {}
     for arm in (arm for each in findings for arm in each.arms if arm.generated):
@@ -304,10 +306,15 @@ def _pictures(findings: Sequence[Findings], sets: Sequence[ExpandedSet]) -> list
         group, room = groups.get(name, []), BUDGET / max(1, len(groups))
         gallery = variants_beside_real(group, Budget(0.7 * room)) if group else None
         rest = Budget(0.3 * room)
+        selected = [kept_and_dropped(arm, sets, rest) for arm in arms.get(name, [])]
         judged = [judged_by_self_training(arm, sets, rest) for arm in arms.get(name, [])]
         recognised = [(each, read_recognised(each)) for each in group]
         part = Pictures(
-            name, gallery, [j for j in judged if j], [(e, r) for e, r in recognised if r]
+            name,
+            gallery,
+            [s for s in selected if s],
+            [j for j in judged if j],
+            [(e, r) for e, r in recognised if r],
         )
         if not group:
             part.notes.append("Generated images are not shown: no expanded set is found.")

@@ -20,7 +20,9 @@ from expansion.store.expanded_set import Asked
 from expansion.store.manifest import ManifestReader, read_manifest
 from expansion.store.places import EXPANSION, generated_record
 
-SET_FOLDER = "expanded_set.folder"  # in results.yaml, relative to the run's folder
+# In results.yaml, relative to the run's folder.
+SET_FOLDER = "expanded_set.folder"
+SELECTION_FILE = "expanded_set.selection_file"
 
 
 @dataclass(eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,8 @@ from expansion.export import __main__ as export
 from expansion.measures import bias
 from expansion.measures import command as evaluate
 from expansion.predict import __main__ as predict
+from expansion.selection import command as filter_command
+from expansion.store.selection import Selection
 from expansion.study import config as study_config
 from tests.conftest import ROOT
 from tests.helpers.stand_ins import WRITERS, folders, stand_in
@@ -51,6 +54,7 @@ PARSERS = {
     "expansion.study": lambda words: study_config.read_command_line(words, ""),
     "expansion.predict": predict.parse,
     "expansion.evaluate": evaluate.parse,
+    "expansion.filter": filter_command.parse,
     "expansion.measures.bias": bias.parse,
 }
 # What must be known of a command's parsed options.
@@ -63,6 +67,7 @@ FOUND = {
     "expansion.study": lambda parsed: parsed.peek("dataset"),
     "expansion.predict": lambda parsed: parsed.photos,
     "expansion.evaluate": lambda parsed: parsed.exp,
+    "expansion.filter": lambda parsed: parsed.rule,
     "expansion.measures.bias": lambda parsed: parsed.sizes,
 }
 
@@ -124,6 +129,7 @@ def workplace(tmp_path, monkeypatch, make_folder, digits_dir) -> Path:
         ("caltech-101", "distdiff_5x"),
         ("folder", "distdiff_10x"),
         ("digits", "distdiff_10x"),
+        ("digits", "img2img_10x"),
         ("caltech-101", "dreamda_10x"),
         ("folder", "dreamda_10x"),
         ("folder", "dreamda_20x"),
@@ -145,7 +151,10 @@ def _expansion(folder: Path, dataset: str) -> None:
     location = str(base.parent / root) if dataset == "folder" else dataset
     record = few_shot(load_dataset(location, base).records("train"), 1)[0]
     (folder / "c").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(folder / "c" / "1_expand_0.png")
+    image = folder / "c" / "1_expand_0.png"
+    Image.new("RGB", (8, 8)).save(image)
+    kept = {"c/1_expand_0.png": hashlib.sha256(image.read_bytes()).hexdigest()}
+    Selection(dataset, folder.name, "no copies", {}, {}, kept, {}).write(folder / "selected.json")
     row = {"file_name": "c/1_expand_0.png", "class": record.class_name}
     row |= {"source": record.file_name, "variant": 0}
     (folder / "manifest.0-of-1.1.jsonl").write_text(json.dumps(row) + "\n")

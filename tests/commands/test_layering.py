@@ -193,7 +193,7 @@ def test_nothing_points_up_sideways_or_in_a_circle():
     [
         ({"blend/a.py": "from dreamda.sampler import DreamDASampler"}, "imports another method"),
         ({"blend/a.py": "def f():\n    import distdiff.energy"}, "imports another method"),
-        ({"blend/a.py": "import expand"}, "blend.a (floor 7) imports expand"),
+        ({"blend/a.py": "import expand"}, "blend.a (floor 8) imports expand"),
         ({"blend.py": "import expand"}, "blend imports an entry script"),
         ({"mine.py": "R = {'m': 'nowhere.sampler:Mine'}"}, "registers nowhere.sampler:Mine"),
         ({"expansion/data/a.py": "from expansion.store import places"}, "data.a (floor 3) imports"),

@@ -29,6 +29,7 @@ from expansion.measures import command as evaluate
 from expansion.metrics import coverage
 from expansion.predict import __main__ as predict
 from expansion.report import recognised
+from expansion.selection import command as select
 from expansion.study import config as study
 from expansion.training.options import TrainConfig, parse_training
 from tests.conftest import ROOT
@@ -50,6 +51,7 @@ COMMANDS = {
     "parse_logs.py": (parse_logs.parse, ".", "--metric"),
     "coverage": (coverage.main, "", "--num_tables"),
     "evaluate": (evaluate.parse, "--exp a --seed 1", "--cross_fit"),
+    "filter": (select.parse, "--exp a --seed 1", "--top"),
     "measures.bias": (bias.parse, "", "--num_draws"),
     "recognised": (recognised.main, "run set", "--device"),
 }

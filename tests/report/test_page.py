@@ -22,6 +22,7 @@ from expansion.report.charts import Mark, class_chart, confusion_chart, interval
 from expansion.report.recognised import read_recognised, recognised_share
 from expansion.report.sets import read_set
 from expansion.report.verdict import signed
+from expansion.store.selection import Selection
 from tests.conftest import ROOT
 
 HOSTILE = '<script>alert(1)</script>" onerror="alert(2)'
@@ -252,6 +253,29 @@ def test_names_that_would_do_harm_are_text_everywhere(study, tmp_path):
     assert f"variant of an image of cat, rejected as {HOSTILE}" in found.alts
     assert HOSTILE in found.text and "\u72ac $x$" in found.text
     assert "Of 3 generated images, self-training (seed 1) accepts 1, 0 of them" in found.text
+
+
+def test_the_images_that_a_selection_keeps_and_drops_are_shown_with_the_reason(study, tmp_path):
+    folder = write_set(study, tmp_path / "photos", "first")
+    kept = {f"{label}_0.png": "0" * 64 for label in range(3)}
+    dropped = {f"{label}_1.png": "own_probability below 0.5" for label in range(3)}
+    rule = "own_probability at least 0.5"
+    path = tmp_path / "chosen.json"
+    Selection("pets", "first", rule, {}, {}, kept, dropped).write(path)
+    information = {"folder": str(folder), "selection_file": str(path)}
+    study.run("first_chosen", 1, 6, num_generated=3, selection=rule, expanded_set=information)
+    found = Reader(study.page())
+    assert "Kept and dropped by a selection: first_chosen" in " ".join(found.text.split())
+    assert f"Of 6 images 3 are kept: {rule}." in found.text
+    assert "Dropped: 3 own_probability below 0.5." in found.text
+    for title in ("kept", "dropped"):
+        assert f"{title} variant of an image of cat" in found.alts
+        assert f"{title} variant of an image of {HOSTILE}" in found.alts
+    # Another selection under that name is not the one that the arm learnt from.
+    Selection("pets", "first", "no copies", {}, {}, kept, dropped).write(path)
+    found = Reader(study.page())
+    assert f"Kept: {rule}." in found.text and "is gone or another one now" in found.text
+    assert "kept variant of an image of cat" not in found.alts
 
 
 def test_variants_stand_beside_their_real_image_with_the_same_noise(study, tmp_path):

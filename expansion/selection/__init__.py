@@ -1,0 +1,1 @@
+"""Which images of a generated set are kept: `python -m expansion.filter`."""
