@@ -22,8 +22,8 @@ from expansion.common.seeding import stable_seed
 from expansion.data.datasets import ImageDataset
 from expansion.images.content import content_summary
 from expansion.images.records import ImageRecord
-from expansion.measures.embedding import Advance, Embedder
-from expansion.measures.networks import load_network
+from expansion.measures.features.embedding import Advance, Embedder
+from expansion.measures.features.networks import load_network
 from expansion.measures.sets import MeasureConfig
 from expansion.predict.finished_runs import OPTIONS, RESULTS, find_runs
 from expansion.training.experiment import Arm, TrainData, train_seeds

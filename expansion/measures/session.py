@@ -21,11 +21,11 @@ from expansion.measures.distributions import (
     Sample,
     Settings,
 )
-from expansion.measures.embedding import Embedder
 from expansion.measures.evaluation import Evaluation, Real, evaluate
-from expansion.measures.feature_cache import Features, default_cache_dir
+from expansion.measures.features.cache import Features, default_cache_dir
+from expansion.measures.features.embedding import Embedder
+from expansion.measures.features.networks import load_network
 from expansion.measures.memorisation import limits_of
-from expansion.measures.networks import load_network
 from expansion.measures.output import listed, table, worst_lines, write_evaluation
 from expansion.measures.sets import (
     HALF,

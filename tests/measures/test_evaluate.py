@@ -18,10 +18,10 @@ from expansion.common.errors import InputError
 from expansion.data.datasets import load_dataset
 from expansion.images.content import readable_records
 from expansion.measures import command, embedding
-from expansion.measures.embedding import Embedder
-from expansion.measures.feature_cache import FeatureCache, key_of
+from expansion.measures.features.cache import FeatureCache, key_of
+from expansion.measures.features.embedding import Embedder
+from expansion.measures.features.networks import load_network
 from expansion.measures.judges import find_original, parts_of
-from expansion.measures.networks import load_network
 from expansion.measures.sets import halves
 from expansion.store.expanded_set import read_expansion
 from tests.conftest import ROOT

@@ -11,8 +11,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from expansion.common.errors import InputError
+from expansion.measures.features.inception import FidInception, inception_input, load_fid_inception
 from expansion.measures.frechet import frechet_distance
-from expansion.measures.inception import FidInception, inception_input, load_fid_inception
 
 
 def sensible(network: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from expansion.common.errors import InputError
-from expansion.measures.networks import embed_images, load_network
+from expansion.measures.features.networks import embed_images, load_network
 from tests.baselines.test_clip_labels import clip_dir  # noqa: F401
 
 

@@ -93,7 +93,7 @@ def _run(place: str | None, dataset: ImageDataset, device: str) -> Network:
 
 
 def _inception(place: str | None, dataset: ImageDataset, device: str) -> Network:
-    from expansion.measures.inception import REMEDY, inception_input, load_fid_inception
+    from expansion.measures.features.inception import REMEDY, inception_input, load_fid_inception
 
     require(place is not None, f"--features inception: which file of weights? {REMEDY}")
     inception = load_fid_inception(place).to(device)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from expansion.common.errors import require
 from expansion.images.records import ImageRecord
-from expansion.measures.feature_cache import FeatureCache, Features, FeatureTable, key_of
-from expansion.measures.networks import Network, embed_images
+from expansion.measures.features.cache import FeatureCache, Features, FeatureTable, key_of
+from expansion.measures.features.networks import Network, embed_images
 
 Advance = Callable[[int], object]  # gets a number of images that are done
 
