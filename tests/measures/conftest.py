@@ -16,6 +16,7 @@ from expansion.data.datasets import load_dataset
 from expansion.images.records import ImageRecord
 from expansion.store.expanded_set import Asked
 from expansion.store.places import png_checksum
+from tests.helpers.clip_folders import clip_dir
 
 Draw = Callable[[ImageRecord, int], Image.Image]
 STEPS = 80

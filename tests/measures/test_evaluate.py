@@ -17,7 +17,8 @@ from PIL import Image
 from expansion.common.errors import InputError
 from expansion.data.datasets import load_dataset
 from expansion.images.content import readable_records
-from expansion.measures import command, embedding
+from expansion.measures import command
+from expansion.measures.features import embedding
 from expansion.measures.features.cache import FeatureCache, key_of
 from expansion.measures.features.embedding import Embedder
 from expansion.measures.features.networks import load_network

@@ -11,7 +11,6 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from expansion.common.errors import InputError
 from expansion.measures.features.networks import embed_images, load_network
-from tests.baselines.test_clip_labels import clip_dir  # noqa: F401
 
 
 @pytest.fixture(scope="module")
