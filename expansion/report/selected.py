@@ -72,7 +72,7 @@ def kept_and_dropped(arm: Arm, sets: Sequence[ExpandedSet], budget: Budget) -> S
                     budget.thumbnail(
                         record_of(mine[0], row),
                         f"{title} variant of an image of {name}",
-                        dropped.get(row["file_name"], ""),
+                        dropped.get(row["file_name"], "").replace("_", " "),  # to break there
                     )
                     for row in spread(there, SELF_TRAINING_IMAGES)
                 ]
