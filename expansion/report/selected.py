@@ -41,6 +41,7 @@ class Selected:
 
 def kept_and_dropped(arm: Arm, sets: Sequence[ExpandedSet], budget: Budget) -> Selected | None:
     """Some images of each kind; None of an arm without a selection."""
+    # The rule and the numbers.
     run = arm.row.runs[0]
     if SELECTION_FILE not in run.facts:
         return None
@@ -55,6 +56,8 @@ def kept_and_dropped(arm: Arm, sets: Sequence[ExpandedSet], budget: Budget) -> S
     summary = f"Of {len(kept) + len(dropped)} images {len(kept)} are kept: {rule}."
     gallery.headings = ["kept", "dropped"]
     found = Selected(arm.title, summary, gallery, Counter(dropped.values()).most_common())
+
+    # The images, where the set still is.
     folder = set_folder(run)
     mine = [each for each in sets if folder and each.folder.resolve() == folder.resolve()]
     if not mine:

@@ -27,6 +27,7 @@ def read_candidates(image_set: ImageSet, command: str) -> tuple[list[Candidate],
         InputError: The set was not measured, or images were made or changed since, or a figure is
             no number.
     """
+    # What is known of the set as a whole: copies, leaks and twins by name.
     folder = image_set.folder
     remedy = f"run {command}"
     for name in (FIGURES_FILE, IMAGES_FILE):
@@ -40,6 +41,8 @@ def read_candidates(image_set: ImageSet, command: str) -> tuple[list[Candidate],
         measured_by = {k: content["settings"][k] for k in ("features", "labels_judged_by")}
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is no measurement ({error}); {remedy}") from error
+
+    # What is known of each image, by the evaluation and by the method.
     measured = _read_rows(folder / IMAGES_FILE, remedy)
     _check_same_images(image_set, measured, remedy)
     details = {row["file_name"]: row.get("details", {}) for row in read_manifest(folder)}

@@ -57,6 +57,7 @@ def select(
     Raises:
         InputError: No image has a figure that the rule names, or a class loses all its images.
     """
+    # The steps, in their order.
     names = [*(bound.name for bound in config.bounds), *filter(None, [config.by_figure])]
     _check_names(names, candidates)
     steps: list[Callable[[Sequence[Candidate]], Dropped]] = [lambda left: _unknown(left, names)]
@@ -73,6 +74,8 @@ def select(
                 _in_order(left, config), numbers_per_class(config.per_class, left, num_real), BEYOND
             )
         )
+
+    # Each looks at what is left.
     dropped: Dropped = {}
     for step in steps:
         dropped |= step([each for each in candidates if each.file_name not in dropped])

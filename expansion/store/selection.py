@@ -92,6 +92,7 @@ class Selection:
             InputError: The selection was made for another set or for fewer images, or kept images
                 are missing or have changed.
         """
+        # Where the images are not those that it was made for.
         names = {record.file_name for record in records}
         new = sorted(names - self.kept.keys() - self.dropped.keys())
         chosen = [record for record in records if record.file_name in self.kept]
