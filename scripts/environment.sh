@@ -1,16 +1,17 @@
-# Sourced by demo.sh and test.sh: sets PYTHON to an interpreter that satisfies requirements.txt.
+# Sourced by demo.sh, single_exp.sh and test.sh: sets PYTHON to an interpreter that satisfies the requirements file $REQUIREMENTS.
 # That is the running environment if it does, else .venv, which is made on first use (minutes, about 6 GB).
+REQUIREMENTS=${REQUIREMENTS:-requirements.txt}
 
 satisfied() {
-    "$1" - requirements.txt 2>/dev/null <<'PY'
+    cat "$REQUIREMENTS" requirements.txt | "$1" -c '
 import sys
 from importlib.metadata import version
 from packaging.requirements import Requirement
-for line in filter(None, map(str.strip, open(sys.argv[1]))):
-    requirement = Requirement(line)
-    if version(requirement.name) not in requirement.specifier:
-        sys.exit(1)
-PY
+for line in map(str.strip, sys.stdin):
+    if line and not line.startswith("-r"):
+        requirement = Requirement(line)
+        if version(requirement.name) not in requirement.specifier:
+            sys.exit(1)' 2>/dev/null
 }
 
 if command -v python >/dev/null && satisfied python; then
@@ -18,9 +19,9 @@ if command -v python >/dev/null && satisfied python; then
 else
     PYTHON=.venv/bin/python
     if ! { [ -x "$PYTHON" ] && satisfied "$PYTHON"; }; then
-        echo "Installing requirements.txt into .venv (once; several minutes)"
+        echo "Installing $REQUIREMENTS into .venv (once; several minutes)"
         python3 -m venv .venv
-        "$PYTHON" -m pip install --quiet --requirement requirements.txt
+        "$PYTHON" -m pip install --quiet --requirement "$REQUIREMENTS"
     fi
 fi
 export PYTHON

@@ -39,9 +39,8 @@ def counts(dataset) -> dict[str, dict[str, int]]:
     }
 
 
-def test_every_dataset_file_has_a_stand_in():
-    names = {path.stem for path in (ROOT / "configs" / "datasets").glob("*.yaml")}
-    assert names == {*WRITERS, "digits"}
+def test_every_stand_in_is_of_a_dataset_file():
+    assert {path.stem for path in (ROOT / "configs" / "datasets").glob("*.yaml")} >= {*WRITERS}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Features of images: the networks that give them, and where they are kept."""
