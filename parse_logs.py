@@ -45,7 +45,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", metavar="FILE", help="where the page of --format html goes")
     metric_help = "what is compared (default: best_accuracy; with --table: last_accuracy)"
     parser.add_argument("--metric", choices=METRICS, help=metric_help)
-    columns_help = "settings that get a column, such as rho K strength"
+    columns_help = (
+        "settings that get a column, such as rho K strength, or figures of the expanded sets that "
+        "python -m expansion.evaluate has measured: kid coverage recognised"
+    )
     parser.add_argument("--columns", nargs="+", metavar="SETTING", default=[], help=columns_help)
     matrix_help = "one cell per pair of settings, such as dataset arm: the best of each row is bold"
     parser.add_argument("--matrix", nargs=2, metavar=("ROW", "COLUMN"), help=matrix_help)

@@ -21,8 +21,8 @@ from expansion.common.tables import aligned
 from expansion.images.records import ImageRecord
 from expansion.measures.evaluation import Evaluation
 from expansion.measures.sets import Measured
+from expansion.metrics.set_figures import FIGURES_FILE
 
-FIGURES_FILE = "evaluation.json"
 IMAGES_FILE = "evaluation.jsonl"
 FORMAT = 1
 

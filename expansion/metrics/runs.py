@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from expansion.common.config import load_yaml
 from expansion.common.errors import InputError, brief, is_text, require, unknown_name
 from expansion.metrics.classification import METRICS
+from expansion.metrics.set_figures import figures_of_set
 
 if TYPE_CHECKING:
     from expansion.metrics.comparison import Gain
@@ -348,6 +349,7 @@ def read_run(run_dir: str | Path, metric: str) -> Run | None:
     for key in results:
         if key in {*FACTS, *DECISIVE, *TEST_SET} and key not in facts:
             log([f"warning: {path}: {key} is {brief(results[key])}, which is no fact of a run"])
+    facts |= figures_of_set(run_dir, facts)
     run = Run(str(run_dir), {key: value for key, value in facts.items() if value is not None})
     if run.number(metric) is None:
         log([f"warning: {path} is not counted: it holds no number as {metric}"])

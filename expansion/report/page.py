@@ -18,6 +18,7 @@ from expansion.common.errors import require
 from expansion.common.files import check_writable, write_atomic
 from expansion.metrics.classification import METRICS
 from expansion.metrics.runs import full_names, read_report
+from expansion.metrics.set_figures import GROUP, SHOWN
 from expansion.metrics.tables import notes, table_columns
 from expansion.report.charts import (
     SERIES,
@@ -104,6 +105,9 @@ def write_page(
     """
     check_page_path(path)
     report = read_report(root, metric)
+    known = {key for row in report.rows for run in row.runs for key in run.facts}
+    measured = [f"{GROUP}.{name}" for name in SHOWN if f"{GROUP}.{name}" in known]
+    settings = [*settings, *(name for name in measured if name not in settings)]
     html, findings = page_text(root, report, metric, settings)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(Path(path), html)

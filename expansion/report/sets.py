@@ -16,13 +16,12 @@ from expansion.generation.plan import IDENTITY_FILE
 from expansion.images.records import ImageRecord
 from expansion.images.variants import VariantKey
 from expansion.metrics.runs import Row, Run, folders_below, natural_key
+from expansion.metrics.set_figures import SET_FOLDER
 from expansion.store.expanded_set import Asked
 from expansion.store.manifest import ManifestReader, read_manifest
 from expansion.store.places import EXPANSION, generated_record
 
-# In results.yaml, relative to the run's folder.
-SET_FOLDER = "expanded_set.folder"
-SELECTION_FILE = "expanded_set.selection_file"
+SELECTION_FILE = "expanded_set.selection_file"  # in results.yaml, relative to the run's folder
 
 
 @dataclass(eq=False)

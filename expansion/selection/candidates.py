@@ -10,8 +10,9 @@ from typing import Any
 
 from expansion.common.errors import JSON_ERRORS, InputError, require, shown
 from expansion.common.texts import read_json
-from expansion.measures.output import FIGURES_FILE, FORMAT, IMAGES_FILE
+from expansion.measures.output import FORMAT, IMAGES_FILE
 from expansion.measures.sets import ImageSet
+from expansion.metrics.set_figures import FIGURES_FILE
 from expansion.selection.rules import Candidate
 from expansion.store.manifest import read_manifest
 

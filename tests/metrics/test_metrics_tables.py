@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -138,6 +139,23 @@ def test_different_datasets_have_different_test_sets(write_arm, table):
     write_arm("Original", [70.0])
     write_arm("Original", [60.0], dataset="caltech-101", num_test=9, test_images="9 images")
     assert len([line for line in table() if line.startswith("Original")]) == 2
+
+
+def test_figures_of_a_measured_set_get_columns_and_others_a_blank(tmp_path, write_arm, table):
+    write_arm("Original", [70.0, 74.0])
+    for arm in ("gen_10x", "other_10x", "odd_10x"):
+        write_arm(arm, [80.0, 90.0], expanded_set={"folder": f"../../../sets/{arm}"})
+        (tmp_path / "sets" / arm).mkdir(parents=True)
+    figures = {"kid": 0.0123456, "coverage": 0.5, "recognised": None, "copies": 3}
+    measured = json.dumps({"figures": figures})
+    (tmp_path / "sets" / "gen_10x" / "evaluation.json").write_text(measured)
+    (tmp_path / "sets" / "odd_10x" / "evaluation.json").write_text('{"figures": [')
+    rows = csv.DictReader(table("--format", "csv", "--columns", "kid", "coverage"))
+    shown = {row["arm"]: (row["evaluation.kid"], row["evaluation.coverage"]) for row in rows}
+    assert shown.pop("gen_10x") == ("0.01235", "0.5")
+    assert set(shown.values()) == {("", "")} and len(shown) == 3
+    with pytest.raises(InputError, match="unknown setting 'recognised'"):
+        table("--columns", "recognised")
 
 
 def test_settings_get_columns(write_arm, table):
