@@ -227,7 +227,7 @@ def test_a_new_method_that_looks_down_and_at_itself_is_none():
 
 def methods() -> list[str]:
     """Registered methods, but for those of the rigs."""
-    return [name for name, (place, _) in expand.SAMPLERS.items() if not place.startswith("tests.")]
+    return [name for name, (_, place) in expand.SAMPLERS.items() if not place.startswith("tests.")]
 
 
 def test_what_the_registries_name_is_a_method_or_shared():
