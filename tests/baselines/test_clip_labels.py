@@ -117,6 +117,7 @@ def test_a_clip_with_parts_missing_is_refused(clip_dir, tmp_path):
 CLIP = ("--labels", "clip", "--clip_model")
 
 
+@pytest.mark.slow
 def test_generated_images_are_learnt_under_clips_labels(dataset, clip_dir, tmp_path, monkeypatch):
     seen, build = {}, Trainer.__init__
 
@@ -150,6 +151,7 @@ def test_generated_images_are_learnt_under_clips_labels(dataset, clip_dir, tmp_p
     assert values["steps"] == 8 and values["learning"]["clip_model"] == str(clip_dir)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_keeps_clips_labels(dataset, clip_dir, tmp_path, monkeypatch):
     whole = checkpoint(train(dataset, tmp_path / "whole", *CLIP, clip_dir))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

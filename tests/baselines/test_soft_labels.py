@@ -263,6 +263,7 @@ def test_a_run_with_soft_labels_takes_the_steps_it_was_given(finished):
     assert "label_accuracy" not in values  # nobody knows the truth
 
 
+@pytest.mark.slow
 def test_the_first_labels_are_the_warmed_up_classifiers(dataset, finished, tmp_path, monkeypatch):
     seen, build = {}, SoftLabels.__init__
 
@@ -281,6 +282,7 @@ def test_the_first_labels_are_the_warmed_up_classifiers(dataset, finished, tmp_p
     assert torch.allclose(expected, model.eval()(pixels).softmax(dim=1), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 3, 5, 7])  # in the warm-up; before and after a swap
 def test_a_stopped_run_with_soft_labels_goes_on_to_exactly_the_same_result(
     dataset, finished, tmp_path, monkeypatch, after

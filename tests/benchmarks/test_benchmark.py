@@ -21,6 +21,8 @@ from expansion.common.errors import InputError
 from expansion.images.records import ImageRecord
 from expansion.images.variants import Variant
 
+pytestmark = pytest.mark.slow  # whole benchmarks
+
 
 @pytest.fixture(scope="module")
 def figures(digits_dir, tmp_path_factory) -> dict:

@@ -12,6 +12,8 @@ from expansion.benchmarks.training import Row, table
 from expansion.benchmarks.training_arms import Clock
 from expansion.common.errors import InputError
 
+pytestmark = pytest.mark.slow  # whole benchmarks
+
 TINY = "--num_images 12 --image_size 16 --resize_size 20 --batch_size 4 --workers 0 --steps 2"
 TINY += " --warmup 1 --rounds 2"
 

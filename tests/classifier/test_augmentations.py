@@ -78,6 +78,7 @@ def test_every_name_has_an_augmentation_and_the_papers_settings():
     assert Recipe(augment="cutmix", augment_probability=1.0).probability == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", ARMS)
 def test_it_changes_real_and_generated_images(images, augment):
     changed = torch.zeros(len(images), dtype=torch.bool)
@@ -92,6 +93,7 @@ def test_it_changes_real_and_generated_images(images, augment):
     assert changed[0] and changed[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", ARMS)
 def test_one_seed_gives_one_batch_and_another_seed_another(images, augment):
     first, labels, _ = seen(images, augment)
@@ -103,6 +105,7 @@ def test_one_seed_gives_one_batch_and_another_seed_another(images, augment):
 # Steps on images.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", ["cutout", "random_erasing"])
 def test_a_rectangle_of_the_right_size_becomes_the_mean_colour(augment):
     recipe = Recipe(**SMALL, augment=augment)
@@ -205,6 +208,7 @@ def test_the_grids_squares_by_hand():
     assert not torch.equal(turned, mask) and 0.08 < (turned == 0).float().mean() < 0.24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("progress", "share"), [(0.0, 0.0), (0.2, 0.2), (0.4, 0.4), (0.8, 0.8), (1.0, 0.8)]
 )
@@ -223,6 +227,7 @@ def test_the_grids_probability_rises_to_its_peak_and_stays(progress, share):
 # In training.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [("--augment", "cutmix"), ("--augment", "augmix"), ("--augment", "gridmask", "--workers", 2)],
@@ -240,6 +245,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(dataset, tmp_path, monkeypat
     assert plain["history"] != whole["history"]
 
 
+@pytest.mark.slow
 def test_the_objective_knows_how_far_the_run_is(dataset, tmp_path, monkeypatch):
     found, loss = [], Supervised.loss
 
@@ -285,6 +291,7 @@ def test_labelled_images_are_mixed_beside_unlabelled_ones(images, augment):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and hits.shape == (4,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("labels", "augment"), [("amst", "mixup"), ("soft", "gridmask")])
 def test_learnt_labels_take_augmentations(dataset, tmp_path, labels, augment):
     run_dir = train(dataset, tmp_path, "--labels", labels, "--augment", augment)

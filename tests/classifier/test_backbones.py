@@ -51,6 +51,7 @@ def pixels() -> torch.Tensor:
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_logits_are_the_head_applied_to_the_features(arch, pixels):
@@ -63,6 +64,7 @@ def test_the_logits_are_the_head_applied_to_the_features(arch, pixels):
     torch.testing.assert_close(classifier(pixels), logits)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("arch", [*OWN_BACKBONES, *MODERN, "mobilenetv2", "clip_tiny"])
 def test_a_saved_classifier_loads_strictly_frozen_and_in_eval_mode(arch, pixels, tmp_path):
@@ -75,6 +77,7 @@ def test_a_saved_classifier_loads_strictly_frozen_and_in_eval_mode(arch, pixels,
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", [*OWN_BACKBONES, *MODERN, "mobilenetv2", "resnet18", "clip_tiny"])
 def test_a_step_of_training_changes_every_part(arch):
     torch.manual_seed(0)
@@ -89,6 +92,7 @@ def test_a_step_of_training_changes_every_part(arch):
     assert not any(name.startswith("head") for name in same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", [*MODERN, "resnet18", "mobilenetv2", "vit_b_32", "clip_tiny"])
 def test_a_backbone_guides_by_prototypes_and_a_finite_gradient(arch, tmp_path):
     guide = classifier_of(arch).requires_grad_(False)
@@ -144,6 +148,7 @@ def test_a_torchvision_network_trains_as_a_classifier_or_is_refused_by_name(arch
     assert classifier(torch.randn(2, 3, 64, 64)).shape == (2, 5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("arch", "prefix"),

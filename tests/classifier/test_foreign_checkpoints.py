@@ -180,6 +180,7 @@ WRAPPED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix, key", WRAPPED, ids=str)
 @pytest.mark.parametrize("as_weights", [False, True])
 def test_prefixes_and_places_of_other_programs_are_taken_off(tmp_path, prefix, key, as_weights):
@@ -205,6 +206,7 @@ def test_a_compiled_part_within_a_network_is_found(tmp_path):
     assert torch.equal(found.head.bias, content["state_dict"]["head.bias"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["head", "classifier", "linear.out"])
 def test_a_model_s_own_head_beside_a_backbone_is_its_head(tmp_path, head):
     network = plain_resnet()
@@ -329,6 +331,7 @@ def without(state: dict, *keys: str) -> dict:
     return {key: value for key, value in state.items() if key not in keys}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -25,8 +25,8 @@ from expansion.classifier.clip_backbone import (
 )
 from expansion.classifier.transforms import normalize
 from expansion.common.errors import InputError
+from expansion.data import datasets
 from expansion.images.tensors import to_unit_tensor
-from expansion.training import options as training_options
 from tests.classifier.test_backbones import TINY_CLIP, Intruder
 
 
@@ -270,7 +270,7 @@ def test_a_backbones_recipe_comes_between_the_default_and_everything_else(
     sgd = "-d caltech-101 -a swin_v2_t --optimizer sgd --lr 0.05 --lr_warmup 0"
     assert chosen(monkeypatch, *sgd.split()).lr == 0.05
     values = SimpleNamespace(classifier={"arch": "swin_v2_t", "lr_warmup": 0.3})
-    monkeypatch.setattr(training_options, "dataset_config", lambda name, data_dir: values)
+    monkeypatch.setattr(datasets, "dataset_config", lambda name, data_dir: values)
     of_dataset = chosen(monkeypatch, "-d", "caltech-101")
     assert (of_dataset.optimizer, of_dataset.lr_warmup) == ("adamw", 0.3)
 

@@ -99,6 +99,7 @@ def torchvision_view(recipe: Recipe, image: Image.Image) -> Image.Image:
     return v2.Compose(steps)(image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(256, 224), (36, 32), (33, 33), (7, 3), (101, 50)])
 @pytest.mark.parametrize("rotation", [0.0, 1e-6, 15.0, 45.0, 180.0])
 @pytest.mark.parametrize("horizontal_flip", [True, False])

@@ -14,6 +14,7 @@ from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50_32x4d"])
 def test_the_start_is_that_of_torchvision_s_own_argument(arch):
     """Weight for weight, and no other random number is drawn."""
@@ -62,6 +63,7 @@ def test_pretrained_weights_leave_it_nothing_to_do():
         Recipe(pretrained=True, zero_init_residual=True)
 
 
+@pytest.mark.slow
 def test_a_run_begins_so_and_says_so(tmp_path, digits_dir):
     line = f"-d digits --data_dir {digits_dir} --shots 1 --seeds 1 --budget steps --lr 1e-12 "
     line += "--max_train_steps 1 --weight_decay 0"

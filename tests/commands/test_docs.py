@@ -170,6 +170,7 @@ def test_every_dataset_file_has_its_check_among_the_commands():
     assert checked >= set(WRITERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_documented_command_works_under_dry_run(command, workplace, capsys):
     words = [w for w in shlex.split(command)[1:] if not w.startswith(("{", "&"))]
@@ -202,6 +203,7 @@ def _from_project(words: list[str]) -> list[str]:
     return [str(ROOT / w) if w.startswith(("configs/", "assets/")) else w for w in words]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", sorted(ROOT.glob("configs/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}"
 )
@@ -234,6 +236,7 @@ def test_every_yaml_file_resolves(path, workplace):
         assert not expand.main(arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [

@@ -19,6 +19,8 @@ from tests.rigs import fault_rig
 from tests.rigs.fault_rig import compare
 from tests.rigs.warm_processes import NUM_DIGITS, Expansion
 
+pytestmark = pytest.mark.slow  # real processes and faults of disks
+
 NUM_UNITS = 5
 
 # Runs `fault()` before the third of five batches is computed.
@@ -202,8 +204,8 @@ def test_of_two_processes_that_end_together_the_later_merge_has_all_rows(expansi
     """The first has read the manifests when the second writes its last images and merges."""
     late = (
         "import expand, json, os, time\n"
-        "from expansion.store import writer\n"
-        "write = writer.write_atomic\n"
+        "from expansion.store import manifest\n"
+        "write = manifest.write_atomic\n"
         "def write_late(path, content):\n"
         "    if path.name == 'metadata.jsonl':\n"
         "        (path.parent.parent / 'waiting').touch()\n"

@@ -17,6 +17,8 @@ from expansion.common.errors import InputError
 from tests.rigs import fuzz
 from tests.rigs.fuzz_rig import Sandbox, payload, try_input
 
+pytestmark = pytest.mark.slow  # a minute of nonsense
+
 COUNT = 200  # inputs of all kinds
 
 

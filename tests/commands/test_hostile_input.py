@@ -119,6 +119,7 @@ def test_an_output_folder_that_is_a_link_as_a_whole_is_used(make_folder, tmp_pat
     assert make_plan(config, SamplerConfig()).output_dir == tmp_path / "out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [DEEP, "a: !!timestamp x", "a: !!bool x", "a: !!int ''", f"a: {TOO_LONG}", "a: 2024-13-45"],
@@ -199,6 +200,7 @@ def test_a_model_index_that_names_other_code_is_refused(content, words, model):
         check_model_folder(str(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["diffusers", "transformers"])
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "tokenizer", "feature_extractor"])
 def test_code_in_a_checkpoint_is_not_run(part, module, model, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -24,6 +25,7 @@ def shade(label: int) -> int:
     return 10 + 24 * label
 
 
+@pytest.mark.slow
 def test_hurtful_class_names_are_expanded_and_learnt_under_their_labels(tmp_path, monkeypatch):
     rows = []
     for label, name in enumerate(NAMES):
@@ -47,13 +49,13 @@ def test_hurtful_class_names_are_expanded_and_learnt_under_their_labels(tmp_path
     assert all((output / row["file_name"]).resolve().is_relative_to(output) for row in made)
 
     seen = []
-    build = Supervised.build.__func__
+    prepare = Supervised.prepare.__func__
 
     def note(cls, images, config, run):
         seen.extend([*images.real, *images.generated])
-        return build(cls, images, config, run)
+        return prepare(cls, images, config, run)
 
-    monkeypatch.setattr(Supervised, "build", classmethod(note))
+    monkeypatch.setattr(Supervised, "prepare", classmethod(note))
     training = f"{place} --expanded_dir {output} --checkpoint_dir {tmp_path.parent / 'runs'}"
     training += " -a resnet10_tiny --image_size 32 --resize_size 36 --workers 0 --batch_size 8"
     train_expand.main([*training.split(), *"--budget steps --max_train_steps 2 --seeds 1".split()])

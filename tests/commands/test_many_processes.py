@@ -21,6 +21,8 @@ from expansion.store.expanded_set import read_expansion
 from expansion.store.manifest import ProcessManifest, read_manifest
 from tests.rigs.warm_processes import NUM_DIGITS, Expansion
 
+pytestmark = pytest.mark.slow  # real processes, killed
+
 FORMATS = ("images", "webdataset")
 TARS = ("--output_format", "webdataset", "--images_per_tar", 7)  # no multiple of the batch of 4
 NUM_TARS = 3

@@ -123,6 +123,7 @@ def test_the_prompt_s_embeddings_are_those_of_the_released_run(pipeline):
     torch.testing.assert_close(embeds, tensor(GIVEN["prompt_embeds"]), atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", range(len(GIVEN["settings"])))
 def test_distdiff_equals_the_released_code_at_every_stage(pipeline, monkeypatch, row):
     scale, rho, step, period, strength = GIVEN["settings"][row].tolist()
@@ -168,6 +169,7 @@ def direct_options(row: int) -> dict:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", range(len(DIRECT["settings"])))
 def test_direct_guidance_equals_the_released_code(pipeline, monkeypatch, row):
     found = {key[2:]: tensor(value) for key, value in DIRECT.items() if key.startswith(f"{row}_")}
@@ -250,6 +252,7 @@ def compare_z(sampler, corrections: Tensor, z: Tensor, steps: slice) -> None:
     torch.testing.assert_close(corrections, sampler.process.sigma[steps] * z, **DREAMDA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inversion_per", ["image", "trajectory", "variant"])
 def test_dreamda_equals_the_released_code(pipeline, monkeypatch, inversion_per):
     """One variant, for which the three are the same."""
@@ -269,6 +272,7 @@ def test_dreamda_equals_the_released_code(pipeline, monkeypatch, inversion_per):
     torch.testing.assert_close(images[0], tensor(SEVEN["image"]), **DREAMDA)
 
 
+@pytest.mark.slow
 def test_variants_that_share_x_T_alone_equal_the_released_code(pipeline, monkeypatch):
     """The released code's second and third variant: other noises after x_T, and so other z."""
     drawn = Drawn(3)

@@ -17,6 +17,8 @@ from expansion.store.manifest import read_manifest
 from tests.rigs.fault_rig import compare
 from tests.rigs.warm_processes import ColdProcess
 
+pytestmark = pytest.mark.slow  # real processes, and signals to them
+
 # What a command dies of, so that a shell ends its loop; `$?` is 130 or 143.
 SIGNALS = pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)]

@@ -107,6 +107,7 @@ def test_without_a_network_one_line_says_at_once_what_to_copy(
     assert "Retrying" not in caplog.text and "Retrying" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_a_model_that_was_downloaded_before_needs_no_network(
     variant, no_network, tmp_path, monkeypatch
@@ -126,6 +127,7 @@ def test_a_model_that_was_downloaded_before_needs_no_network(
         load_pipeline("owner/digits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only_fp16", [True, False])
 def test_a_hub_that_has_only_half_precision_gives_that(only_fp16, server, tmp_path, monkeypatch):
     folder, asked = copy_model(tmp_path / "model"), []

@@ -273,6 +273,7 @@ def test_another_identity_is_refused_with_each_difference(tmp_path, monkeypatch,
     assert (tmp_path / "run.yaml").read_text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_identities", [1, 4])
 def test_of_processes_that_claim_together_the_first_identity_wins(tmp_path, num_identities):
     code = (

@@ -43,12 +43,14 @@ class Focal(Supervised):
     gamma: float
 
     @classmethod
-    def build(cls, images: TrainingImages, config: FocalConfig, run: Run) -> Focal:
-        objective: Any = super().build(images, config, run)
+    def prepare(cls, images: TrainingImages, config: FocalConfig, run: Run) -> Focal:
+        objective: Any = super().prepare(images, config, run)
         objective.gamma = config.gamma
         return objective
 
-    def loss(self, model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, model: nn.Module, batch: Sequence[Tensor], progress: float
+    ) -> tuple[Tensor, Tensor]:
         pixels, labels = batch
         logits = model(pixels)
         losses = F.cross_entropy(logits, labels, reduction="none")
@@ -79,7 +81,7 @@ def test_images_that_are_recognised_weigh_less_by_hand():
     objective = Focal.__new__(Focal)
     objective.gamma = 1.0
     probabilities = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
-    loss, hits = objective.loss(torch.log, [probabilities, torch.tensor([0, 1])])
+    loss, hits = objective.loss(torch.log, [probabilities, torch.tensor([0, 1])], 0.0)
     # 0.5 * -log 0.5 and 0.25 * -log 0.75
     assert loss.item() == pytest.approx((0.5 * 0.693147 + 0.25 * 0.287682) / 2, abs=1e-5)
     assert hits.tolist() == [True, True]

@@ -85,6 +85,7 @@ def test_what_an_npz_file_holds_beside_is_told_each_time(tmp_path):
     assert load_dataset("breastmnist", tmp_path).reader.remarks[-2:] == expected
 
 
+@pytest.mark.slow
 def test_training_images_beyond_those_that_are_drawn_are_told(tmp_path):
     stand_in("pathmnist", tmp_path)
     told = load_dataset("pathmnist", tmp_path).reader.remarks
@@ -161,6 +162,7 @@ def test_images_where_the_labels_should_be_are_refused(tmp_path):
         load_dataset("mnist", tmp_path)
 
 
+@pytest.mark.slow
 def test_labels_of_a_matlab_file_may_be_floats_in_a_column(tmp_path):
     root = tmp_path / "oxford_flowers_official"
     official_flowers(root)
@@ -170,6 +172,7 @@ def test_labels_of_a_matlab_file_may_be_floats_in_a_column(tmp_path):
     assert load_dataset("oxford_flowers_official", tmp_path).records("train") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labels", "named"),
     [
@@ -187,6 +190,7 @@ def test_a_label_of_a_matlab_file_that_is_no_class_is_refused(tmp_path, labels, 
         load_dataset("oxford_flowers_official", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_vector_that_lists_an_image_twice_or_for_both_splits_is_told_or_refused(tmp_path):
     root = tmp_path / "oxford_flowers_official"
     official_flowers(root)
@@ -198,12 +202,14 @@ def test_a_vector_that_lists_an_image_twice_or_for_both_splits_is_told_or_refuse
         load_dataset("oxford_flowers_official", tmp_path)
 
 
+@pytest.mark.slow
 def test_two_classes_of_one_name_are_refused_in_matlab_files(tmp_path):
     cars(tmp_path / "stanford_cars", ["Acura RL 2012", "Acura RL 2012 "])
     with pytest.raises(InputError, match="cars_meta.mat: the class '2012 Acura RL' occurs twice"):
         load_dataset("stanford_cars", tmp_path)
 
 
+@pytest.mark.slow
 def test_file_names_of_annotations_are_stripped(tmp_path):
     cars(tmp_path / "stanford_cars")
     rows = np.empty(2, dtype=[("fname", object), ("class", object)])

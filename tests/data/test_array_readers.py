@@ -36,6 +36,7 @@ def pixels(record) -> np.ndarray:
     return np.asarray(Image.open(record.path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_classes", "train", "test", "shape"),
     [

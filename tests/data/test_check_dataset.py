@@ -70,6 +70,7 @@ def test_a_good_dataset_is_counted_by_class_and_split(check, good):
     assert "note:" not in text and text.endswith("0 problems\n")
 
 
+@pytest.mark.slow
 def test_names_are_shown_as_in_prompts_and_as_folders(check, tmp_path):
     cars(tmp_path / "stanford_cars")
     code, text = check("stanford_cars", "--data_dir", tmp_path)
@@ -108,6 +109,7 @@ def test_one_class_alone_is_a_problem(check, good):
     assert code == 1 and "only the class yin_yang" in text
 
 
+@pytest.mark.slow
 def test_a_missing_test_split_is_told_beside_the_training_counts(check, tmp_path):
     cars(tmp_path / "stanford_cars", labelled_test=False)
     code, text = check("stanford_cars", "--data_dir", tmp_path)
@@ -163,6 +165,7 @@ def test_a_palette_with_transparency_shows_its_colours_on_white(tmp_path):
     assert [found.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (30, 40, 250)]
 
 
+@pytest.mark.slow
 def test_the_check_runs_as_a_command(good):
     done = subprocess.run(
         [sys.executable, "-m", "expansion.image_datasets", "check", str(good)],
@@ -199,6 +202,7 @@ def test_a_folder_of_class_folders_is_split_by_the_option(tmp_path, monkeypatch,
     assert not Path("subset.json").exists()  # --dry_run writes no results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stanford_cars", "cifar10"])
 def test_hurtful_class_names_go_through_expansion_and_training(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -226,6 +230,7 @@ def test_hurtful_class_names_go_through_expansion_and_training(tmp_path, monkeyp
     assert list(Path("checkpoint").rglob("results.yaml"))
 
 
+@pytest.mark.slow
 def test_the_expanded_images_bear_the_labels_of_their_classes(tmp_path, monkeypatch):
     """As training sees them: read_expansion gives each variant the label of its real image."""
     from expansion.store.expanded_set import read_expansion

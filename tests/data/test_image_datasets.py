@@ -34,6 +34,7 @@ def toy_records(classes: dict[str, int]) -> list[ImageRecord]:
     ]
 
 
+@pytest.mark.slow
 def test_the_digits_are_three_splits_of_32_pixel_images_that_share_none(digits_dir):
     dataset = load_dataset("digits", digits_dir)
     assert dataset.class_names == tuple("0123456789")
@@ -61,6 +62,7 @@ def test_the_digits_are_unpacked_once(digits_dir, monkeypatch):
     assert {r.path: r.path.stat().st_mtime_ns for r in again} == before
 
 
+@pytest.mark.slow
 def test_unpacking_the_digits_twice_at_once_leaves_one_whole_copy(tmp_path, monkeypatch):
     assets = tmp_path / "assets" / "digits"
     assets.mkdir(parents=True)

@@ -10,6 +10,8 @@ from expansion.common.errors import InputError
 from expansion.data.datasets import load_dataset
 from tests.helpers.stand_ins import WRITERS, folders, stand_in
 
+pytestmark = pytest.mark.slow  # a stand-in of every dataset
+
 ALIKE = {"caltech-101-faces": "caltech-101", "cifar100_subset": "cifar100"}  # but for their names
 
 

@@ -130,6 +130,7 @@ def test_unlabelled_test_images_are_no_test_split(tmp_path, check):
     assert "ignored: folder test/ (4 images)" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [(), ("--test_fraction", "0.3")])
 @pytest.mark.parametrize("inside", ["Testing", "Testing/ant", "validation"])
 def test_no_advice_and_no_option_leads_into_the_test_images(tmp_path, check, inside, fraction):
@@ -232,6 +233,7 @@ def test_images_in_a_sub_folder_belong_to_their_class_and_that_is_said(tmp_path)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", ".ipynb_checkpoints",
@@ -313,6 +315,7 @@ def test_other_commands_log_the_remarks_once_for_all_processes(tmp_path, monkeyp
     assert caplog.text.count("set: ignored: folder val/ (6 images)") == (rank == "0")
 
 
+@pytest.mark.slow
 def test_a_path_is_no_name_even_if_its_last_part_is_one(tmp_path, monkeypatch, check):
     lay(tmp_path / "digits", "train", "test")
     monkeypatch.chdir(tmp_path)

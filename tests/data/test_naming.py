@@ -96,6 +96,7 @@ def test_a_name_that_ends_like_the_hash_of_another_stays_distinct(tmp_path):
     assert_distinct_and_safe(list(folders.values()), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_random_names_of_hurtful_characters_never_collide(seed, tmp_path):
     draw = random.Random(seed)

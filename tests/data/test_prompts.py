@@ -217,6 +217,7 @@ def rows_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per", ["image", "variant"])
 def test_every_shard_and_batch_uses_and_records_the_drawn_prompts(
     tmp_path, arguments, per, monkeypatch
@@ -251,6 +252,7 @@ def test_every_shard_and_batch_uses_and_records_the_drawn_prompts(
     assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
 
 
+@pytest.mark.slow
 def test_a_set_goes_on_with_the_same_prompts_only(tmp_path, arguments, digit_prompts):
     out = tmp_path / "out"
     expand.main(arguments(out, "--num_images_per_prompt", 1))

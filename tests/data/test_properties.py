@@ -47,6 +47,7 @@ def assert_safe_component(name: str) -> None:
     assert not any(ord(c) < 32 for c in name)
 
 
+@pytest.mark.slow
 @fixed
 @given(st.lists(any_text, unique=True, max_size=12))
 def test_any_class_names_get_distinct_folders_of_one_safe_component(names):
@@ -57,6 +58,7 @@ def test_any_class_names_get_distinct_folders_of_one_safe_component(names):
         assert_safe_component(folder)
 
 
+@pytest.mark.slow
 @fixed
 @given(st.lists(any_text, unique=True, max_size=12))
 def test_loaders_of_folders_number_the_classes_as_the_dataset_does(names):
@@ -128,6 +130,7 @@ def test_any_environment_gives_a_shard_below_the_total_or_an_input_error(environ
     assert 0 <= split < total
 
 
+@pytest.mark.slow
 @fixed
 @given(st.integers(), st.sets(st.tuples(any_text, st.integers(0, 10**6)), max_size=20))
 def test_seeds_fit_a_generator_repeat_and_differ_by_image_and_variant(run_seed, images):
@@ -196,6 +199,7 @@ good_row = st.builds(
 )
 
 
+@pytest.mark.slow
 @fixed
 @given(st.lists(st.lists(good_row, max_size=5), max_size=3))
 def test_what_several_manifests_hold_is_read_back_once_per_image(manifests):
@@ -212,6 +216,7 @@ def test_what_several_manifests_hold_is_read_back_once_per_image(manifests):
         ]
 
 
+@pytest.mark.slow
 @fixed
 @given(st.lists(good_row, min_size=1, max_size=4, unique_by=lambda r: r["file_name"]), st.data())
 def test_a_manifest_cut_off_anywhere_keeps_the_rows_before(rows, data):
@@ -224,6 +229,7 @@ def test_a_manifest_cut_off_anywhere_keeps_the_rows_before(rows, data):
     assert found == {row["file_name"] for row in rows[:whole]}
 
 
+@pytest.mark.slow
 @fixed
 @given(
     st.dictionaries(
@@ -253,6 +259,7 @@ def test_a_row_that_leads_out_of_the_folder_is_refused(name, tmp_path):
         read_manifest(tmp_path)
 
 
+@pytest.mark.slow
 @fixed
 @given(any_text | st.text(min_size=3000, max_size=3001) | json_value)
 def test_a_message_is_one_line_of_bounded_length_whatever_it_shows(value):

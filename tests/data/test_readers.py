@@ -43,6 +43,7 @@ def test_every_stand_in_is_of_a_dataset_file():
     assert {path.stem for path in (ROOT / "configs" / "datasets").glob("*.yaml")} >= {*WRITERS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "classes", "prompts", "train", "test"),
     [
@@ -117,6 +118,7 @@ def test_a_dataset_is_read_in_its_official_layout(tmp_path, name, classes, promp
     assert not names[0] & names[1]
 
 
+@pytest.mark.slow
 def test_each_image_bears_the_label_that_its_own_line_gives(tmp_path):
     stand_in("oxford_flowers_official", tmp_path)
     found = {
@@ -133,6 +135,7 @@ def test_each_image_bears_the_label_that_its_own_line_gives(tmp_path):
     assert all(r.class_name in r.file_name for r in records) and len(records) == 4
 
 
+@pytest.mark.slow
 def test_the_cars_may_lie_in_nested_folders(tmp_path):
     cars(tmp_path / "stanford_cars", nested=True)
     dataset = load_dataset("stanford_cars", tmp_path)
@@ -140,6 +143,7 @@ def test_the_cars_may_lie_in_nested_folders(tmp_path):
     assert len(dataset.records("test")) == 2
 
 
+@pytest.mark.slow
 def test_cars_without_labelled_test_images_train_but_name_the_missing_file(tmp_path):
     cars(tmp_path / "stanford_cars", labelled_test=False)
     dataset = load_dataset("stanford_cars", tmp_path)
@@ -149,6 +153,7 @@ def test_cars_without_labelled_test_images_train_but_name_the_missing_file(tmp_p
     assert len(load_dataset("stanford_cars", tmp_path, 0.5).records("test")) == 2
 
 
+@pytest.mark.slow
 def test_annotations_without_labels_are_refused(tmp_path):
     cars(tmp_path / "stanford_cars")
     root = tmp_path / "stanford_cars"
@@ -157,6 +162,7 @@ def test_annotations_without_labels_are_refused(tmp_path):
         load_dataset("stanford_cars", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_damaged_matlab_file_is_named(tmp_path):
     root = stand_in("oxford_flowers_official", tmp_path)
     (root / "setid.mat").write_bytes(b"404 Not Found" * 20)

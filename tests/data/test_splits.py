@@ -131,6 +131,7 @@ def test_a_chosen_subset_is_written_once_and_read_again(tmp_path):
     assert choose_subset(everything, None, 0, str(bare)) == [everything[3]]
 
 
+@pytest.mark.slow
 def test_a_stored_split_is_followed_without_its_option(tmp_path, capsys):
     root = tmp_path / "set"
     folders(root, {"cat": 10, "dog": 10})

@@ -29,6 +29,8 @@ from tests.helpers.checkpoint_stand_ins import (
     single_file_state,
 )
 
+pytestmark = pytest.mark.slow  # every kind of checkpoint is written, loaded and used
+
 STEMS = {part: "diffusion_pytorch_model" for part in ("unet", "vae")} | {"text_encoder": "model"}
 
 

@@ -88,6 +88,7 @@ def reference(
     ).images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver, scheduler_class",
     [("dpmsolver++", DPMSolverMultistepScheduler), ("unipc", UniPCMultistepScheduler)],
@@ -108,6 +109,7 @@ def test_other_solvers_equal_the_pipeline_of_diffusers(pipeline, solver, schedul
     assert (ours - ddim.sample(make_batch(), generators()).images).abs().max() > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strength, guidance_scale, negative_prompt",
     [
@@ -135,6 +137,7 @@ def test_img2img_equals_the_pipeline_of_diffusers(
     assert (ours - other).abs().max() > 0.05  # and the noise decides them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheduler",
     [
@@ -164,6 +167,7 @@ def test_schedulers_of_other_checkpoints_are_handled_as_diffusers_does(pipeline,
     assert (ours - usual).abs().max() > 0.01  # so the scheduler's config mattered
 
 
+@pytest.mark.slow
 def test_batches_of_one_and_of_four_give_the_same_images(pipeline):
     sampler = Img2ImgSampler(pipeline, SamplerConfig(num_inference_steps=8, guidance_scale=3.0))
     together = sampler.sample(make_batch(), generators()).images
@@ -263,6 +267,7 @@ def test_every_distinct_text_is_embedded_once(pipeline, calls_of):
 DISTDIFF = {"encoder_weight_path": "guide", "guidance_step": 4, "guidance_period": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, rows",
     [  # 5 of 10 steps are run
@@ -321,6 +326,7 @@ def test_a_nan_in_16_bits_is_repeated_once_in_float32_with_the_same_noise():
     assert len(quiet.seen) == 1
 
 
+@pytest.mark.slow
 def test_a_real_sampler_survives_the_repetition_in_float32():
     half = load_pipeline(str(TINY_MODEL), "bfloat16")
 

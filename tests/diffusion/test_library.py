@@ -47,6 +47,7 @@ def pixels(variants: list[list[Image.Image]]) -> np.ndarray:
     return np.stack([np.asarray(image) for group in variants for image in group])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -86,6 +87,7 @@ def test_variants_are_the_images_that_expand_makes(
             assert image.tobytes() == Image.open(path).tobytes(), path
 
 
+@pytest.mark.slow
 def test_every_method_honours_the_resize_mode(pipeline):
     wide = Image.linear_gradient("L").resize((96, 32)).rotate(90).resize((96, 40))
     for sampler_class, config_class in (
@@ -110,6 +112,7 @@ def test_every_method_honours_the_resize_mode(pipeline):
         )
 
 
+@pytest.mark.slow
 def test_other_images_under_the_same_names_are_not_taken_for_the_first(pipeline):
     first, second = (Image.new("RGB", (32, 32), colour) for colour in ("white", "black"))
     for sampler_class, config in ((Img2ImgSampler, SamplerConfig), (DreamDASampler, DreamDAConfig)):
@@ -236,6 +239,7 @@ def test_a_photo_in_memory_is_turned_upright_and_its_colours_become_srgb(tmp_pat
     assert found.size == (16, 24) and found.tobytes() == record.load().tobytes()
 
 
+@pytest.mark.slow
 def test_the_snippet_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, guide_path, digits):
     text = (ROOT / "docs/library.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text.split("\n## ")[0], re.DOTALL)

@@ -20,6 +20,8 @@ from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch, Samples
 from expansion.diffusion.stable_diffusion import LatentCodec
 
+pytestmark = pytest.mark.slow  # whole expansions
+
 
 def make_batch(num_sources: int, index: list[int], side: int = 32) -> Batch:
     return Batch(

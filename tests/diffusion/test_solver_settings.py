@@ -21,6 +21,8 @@ from expansion.diffusion.stable_diffusion import load_pipeline
 from tests.conftest import TINY_MODEL
 from tests.helpers.checkpoint_stand_ins import copy_model
 
+pytestmark = pytest.mark.slow  # whole expansions
+
 MULTISTEP = {"_class_name": "DPMSolverMultistepScheduler"}
 OTHER_SAMPLERS = {
     "DPM++ 2M SDE": {**MULTISTEP, "algorithm_type": "sde-dpmsolver++"},

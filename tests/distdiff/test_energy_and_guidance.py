@@ -251,6 +251,7 @@ class ByHand:
         return (pipe.vae.decode(z / 0.18215).sample / 2 + 0.5).clamp(0, 1), figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -282,6 +283,7 @@ def test_guided_images_and_energies_equal_a_loop_by_hand(pipeline, guide, option
         torch.testing.assert_close(samples.details[name], values, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_gradient_agrees_with_finite_differences_in_float64(monkeypatch):
     """dE/d(w, b) through guide, decoder and two U-Net steps, as `transform` has it, per image."""
     pipeline = load_pipeline(str(TINY_MODEL))
@@ -355,6 +357,7 @@ def test_no_room_or_no_target_equals_img2img_bit_for_bit(pipeline, guide, option
     assert torch.equal(plain, guided)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"rho": 1.0}, DIRECT])
 def test_an_image_alone_and_in_a_batch_is_the_same(pipeline, guide, options):
     sampler = make_sampler(pipeline, guide, **options)
@@ -431,6 +434,7 @@ def tiny_decoder(tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_a_tiny_decoder_makes_the_images_of_the_energy_and_no_others(pipeline, guide, tiny_decoder):
     config = distdiff(guidance_decoder=tiny_decoder)
     decoder = load_tiny_decoder(tiny_decoder, pipeline)
@@ -465,6 +469,7 @@ def test_a_tiny_decoder_of_another_checkpoint_or_none_is_refused(pipeline, tmp_p
         load_tiny_decoder(str(tmp_path), pipeline)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("found", [False, True])
 def test_gradient_checkpointing_gives_the_same_images_and_is_left_as_found(guide, found):
     pipeline = load_pipeline(str(TINY_MODEL))
@@ -485,6 +490,7 @@ def test_gradient_checkpointing_gives_the_same_images_and_is_left_as_found(guide
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, DIRECT])
 def test_the_pipeline_s_modes_and_gradients_are_left_as_found(guide, options):
     pipeline = load_pipeline(str(TINY_MODEL))

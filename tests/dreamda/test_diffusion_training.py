@@ -123,6 +123,7 @@ def test_defaults_are_full_fine_tuning_as_in_choi_et_al():
     assert config.random_flip and config.gradient_accumulation_steps == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_parts", [3, 5])
 def test_a_step_in_parts_has_the_gradient_of_the_whole_step(make_trainer, num_parts):
     loss, whole = gradients(make_trainer(train_batch_size=5), *batch(5))
@@ -146,6 +147,7 @@ class AsProcess:
         return getattr(self.accelerator, name)
 
 
+@pytest.mark.slow
 def test_two_processes_have_together_the_gradient_of_one(make_trainer):
     images, labels = batch(5)
     loss, alone = gradients(make_trainer(train_batch_size=5, caption_dropout=0.5), images, labels)
@@ -192,6 +194,7 @@ def test_sampling_uses_averaged_weights_in_eval_mode_and_leaves_no_trace(make_tr
     assert all(map(torch.equal, trainer.ema.shadow_params, averaged))
 
 
+@pytest.mark.slow
 def test_after_training_the_averaged_weights_remain(make_trainer, tmp_path):
     trainer = make_trainer(train_batch_size=2, use_ema=True, learning_rate=1e-2, max_train_steps=2)
     latest = []
@@ -204,6 +207,7 @@ def test_after_training_the_averaged_weights_remain(make_trainer, tmp_path):
     assert not all(map(torch.equal, trainer.trained, latest)) and not trainer.unet.training
 
 
+@pytest.mark.slow
 def test_a_grid_has_six_samples_per_class_and_is_the_same_each_time(pipeline, monkeypatch):
     monkeypatch.setattr(finetune_report, "SAMPLING_STEPS", 1)
     shapes, scheduler = [], pipeline.scheduler
@@ -241,6 +245,7 @@ def test_the_chart_shows_every_step_and_means_of_25(monkeypatch):
     assert curves["mean of 25"] == [(13, 13 / 25), (38, 12 / 25)]
 
 
+@pytest.mark.slow
 def test_a_state_that_a_killed_run_half_wrote_is_not_resumed_and_a_whole_one_is(
     make_trainer, tmp_path
 ):
@@ -266,6 +271,7 @@ def any_precision():
     AcceleratorState._reset_state(True)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_used_in_the_networks_and_not_in_the_loss(make_trainer, any_precision):
     full = make_trainer(train_batch_size=2)._step(0, *batch(2))
     AcceleratorState._reset_state(True)

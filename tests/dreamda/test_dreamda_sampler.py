@@ -42,6 +42,7 @@ def cycle_diffusion(pipeline, batch: Batch, drawn: list, **options) -> torch.Ten
     return torch.cat(images)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(
     "eta, source_prompt, source_guidance_scale",
@@ -115,6 +116,7 @@ def test_a_perturbed_step_by_hand(pipeline, perturb, location):
     assert (clean - perturbed).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_latent_locations_by_hand(pipeline):
     """xT: before the first step; x0: after the last; xt: between two."""
     options = dict(num_inference_steps=10, strength=0.2, guidance_scale=3.0, noise_scale=0.7)
@@ -147,6 +149,7 @@ def counted_rows(pipeline):
     handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 5])
 def test_80_steps_take_160_rows_per_image_and_80_per_inversion(pipeline, counted_rows, count):
     config = DreamDAConfig(guidance_scale=7.5)
@@ -163,6 +166,7 @@ def test_80_steps_take_160_rows_per_image_and_80_per_inversion(pipeline, counted
     assert len(counted_rows) == 80 + 2 * 5  # all variants together; inversions 16 steps at a time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, rows",
     [
@@ -180,6 +184,7 @@ def test_unet_rows_are_those_that_the_plan_announces(pipeline, counted_rows, opt
     assert DreamDAConfig(**{**STEPS, **options}).unet_rows_per_image(2) == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -200,6 +205,7 @@ def test_an_image_is_the_same_in_any_batch(pipeline, options):
         torch.testing.assert_close(part, whole[rows], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_kept_inversion_gives_the_same_bytes_as_a_fresh_one(pipeline, counted_rows):
     sampler = DreamDASampler(pipeline, DreamDAConfig(**STEPS))
     first = sampler.sample(make_batch(), generators()).images
@@ -209,6 +215,7 @@ def test_a_kept_inversion_gives_the_same_bytes_as_a_fresh_one(pipeline, counted_
     assert sum(counted_rows) - fresh == fresh - 2 * 8
 
 
+@pytest.mark.slow
 def test_variants_share_their_inversion_unless_each_has_its_own(pipeline):
     batch = dataclasses.replace(make_batch(), prompts=PROMPTS[:1] * 4)
     shared = sample(pipeline, batch, noise_scale=0.0)
@@ -221,6 +228,7 @@ def test_variants_share_their_inversion_unless_each_has_its_own(pipeline):
     torch.testing.assert_close(changed[2:], shared[2:], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("location", [*FEATURES, "xt", "xT", "x0"])
 def test_more_noise_departs_further(pipeline, location):
     none, some, more = (
@@ -248,6 +256,7 @@ def test_details_say_what_was_perturbed_and_how_far_the_image_went(pipeline):
     assert stds.shape == (len(batch),) and 0.5 < stds.min() and stds.max() < 4
 
 
+@pytest.mark.slow
 def test_bfloat16_networks_keep_float32_inversions():
     from expansion.diffusion.stable_diffusion import load_pipeline
     from tests.conftest import TINY_MODEL

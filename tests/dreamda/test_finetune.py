@@ -21,6 +21,8 @@ from expansion.common.errors import InputError
 from expansion.diffusion.stable_diffusion import load_pipeline
 from tests.conftest import TINY_MODEL
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 
 def tune(digits_dir: Path, output: Path, *options: object) -> Path:
     line = f"-d digits --data_dir {digits_dir} --shots 2 --output_dir {output}"

@@ -22,6 +22,8 @@ from expansion.images.records import ImageRecord
 from expansion.training.run_lock import only_training
 from tests.conftest import TINY_MODEL
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 
 @pytest.fixture(autouse=True)
 def no_samples(monkeypatch):

@@ -306,6 +306,7 @@ def test_a_chat_template_is_used_when_there_is_one(settings, monkeypatch):
     assert [text.strip("\n") for text in seen] == [" 4 of ant", "1. 4 of ant a"]
 
 
+@pytest.mark.slow
 def test_a_language_model_on_disk_writes_the_prompts(language_model, dataset, tmp_path):
     line = ["-d", dataset.root, "--model", language_model, "--device", "cpu", "--num_prompts", 4]
     line += ["--min_words", 3, "--max_requests", 6, "--request", " {num} of {class}"]

@@ -31,6 +31,8 @@ from expansion.images.records import ImageRecord
 from expansion.training.trainer import Trainer
 from tests.dreamda.test_voting import RECIPE
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 
 def row(name: str, seed: int, pseudo: int, accepted: bool, true: int | None = None) -> PseudoLabel:
     return PseudoLabel(name, seed, pseudo, 0.001, 4, 0.9, accepted, true)

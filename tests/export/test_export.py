@@ -22,6 +22,8 @@ from expansion.export import dataset_card, merging
 from tests.conftest import TINY_MODEL
 from tests.helpers.stand_ins import aircraft
 
+pytestmark = pytest.mark.slow  # expanded sets are made and trained on
+
 # No alphabetical order; names that folders, and words that loaders, make trouble of.
 NAMES = ("zebra", "\u00c4pfel/Birnen", ".hidden", "steam train", "__odd__", "Ant", "ant", "test")
 QUICK = ("--num_inference_steps", "2", "--device", "cpu", "--num_images_per_prompt", "2")

@@ -101,6 +101,7 @@ def test_one_run_writes_every_variant_of_every_image(undisturbed):
     assert len({image.tobytes() for image in images.values()}) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("total", [2, 3, 7])
 def test_any_number_of_shards_gives_the_same_bytes(tmp_path, arguments, undisturbed, total):
     for split in reversed(range(total)):
@@ -108,11 +109,13 @@ def test_any_number_of_shards_gives_the_same_bytes(tmp_path, arguments, undistur
     assert content(tmp_path) == content(undisturbed)
 
 
+@pytest.mark.slow
 def test_batches_of_one_and_of_four_give_the_same_images(tmp_path, arguments, undisturbed):
     expand.main(arguments(tmp_path, "--batch_size", 1))
     assert_nearly_equal(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_the_measured_batch_size_is_kept_and_shared_by_all_shards(
     tmp_path, arguments, capsys, caplog
 ):
@@ -136,6 +139,7 @@ def test_the_measured_batch_size_is_kept_and_shared_by_all_shards(
     assert "invalid int or auto value: 'automatic'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_set_is_completed_when_memory_runs_short(
     tmp_path, arguments, undisturbed, monkeypatch, caplog
 ):
@@ -167,6 +171,7 @@ expand.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, arguments, undisturbed):
     environment = {
         **os.environ,
@@ -194,6 +199,7 @@ def _first_manifest(folder: Path) -> list[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [1, 6])
 def test_a_full_disk_loses_only_the_images_in_flight(
     tmp_path, arguments, undisturbed, monkeypatch, failing
@@ -215,6 +221,7 @@ def test_a_full_disk_loses_only_the_images_in_flight(
     assert content(tmp_path) == content(undisturbed)
 
 
+@pytest.mark.slow
 def test_more_variants_extend_a_set_without_touching_it(tmp_path, arguments):
     more, at_once = tmp_path / "more", tmp_path / "at_once"
     expand.main(arguments(more, "--num_images_per_prompt", 1))
@@ -302,6 +309,7 @@ def test_an_unreadable_image_is_fatal_or_skipped_and_counted(tmp_path, wide_set,
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["center_crop", "random_crop", "squash"])
 def test_real_images_become_square_as_the_mode_says(tmp_path, wide_set, arguments, mode):
     """Resized to 48x32, the left third (16 columns) is white: a centre crop keeps 8 of them."""
@@ -328,6 +336,7 @@ def test_real_images_become_square_as_the_mode_says(tmp_path, wide_set, argument
     assert_nearly_equal(tmp_path / "batch1", tmp_path / "batch4")
 
 
+@pytest.mark.slow
 def test_distdiff_gives_the_same_bytes_for_one_and_two_shards(tmp_path, arguments, guide_path):
     options = ("--method", "distdiff", "--guidance_step", 2, "--encoder_weight_path", guide_path)
     options = (*options, "--num_images_per_prompt", 1, "--log_energy")
@@ -344,6 +353,7 @@ def test_distdiff_gives_the_same_bytes_for_one_and_two_shards(tmp_path, argument
         expand.main(arguments(tmp_path / "one", *options, "--subset_seed", 1))
 
 
+@pytest.mark.slow
 def test_distdiff_works_as_a_library_without_files(pipeline, digits_dir, guide_path):
     dataset = load_dataset("digits", digits_dir)
     records = few_shot(dataset.records("train"), 1)
@@ -372,6 +382,7 @@ def test_distdiff_works_as_a_library_without_files(pipeline, digits_dir, guide_p
     torch.testing.assert_close(samples.images, again.images, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_generated_set_trains_a_classifier(tmp_path, digits_dir, undisturbed):
     line = f"-d digits --data_dir {digits_dir} --shots 1 --expanded_dir {undisturbed} --seeds 1"
     line += f" --checkpoint_dir {tmp_path} --budget steps --max_train_steps 2 --batch_size 8"

@@ -167,6 +167,7 @@ def test_growing_manifests_are_read_line_by_line_once(folder):
     assert seen == [[], [], [(1, '{"a": 1}')], [(2, '{"b": 2}')], [], [(3, '{"c": 3}')]]
 
 
+@pytest.mark.slow
 def test_status_needs_no_torch_and_reads_no_images(tmp_path):
     write(tmp_path, "0-of-1.aa", image(0))
     code = (

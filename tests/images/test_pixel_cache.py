@@ -124,6 +124,7 @@ def test_a_missing_file_has_no_place(records, cache):
     assert places[2] is None and places[1] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_what_a_worker_decodes_is_there_for_everybody(records, cache, method):
     images = SeededImages(records, to_pixels, cache)

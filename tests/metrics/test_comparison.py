@@ -178,6 +178,7 @@ def test_what_cannot_be_compared_is_refused():
         compare([run([1, 0])], [run([0, 0])], "acuracy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "metric"),
     [

@@ -64,6 +64,7 @@ def test_predictions_are_those_of_the_test_set_after_the_last_step(photos, finis
     assert state["history"][-1]["test_accuracy"] == accuracy(given)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_the_same_predictions(photos, finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
 
@@ -82,6 +83,7 @@ def test_an_interrupted_run_keeps_the_same_predictions(photos, finished, tmp_pat
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_an_older_version_had_all_but_finished_gets_results(photos, tmp_path):
     run = train(photos, tmp_path)
     for name in ("results.yaml", "predictions.npz"):
@@ -136,6 +138,7 @@ def expanded(photos: Path, output: Path) -> None:
             manifest.write(json.dumps(row) + "\n")
 
 
+@pytest.mark.slow
 def test_settings_of_the_set_are_recorded_beside_the_identity(photos, tmp_path, capsys):
     expanded(photos, tmp_path / "set")
     settings = "method: img2img\nsettings: {strength: 0.25, eta: null}\nseed: 42\nclasses: 1a\n"

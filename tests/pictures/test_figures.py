@@ -55,6 +55,7 @@ def test_small_images_are_enlarged_without_smoothing():
     assert colours(sheet) == {(0, 0, 0), (255, 255, 255)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "series",
     [

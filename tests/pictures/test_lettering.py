@@ -82,6 +82,7 @@ def test_a_decomposed_umlaut_is_the_letter_itself(fonts):
     assert lettering._spelled("Lo\u0308we", 13) == "L\u00f6we"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_lines_are_no_wider_and_no_more_than_there_is_room_for(name):
     lines = wrapped(name, 100, 3)
@@ -104,6 +105,7 @@ def test_text_stands_at_its_anchor(anchor):
     assert abs(across - 50) <= 2 and abs(down - 30) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_any_script_leave_images_alone(name):
     sheet = contact_sheet([(name, [Image.new("RGB", (8, 8), "red")])], [name])

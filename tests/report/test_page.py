@@ -138,6 +138,7 @@ class Reader(HTMLParser):
         self.text += f"{data} "
 
 
+@pytest.mark.slow
 def test_the_page_begins_with_the_verdict_that_is_printed(study, capsys):
     page = study.page()
     printed = capsys.readouterr().out.splitlines()
@@ -192,6 +193,7 @@ def test_one_seed_gives_no_verdict_and_no_number_of_images_that_would(root, caps
     assert "One seed: the interval is over the test images alone" in text
 
 
+@pytest.mark.slow
 def test_an_arm_that_is_worse_is_called_so(root, capsys):
     root.arm("Original", [6, 6, 6])
     root.arm("set_2x", [30, 30, 30], num_generated=12)
@@ -209,6 +211,7 @@ def test_runs_of_older_versions_are_shown_without_an_interval(root, capsys):
     assert "Classes and confusion are left out" in text and "better by" not in text
 
 
+@pytest.mark.slow
 def test_without_real_images_alone_or_generated_ones_the_page_says_what_to_run(root, capsys):
     root.run("set_2x", 1, 5, num_generated=12)
     root.page()
@@ -232,6 +235,7 @@ def test_nothing_on_the_page_comes_from_elsewhere(study, tmp_path):
     assert not found.tags & {"script", "link rel", "iframe", "object", "embed", "base", "form"}
 
 
+@pytest.mark.slow
 def test_names_that_would_do_harm_are_text_everywhere(study, tmp_path):
     folder = write_set(study, tmp_path / "photos", "first")
     study.run(HOSTILE, 1, 3, num_generated=6, expanded_set={"folder": str(folder)})
@@ -278,6 +282,7 @@ def test_the_images_that_a_selection_keeps_and_drops_are_shown_with_the_reason(s
     assert "kept variant of an image of cat" not in found.alts
 
 
+@pytest.mark.slow
 def test_variants_stand_beside_their_real_image_with_the_same_noise(study, tmp_path):
     folders = [write_set(study, tmp_path / "photos", name) for name in ("first", "second")]
     text = Reader(study.page()).text
@@ -309,6 +314,7 @@ def test_a_set_whose_real_images_are_gone_says_so(study, tmp_path):
     assert found.headings == ["first"] and "Real images are not shown: " in found.notes[0]
 
 
+@pytest.mark.slow
 def test_costs_settings_and_commands_are_named(study, tmp_path):
     folder = write_set(study, tmp_path / "photos", "first")
     study.run("first", 1, 6, num_generated=6, expanded_set={"folder": str(folder)})
@@ -319,6 +325,7 @@ def test_costs_settings_and_commands_are_named(study, tmp_path):
     assert "strength 0.5" in text
 
 
+@pytest.mark.slow
 def test_a_rehearsal_with_the_tiny_model_says_so_at_the_top(study, tmp_path):
     from expansion.diffusion.model_files import model_fingerprint
     from expansion.report.origins import TINY_MODEL
@@ -331,6 +338,7 @@ def test_a_rehearsal_with_the_tiny_model_says_so_at_the_top(study, tmp_path):
     assert page.index("REHEARSAL") < page.index("With 60 test images")
 
 
+@pytest.mark.slow
 def test_what_is_recognised_is_read_and_nonsense_is_not(study, tmp_path):
     folder = write_set(study, tmp_path / "photos", "first")
     assert "finds out" in Reader(study.page()).text
@@ -344,6 +352,7 @@ def test_what_is_recognised_is_read_and_nonsense_is_not(study, tmp_path):
         assert read_recognised(read_set(folder)) is None
 
 
+@pytest.mark.slow
 def test_a_classifier_of_real_images_counts_what_it_recognises(study, tmp_path):
     import torch
 
@@ -416,6 +425,7 @@ def test_runs_of_different_test_sets_make_no_page(study):
         study.page()
 
 
+@pytest.mark.slow
 def test_commands_that_draw_nothing_load_neither_charts_nor_templates_nor_torch():
     code = (
         "import sys, parse_logs, expansion.report.page, expansion.training.curves\n"

@@ -19,6 +19,8 @@ import train_original
 from expansion.common.errors import InputError
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # whole expansions and trainings
+
 MODEL = str(ROOT / "assets" / "tiny-sd-digits")
 TRAINING = [
     *"-a resnet10_tiny --image_size 32 --resize_size 36 --workers 0 --seeds 1".split(),

@@ -74,6 +74,7 @@ def options_of(command: str) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_study_is_guide_then_images_then_classifiers_then_the_result(make_study):
     _, todo = make_study("digits", "--shots", "2")
     kinds = [{command.split()[1] for command in plain(todo, i)} for i in range(4)]
@@ -113,6 +114,7 @@ def test_the_commands_are_those_that_one_would_type(make_study, few_digits_dir):
     ]
 
 
+@pytest.mark.slow
 def test_the_scripts_understand_all_commands_and_agree_on_the_folders(make_study, capsys):
     _, todo = make_study("digits", "--shots", "2", shards=2)
     for command in (c for stage in todo[:2] for c in stage.commands):
@@ -141,6 +143,7 @@ def test_all_arms_take_the_same_number_of_steps(make_study):
     assert counts == [["300"]] * 9
 
 
+@pytest.mark.slow
 def test_a_guided_method_gets_the_first_classifier_of_the_real_images(make_study):
     _, todo = make_study("digits", "--methods", "distdiff", "--seeds", "7", "8")
     (command,) = plain(todo, 1)
@@ -151,6 +154,7 @@ def test_a_guided_method_gets_the_first_classifier_of_the_real_images(make_study
     assert options_of(plain(todo, 1)[0])["--encoder_weight_path"] == ["my.pth.tar"]
 
 
+@pytest.mark.slow
 def test_expansions_are_cut_into_a_part_per_process_but_not_smaller_than_a_batch(make_study):
     _, todo = make_study("digits", "--shots", "2", "--methods", "img2img", shards=3)
     splits = [options_of(command)["--split"] for command in plain(todo, 1)]
@@ -160,6 +164,7 @@ def test_expansions_are_cut_into_a_part_per_process_but_not_smaller_than_a_batch
     assert "--split" not in plain(todo, 1)[0] and len(todo[1].commands) == 1
 
 
+@pytest.mark.slow
 def test_a_dataset_file_wins_over_the_study_file_and_what_is_typed_over_both(make_study, tmp_path):
     study, todo = make_study()
     assert study.model is None and "--image_size" not in plain(todo, 0)[0]
@@ -276,6 +281,7 @@ def test_a_wrong_study_file_is_named_with_its_key(text, tmp_path):
     assert str(mine) in message or "strength 3.0" in message
 
 
+@pytest.mark.slow
 def test_two_arms_of_one_name_need_a_tag(make_study, tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("arms: [{}, {method: each}, {method: each, weight_decay: 0.1}]")
@@ -287,6 +293,7 @@ def test_two_arms_of_one_name_need_a_tag(make_study, tmp_path):
     assert todo[2].commands[1].title == "img2img_10x_decay"
 
 
+@pytest.mark.slow
 def test_the_tiny_model_makes_a_rehearsal_of_photos_but_not_of_digits(photos_dir, make_study):
     asked = read_command_line([str(photos_dir), "--model", choices.REHEARSAL_MODEL], "")
     photos = look_at(settle(asked, "small").config)

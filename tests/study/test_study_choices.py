@@ -87,6 +87,7 @@ def test_time_and_disk_space_add_up():
     assert work.plus(work, 0.5).trained == 1500
 
 
+@pytest.mark.slow
 def test_operations_are_counted_without_weights():
     facts = estimate.count(str(TINY_MODEL), 32, "resnet10_tiny", 32, 10)
     assert 5e7 < facts["unet"] < 2e8 and 2e6 < facts["classifier"] < 2e7

@@ -17,6 +17,8 @@ from expansion.study import jobs, talk
 from tests.conftest import TINY_MODEL
 from tests.helpers.stand_ins import draw, folders
 
+pytestmark = pytest.mark.slow  # whole studies
+
 QUICK = {
     "num_images_per_prompt": 2,
     "seeds": [1],

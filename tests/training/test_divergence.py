@@ -23,13 +23,15 @@ from expansion.classifier.clip import ClipClassifier
 from expansion.classifier.recipe import Recipe
 from expansion.common.errors import InputError
 from expansion.data.datasets import load_dataset
-from expansion.store.writer import ExpansionWriter
 from expansion.training.curves import RunLog
 from expansion.training.divergence import LossWatch, all_finite, remedy
 from expansion.training.objectives import Objective
 from expansion.training.softmatch import SoftMatch, SoftMatchWeights
 from expansion.training.softmatch_config import SoftMatchConfig
 from expansion.training.trainer import Trainer
+from tests.helpers.expanded_sets import write_set
+
+pytestmark = pytest.mark.slow  # whole trainings
 
 
 def equal_rows(value: float, count: int = 4) -> torch.Tensor:
@@ -103,14 +105,18 @@ def small_set(tmp_path_factory) -> Path:
         for i in range(7):
             noise("noise", "train" if i < 4 else "test", name, f"{i}.png")
             noise("unlabeled", f"{name}{i}.png")
-    (root / "noise_2x").mkdir()
-    with ExpansionWriter(root / "noise_2x", 0, 1) as writer:
-        for record in load_dataset(str(root / "noise")).records("train"):
-            row = {"label": record.label, "class": record.class_name, "source": record.file_name}
-            row |= {"file_name": f"{record.class_name}/{record.path.stem}_expand_0.png", "seed": 0}
-            row |= {"variant": 0}
-            row |= {"prompt": "p", "method": "m", "model": "m", "config": "0"}
-            writer.write(draw.integers(0, 255, (32, 32, 3), dtype=np.uint8), row)
+    write_set(
+        root / "noise_2x",
+        (
+            (
+                record,
+                0,
+                f"{record.class_name}/{record.path.stem}_expand_0.png",
+                draw.integers(0, 255, (32, 32, 3), dtype=np.uint8),
+            )
+            for record in load_dataset(str(root / "noise")).records("train")
+        ),
+    )
     return root
 
 

@@ -102,6 +102,7 @@ def test_who_takes_away_a_void_lock_gives_back_one_that_came_between(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [FILE_NAME]
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_in_training_is_left_alone(make_folder, tmp_path):
     tree = {c: ["0.png", "1.png"] for c in ("ant", "bee")}
     root = make_folder("set", {"train": tree, "test": tree})

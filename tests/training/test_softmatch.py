@@ -259,6 +259,7 @@ def test_the_class_distribution_to_align_with_is_a_setting(small_set):
     assert aligned("train_prior").tolist() == pytest.approx([1 / 7, 4 / 7, 2 / 7])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [train_original, train_expand])
 def test_both_scripts_learn_from_a_folder_without_labels(small_set, tmp_path, script):
     root = small_set[0].path.parents[2]

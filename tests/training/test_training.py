@@ -26,6 +26,8 @@ from expansion.common.errors import InputError
 from expansion.data.datasets import load_dataset
 from expansion.images import pixel_cache
 from expansion.images.pixel_cache import PixelCache
+from expansion.images.variants import Variant, variant_name
+from expansion.store.manifest import MadeWith
 from expansion.store.writer import ExpansionWriter
 from expansion.training.objectives import Supervised
 from expansion.training.trainer import Trainer, evaluate, make_optimizer
@@ -146,6 +148,7 @@ def test_two_steps_of_the_optimiser_by_hand(options, expected):
     assert module.weight.item() == pytest.approx(expected, abs=2e-6)
 
 
+@pytest.mark.slow
 def test_adamw_trains_and_goes_on_where_it_stopped(small_set, tmp_path, monkeypatch):
     options = (*STEPS, "--optimizer", "adamw", "--lr", 0.01, "--lr_warmup", 0.5)
     folders = [tmp_path / "whole", tmp_path / "stopped"]
@@ -209,6 +212,7 @@ def interrupt(monkeypatch, trainer_class: type, after: int) -> None:
     monkeypatch.setattr(trainer_class, "_step", interrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options, after", [(STEPS, 1), (STEPS, 5), (EPOCHS, 7)])
 def test_an_interrupted_run_goes_on_to_exactly_the_same_result(
     small_set, finished, tmp_path, monkeypatch, options, after
@@ -222,10 +226,12 @@ def test_an_interrupted_run_goes_on_to_exactly_the_same_result(
     )
 
 
+@pytest.mark.slow
 def test_workers_change_no_result(small_set, finished, tmp_path):
     assert_same_run(train(small_set, tmp_path, *STEPS, "--workers", 2), finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["memory", "none"])
 def test_whether_decoded_images_are_kept_changes_no_result(
     small_set, finished, tmp_path, monkeypatch, kept
@@ -257,6 +263,7 @@ def test_the_disk_cache_is_refused_on_the_command_line(small_set, tmp_path, caps
     assert "choose from" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_compiled_run_saves_plain_weights_and_goes_on(small_set, finished, tmp_path, monkeypatch):
     calls, compiled = [], torch.compile
 
@@ -282,6 +289,7 @@ def test_compiling_without_a_compiler_is_refused(small_set, tmp_path, monkeypatc
         train(small_set, tmp_path, *STEPS, "--compile")
 
 
+@pytest.mark.slow
 def test_a_training_step_reads_no_number_from_the_device(small_set, tmp_path, monkeypatch):
     read, step = [], Trainer._step
 
@@ -370,22 +378,15 @@ def test_a_done_run_is_not_repeated_and_other_settings_are_refused(
 
 def write_expansion(small_set: Path, output: Path, config: str = "0") -> None:
     """Two flat images in place of variants of every training image."""
+    made_with = MadeWith("m", "m", config, 1)
     output.mkdir()
-    with ExpansionWriter(output, 0, 1) as writer:
+    with ExpansionWriter(output, made_with) as writer:
         for record in load_dataset(str(small_set)).records("train"):
             for k in range(2):
-                row = {
-                    "label": record.label,
-                    "class": record.class_name,
-                    "source": record.file_name,
-                }
-                row |= {
-                    "file_name": f"{record.class_name}/{record.path.stem}_expand_{k}.png",
-                    "seed": k,
-                }
-                row["variant"] = k
-                row |= {"prompt": "p", "method": "m", "model": "m", "config": config}
-                writer.write(np.full((32, 32, 3), 80 * record.label + int(config), np.uint8), row)
+                stem = f"{record.class_name}/{record.path.stem}"
+                variant = Variant(record, k, variant_name(stem, k), "p")
+                pixels = np.full((32, 32, 3), 80 * record.label + int(config), np.uint8)
+                writer.write(pixels, variant, {})
 
 
 def expanded_run(small_set: Path, output: Path, checkpoints: Path, *options: object) -> dict:
@@ -397,6 +398,7 @@ def expanded_run(small_set: Path, output: Path, checkpoints: Path, *options: obj
     return load_yaml(results).values
 
 
+@pytest.mark.slow
 def test_neither_held_out_images_nor_their_variants_are_trained_on(
     small_set, tmp_path, monkeypatch
 ):
@@ -419,6 +421,7 @@ def test_neither_held_out_images_nor_their_variants_are_trained_on(
     assert {"val_accuracy", "selected_accuracy"} <= set(values)
 
 
+@pytest.mark.slow
 def test_a_set_that_was_made_anew_with_other_settings_is_not_taken_for_the_old_one(
     small_set, tmp_path
 ):

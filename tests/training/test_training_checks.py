@@ -73,6 +73,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options, words", REFUSED, ids=lambda text: text[:30])
 @pytest.mark.parametrize("how", ["--dry_run", "--no-dry_run"])
 def test_a_dry_run_and_the_run_refuse_the_same_before_anything_is_written(
@@ -93,6 +94,7 @@ def test_a_compiler_is_looked_for_in_a_dry_run_too(dataset, monkeypatch):
         run(dataset, "--compile", "--dry_run")
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_done_only_of_what_the_run_would_leave_alone(dataset, capsys):
     run(dataset, "--dry_run")
     assert capsys.readouterr().out.endswith("seed 1 to do\n")
@@ -105,6 +107,7 @@ def test_a_dry_run_says_done_only_of_what_the_run_would_leave_alone(dataset, cap
     assert "done" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_seeds_of_other_settings_are_found_before_the_first_one_trains(dataset, monkeypatch):
     run(dataset, "--seeds", 2)
     monkeypatch.setattr(Trainer, "__init__", None)
@@ -119,6 +122,7 @@ def test_no_seed_at_all_is_no_success(dataset, tmp_path):
         train_original.main(line.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes, num_images, num_processes, words",
     [
@@ -175,6 +179,7 @@ def shown(bars: list[Bar]) -> list[tuple[object, object, int]]:
     return [(bar.options["desc"], bar.options["total"], bar.n) for bar in bars]
 
 
+@pytest.mark.slow
 def test_bars_of_a_training_have_a_total_and_name_the_seed(dataset, bars):
     run(dataset, "--seeds", 1, 2, 9)
     expected = ["Original, seed 1 of 3", "Original, seed 2 of 3", "Original, seed 3 of 3 (9)"]
@@ -183,6 +188,7 @@ def test_bars_of_a_training_have_a_total_and_name_the_seed(dataset, bars):
     assert len(bars) == 3  # a run that was done before has none
 
 
+@pytest.mark.slow
 def test_bars_of_self_training_name_the_stages(dataset, bars):
     run(dataset, "--labels", "amst", "--rounds", 2, "--max_train_steps", 8)
     titles = [f"set_2x_amst, seed 1 of 1, stage {stage}" for stage in ("1 of 3", "2 of 3")]

@@ -29,6 +29,8 @@ from expansion.training.softmatch_config import SoftMatchConfig
 from expansion.training.trainer import Trainer
 from tests.rigs.warm_processes import ColdProcess
 
+pytestmark = pytest.mark.slow  # whole trainings in several processes
+
 CLASSES = ("ant", "bee", "cat")
 SIZES = (7, 1, 2, 5)  # images of a batch
 
