@@ -1,4 +1,4 @@
-"""Figures of the expanded set that a run learnt from, as `python -m expansion.evaluate` left them."""
+"""Figures of the set that a run learnt from, as `python -m expansion.evaluate` left them."""
 
 from __future__ import annotations
 
