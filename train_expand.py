@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from expansion.classifier.recipe import Recipe
-from expansion.common.config import Layers, load_yaml, option
-from expansion.common.errors import require, run_command, unknown_name
+from expansion.common.config import Layers, config_hash, load_yaml, option
+from expansion.common.errors import require, run_command, shown, unknown_name
 from expansion.common.files import check_outside
+from expansion.data.datasets import classes_without_images
 from expansion.data.label_noise import with_label_noise
+from expansion.data.soft_labels import with_soft_labels
 from expansion.generation.plan import IDENTITY_FILE
 from expansion.images.content import readable_records
 from expansion.images.records import ImageRecord
@@ -30,6 +32,7 @@ from expansion.store.expanded_set import read_expansion
 from expansion.store.places import expansion_folder
 from expansion.store.selection import Selection, select_images
 from expansion.training.experiment import Arm, TrainData, arm_name, load_data, run_dir, train_seeds
+from expansion.training.mixing import Mixing
 from expansion.training.options import Learning, TrainConfig, parse_training
 
 logger = logging.getLogger("train_expand")
@@ -52,6 +55,29 @@ OBJECTIVES = {
 SEMI_SUPERVISED = Learning(
     "expansion.training.softmatch_config:SoftMatchConfig", "expansion.training.softmatch:SoftMatch"
 )
+# Option -> labels that it does not go with -> why.
+NOT_WITH = {
+    "real_share": {"soft": "which has a --min_labeled of its own"},
+    "replace_probability": {
+        "amst": "which learns from accepted and rejected generated images beside the real ones",
+        "soft": "which goes through real and generated images side by side",
+    },
+    "soft_labels": dict.fromkeys(("amst", "soft", "clip"), "which labels the images by itself"),
+    "only_generated": {
+        "amst": "whose heads are trained on the real images",
+        "soft": "which warms up on the real images",
+    },
+}
+# What tells arms apart, by option: part of the name of the run's folder.
+NAME_PARTS = {
+    "max_variants": "first{:d}",
+    "real_share": "real{:g}",
+    "replace_probability": "replace{:g}",
+    "only_generated": "generated",
+    "soft_labels": "soft_labels",
+    "label_noise": "noise{:g}",
+    "labels": "{}",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +104,30 @@ class TrainExpandConfig(TrainConfig):
         "file of python -m expansion.filter: learn from the images alone that it keeps; its name "
         "becomes part of the arm's",
     )
+    max_variants: int | None = option(
+        None,
+        "use only the first so many variants of each real image, as if no more had been made; "
+        "default: all",
+    )
+    real_share: float | None = option(
+        None,
+        "share of real images in every batch, 0 to 1, whatever their number; an epoch stays as "
+        "many images as real and generated ones together; default: their share of all images",
+    )
+    replace_probability: float = option(
+        0.0,
+        "probability that a random variant of a real image stands in for it whenever it is drawn; "
+        "an epoch is then a pass over the real images, and generated ones come in no other way; "
+        "0: off",
+    )
+    only_generated: bool = option(
+        False, "train on the generated images alone; real ones are still held out and tested on"
+    )
+    soft_labels: str | None = option(
+        None,
+        "JSON lines with probabilities that generated images are learnt by in place of their seed "
+        "labels: first the classes, then the images; see docs/photos.md; default: none",
+    )
     label_noise: float = option(
         0.0, "share of generated images given a wrong seed label on purpose, for studies"
     )
@@ -88,9 +138,42 @@ class TrainExpandConfig(TrainConfig):
             0 <= self.label_noise <= 1, f"label_noise {self.label_noise}: give a share from 0 to 1"
         )
         require(
-            self.unlabeled_dir is None or self.labels == "seed",
-            f"unlabeled_dir goes with --labels seed, not {self.labels}",
+            self.max_variants is None or self.max_variants > 0,
+            f"max_variants {self.max_variants}: give 1 or more",
         )
+        require(
+            self.real_share is None or 0 < self.real_share < 1,
+            f"real_share {self.real_share}: give more than 0 and less than 1",
+        )
+        require(
+            0 <= self.replace_probability <= 1,
+            f"replace_probability {self.replace_probability}: give 0 to 1",
+        )
+        require(
+            self.unlabeled_dir is None or self.labels in ("seed", "amst"),
+            f"unlabeled_dir goes with --labels seed or amst, not {self.labels}",
+        )
+        require(
+            self.soft_labels is None or not self.label_noise,
+            "label_noise makes seed labels wrong, and soft_labels takes their place; give one",
+        )
+        mixing = self.chosen("real_share", "replace_probability", "only_generated")
+        require(len(mixing) < 2, f"{' and '.join(mixing)} exclude each other; give one of them")
+        for name in self.chosen(*NOT_WITH):
+            reason = NOT_WITH[name].get(self.labels)
+            require(reason is None, f"{name} does not go with --labels {self.labels}, {reason}")
+
+    def chosen(self, *names: str) -> dict[str, Any]:
+        """Those of the options that are not at their default, with their values."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value != defaults[name]}
+
+    @property
+    def mixing(self) -> Mixing:
+        """How labelled batches are made up of real and generated images."""
+        names = [field.name for field in dataclasses.fields(Mixing)]
+        return Mixing(**{name: getattr(self, name) for name in names})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -111,12 +194,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = expansion_folder(config.data_dir, data.dataset.name, config.exp or "")
     expanded_dir = Path(config.expanded_dir or folder)
     generated = generated_records(config, data, expanded_dir)
-    exp = expanded_arm_name(config.exp or expanded_dir.name, config, recipe)
+    exp = expanded_arm_name(config.exp or expanded_dir.name, config, recipe, learning_config)
     facts = {
-        "num_real": len(data.train),
+        "num_real": 0 if config.only_generated else len(data.train),
         "num_generated": len(generated),
         "labels": config.labels,
         "label_noise": config.label_noise,
+        **config.chosen("max_variants", *dataclasses.asdict(config.mixing)),
+        **soft_label_facts(generated),
     }
     if config.selection is not None:
         facts["selection"] = Selection.read(Path(config.selection)).rule
@@ -127,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         generated=generated,
         learning=learning,
         learning_config=learning_config,
+        mixing=config.mixing,
     )
     information = settings_of_set(expanded_dir, arm.folder / "seed")
     if config.selection is not None:
@@ -136,12 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train_seeds(config, recipe, data, arm)
 
 
-def expanded_arm_name(exp: str, config: TrainExpandConfig, recipe: Recipe) -> str:
+def expanded_arm_name(
+    exp: str, config: TrainExpandConfig, recipe: Recipe, learning_config: Any
+) -> str:
     """The expanded set's name with what differs from plain training on it."""
-    noise = f"noise{config.label_noise:g}" if config.label_noise else ""
-    labels = config.labels if config.labels != "seed" else ""
     selection = Path(config.selection).stem if config.selection is not None else ""
-    return arm_name(exp, config, recipe, selection, noise, labels)
+    chosen = config.chosen(*NAME_PARTS)
+    parts = [NAME_PARTS[name].format(value) for name, value in chosen.items()]
+    return arm_name(exp, config, recipe, learning_config, selection, *parts)
 
 
 def generated_records(
@@ -155,17 +243,33 @@ def generated_records(
     trained_on = {record.file_name: record for record in data.train}
     rest = [*data.dataset.records("train"), *data.val]
     others = {record.file_name: record for record in rest}
-    kept = read_expansion(expanded_dir, trained_on, config.on_incomplete, others)
+    kept = read_expansion(
+        expanded_dir, trained_on, config.on_incomplete, others, config.max_variants
+    )
     require(
         bool(kept), f"{expanded_dir} holds no variants of the {len(trained_on)} training images"
     )
     kept, _ = readable_records(kept, config.on_error)
     if config.selection is not None:
         kept = select_images(config.selection, kept, expanded_dir, trained_on)
+    absent = classes_without_images(data.dataset.class_names, kept)
+    require(
+        not (config.only_generated and absent),
+        f"{expanded_dir}: no generated image of {shown(absent)}, and only_generated trains on no "
+        "others",
+    )
     if config.label_noise:
         class_names = data.dataset.class_names
         kept = with_label_noise(kept, config.label_noise, config.label_noise_seed, class_names)
+    if config.soft_labels is not None:
+        kept = with_soft_labels(kept, Path(config.soft_labels), data.dataset.class_names)
     return kept
+
+
+def soft_label_facts(records: Sequence[ImageRecord]) -> dict[str, str]:
+    """What identifies the probabilities that images are learnt by; empty if there are none."""
+    given = {r.file_name: r.soft_label for r in records if r.soft_label is not None}
+    return {"soft_labels": f"{len(given)} images, {config_hash(given)}"} if given else {}
 
 
 def settings_of_set(expanded_dir: Path, run_dir: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     data = load_data(config, recipe)
-    exp = arm_name(config.exp, config, recipe)
+    exp = arm_name(config.exp, config, recipe, learning_config)
     arm = Arm(
         name=exp or "Original",
         folder=run_dir(config, recipe, data.dataset, exp),

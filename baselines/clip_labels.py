@@ -53,7 +53,8 @@ class ClipLabels(Supervised):
             for record, label in zip(images.generated, labels, strict=True)
         ]
         num_classes = run.classifier.num_classes
-        super().__init__([*images.real, *relabeled], run.recipe, run.seed, num_classes)
+        records = [*images.real, *relabeled]
+        super().__init__(records, run.recipe, run.seed, num_classes, images.mixing)
         self.figures = label_results(images.generated, labels)
 
     @classmethod

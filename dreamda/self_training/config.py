@@ -7,6 +7,7 @@ chosen here, after SoftMatch (arXiv 2301.10921), UPS (2101.06329) and ATDA (1702
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from expansion.common.config import option
 from expansion.common.errors import require
@@ -16,6 +17,8 @@ from expansion.training.softmatch_config import SoftMatchConfig
 @dataclass(frozen=True, kw_only=True)
 class AmstConfig(SoftMatchConfig):
     """AMST, DreamDA's self-training: heads that vote on generated images, then consistency."""
+
+    fixed_epoch: ClassVar[bool] = False  # stage 3 trains on as many images as are accepted
 
     head_dropout: float = option(0.5, "dropout before every head, in all stages")
     ortho_weight: float = option(0.001, "lambda of the orthogonality term")  # paper
@@ -65,3 +68,7 @@ class AmstConfig(SoftMatchConfig):
         for name in ("rounds", "stage1_epochs"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} {value}: give a positive number")
+
+    def passes(self, num_labeled: int, num_unlabeled: int, num_seen: int) -> str:
+        """What becomes of the unlabelled images; how often depends on what is accepted."""
+        return f"unlabelled images: {num_unlabeled}, beside rejected generated ones in stage 3"

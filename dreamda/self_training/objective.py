@@ -39,7 +39,7 @@ RESULTS = ("acceptance_rate", "accepted_accuracy", "seed_accuracy")
 
 
 class SelfTraining(SoftMatch):
-    """Stage 3: Eq. 8 on real and accepted images, Eq. 9 on the rejected ones."""
+    """Stage 3: Eq. 8 on real and accepted images, Eq. 9 on rejected and unlabelled ones."""
 
     title = "stage 3 of 3"
     summary: Mapping[str, object] = {}  # of stage 2, see `summarize`
@@ -54,7 +54,7 @@ class SelfTraining(SoftMatch):
 
     @classmethod
     def prepare(cls, images: TrainingImages, config: AmstConfig, run: Run) -> SelfTraining:
-        """Run stages 1 and 2, or what is left of them."""
+        """Run stages 1 and 2, or what is left of them; unlabelled images have no part in these."""
         stage1, stage3 = _recipes(run.recipe, config)
         start = {name: value.clone() for name, value in run.classifier.state_dict().items()}
         labeled, steps = images.real, 0
@@ -73,15 +73,19 @@ class SelfTraining(SoftMatch):
                 logger.warning("%s", line)
         if config.reinit:
             run.classifier.load_state_dict(start)
+        unlabeled = [*(rejected if config.consistency else []), *images.unlabeled]
         objective = cls(
             labeled,
-            rejected if config.consistency else [],
+            unlabeled,
             config,
             stage3,
             num_classes=run.classifier.num_classes,
             seed=run.seed,
             head_dropout=config.head_dropout,
+            mixing=images.mixing,
         )
+        if images.unlabeled:
+            objective.num_images = config.epoch_images(objective.num_images, len(unlabeled))
         objective.steps_before, objective.summary = steps, summarize(rows, run.class_names)
         return objective
 

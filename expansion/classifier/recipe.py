@@ -100,6 +100,14 @@ class Recipe:
     )
     image_size: int = option(224, "side of the classifier's input, pixels")
     resize_size: int = option(256, "side that images are resized to before the crop, pixels")
+    crop: str = option(
+        "random",
+        "training crop: random = of the size of the input, from the resized image; "
+        "random_resized = 8 to 100 percent of the image's own area, 3:4 to 4:3, resized to the "
+        "input, for which images are decoded in every pass",
+        choices=("random", "random_resized"),
+        added_later=True,
+    )
     rotation: float = option(15.0, "random rotation of at most this many degrees")
     horizontal_flip: bool = option(True, "mirror images at random; wrong for digits and text")
     augment: str = option(

@@ -61,12 +61,12 @@ def network_input(pixels: Tensor) -> Tensor:
 def plain_transform(
     recipe: Recipe, further: Sequence[nn.Module] = ()
 ) -> Callable[[Image.Image], Tensor]:
-    """Resize, rotation, random crop, flip (DistDiff's recipe): (H, W, 3), uint8.
+    """The recipe's random view of an image: (H, W, 3), uint8.
 
     Args:
         further: Steps on the PIL image before it becomes a tensor.
     """
-    return v2.Compose([RandomView(recipe), *further, to_pixels])
+    return v2.Compose([*random_view(recipe), *further, to_pixels])
 
 
 def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
@@ -80,7 +80,7 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:
     plain, augment = (v2.Compose([*steps, *last]) for steps in ([], image_steps))
     num_views = recipe.augmentation.num_views
     views = augment if num_views == 1 else Views(plain, augment, num_views)
-    return v2.Compose([RandomView(recipe), views])
+    return v2.Compose([*random_view(recipe), views])
 
 
 class Views:
@@ -96,6 +96,18 @@ class Views:
 def strong_transform(recipe: Recipe, num_ops: int) -> Callable[[Image.Image], Tensor]:
     """`plain_transform` with FixMatch's strong augmentation in it."""
     return plain_transform(recipe, [StrongAugment(num_ops)])
+
+
+def random_view(recipe: Recipe) -> list[Callable[[Image.Image], Image.Image]]:
+    """Resize, rotation, random crop, flip (DistDiff's recipe); or rotation, resized crop, flip."""
+    if recipe.crop == "random":
+        return [RandomView(recipe)]
+    steps: list[nn.Module] = [v2.RandomRotation(recipe.rotation)] if recipe.rotation else []
+    # Area and shape are torchvision's defaults, and those of the paper that began it (1409.4842).
+    steps.append(v2.RandomResizedCrop(recipe.image_size, interpolation=BICUBIC))
+    if recipe.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip())
+    return steps
 
 
 class RandomView:
@@ -165,6 +177,11 @@ def _pixel_cache(side: int) -> PixelCache:
 def image_cache(recipe: Recipe) -> PixelCache | None:
     """The cache of squashed images that all streams and runs of this process share, if any."""
     return _pixel_cache(recipe.resize_size) if recipe.image_cache == "memory" else None
+
+
+def training_cache(recipe: Recipe) -> PixelCache | None:
+    """`image_cache`, unless training looks at images before they are squashed."""
+    return image_cache(recipe) if recipe.crop == "random" else None
 
 
 def eval_transform(recipe: Recipe) -> Callable[[Image.Image], Tensor]:

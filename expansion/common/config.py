@@ -47,6 +47,7 @@ def option(
     words: Sequence[str] = (),
     flags: Sequence[str] = (),
     decides: bool = True,
+    added_later: bool = False,
 ) -> Any:
     """Declare a dataclass field that is also a YAML key and a command-line option.
 
@@ -58,6 +59,8 @@ def option(
         flags: Further spellings, such as `-d`.
         decides: Whether the value decides the result. Another value of an option that does not
             (speed, memory, what is logged) lets a begun folder go on.
+        added_later: Whether folders that were begun before there was this option go on at its
+            default, which then is not part of what identifies a folder.
     """
     metadata = {
         "help": help,
@@ -65,6 +68,7 @@ def option(
         "words": tuple(words),
         "flags": tuple(flags),
         "decides": decides,
+        "added_later": added_later,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -190,8 +194,13 @@ def add_options(parser: argparse.ArgumentParser, config_class: type, title: str)
 
 def deciding(config: Any) -> dict[str, Any]:
     """The fields of a config that decide the result, with their values."""
-    fields = [f.name for f in dataclasses.fields(config) if f.metadata.get("decides", True)]
-    return {name: value for name, value in dataclasses.asdict(config).items() if name in fields}
+    values = dataclasses.asdict(config)
+    return {
+        f.name: values[f.name]
+        for f in dataclasses.fields(config)
+        if f.metadata.get("decides", True)
+        and not (f.metadata.get("added_later") and values[f.name] == f.default)
+    }
 
 
 def config_hash(values: Any) -> str:

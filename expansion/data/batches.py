@@ -6,7 +6,8 @@ however many workers load the images and wherever a run was interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,16 +73,102 @@ class StreamBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         start = sum(self.batch_sizes[: self.first])
         for size in self.batch_sizes[self.first :]:
-            indices = stream_indices(self.num_items, start, size, self.seed)
+            indices = self._indices(start, size)
             samples = [
                 (index, stable_seed("sample", self.seed, start + i))
                 for i, index in enumerate(indices)
             ]
+            yield self._of_process(samples, start)
             start += size
-            yield samples[self.rank :: self.world_size]
 
     def __len__(self) -> int:
         return len(self.batch_sizes) - self.first
+
+    def _indices(self, start: int, count: int) -> list[int]:
+        """Items at positions start .. start+count-1, which are those of one batch."""
+        return stream_indices(self.num_items, start, count, self.seed)
+
+    def _of_process(self, samples: list[tuple[int, int]], start: int) -> list[tuple[int, int]]:
+        return samples[self.rank :: self.world_size]
+
+
+class FixedShare(StreamBatches):
+    """Batches of which one part of the images, such as the real ones, holds a fixed share.
+
+    Either part is shuffled on its own, pass after pass. Of the first n samples of the run the part
+    has n times its share, rounded; so a batch departs from its share by less than one image, and
+    the departures do not add up.
+
+    Args:
+        part: Numbers of the images that hold the share.
+        others: Numbers of the other images; neither may be empty.
+        share: Between 0 and 1.
+        batch_sizes: As in `StreamBatches`, and so are further arguments.
+    """
+
+    def __init__(
+        self,
+        part: Sequence[int],
+        others: Sequence[int],
+        share: float,
+        batch_sizes: Sequence[int],
+        **options: Any,
+    ):
+        super().__init__(len(part) + len(others), batch_sizes, **options)
+        self.part, self.others, self.share = part, others, share
+
+    def _indices(self, start: int, count: int) -> list[int]:
+        first, end = (math.floor(self.share * n + 0.5) for n in (start, start + count))
+        streams = (
+            ("part", self.part, first, end - first),
+            ("others", self.others, start - first, count - (end - first)),
+        )
+        return [
+            items[number]
+            for name, items, begin, length in streams
+            for number in stream_indices(
+                len(items), begin, length, stable_seed("share", name, self.seed)
+            )
+        ]
+
+    def _of_process(self, samples: list[tuple[int, int]], start: int) -> list[tuple[int, int]]:
+        # Dealt out part by part, so that each process has its share; then shuffled, because MixUp
+        # mixes neighbours.
+        mine = super()._of_process(samples, start)
+        shuffled = np.random.default_rng(stable_seed("within", self.seed, start, self.rank))
+        return [mine[i] for i in shuffled.permutation(len(mine))]
+
+
+class StandIns(StreamBatches):
+    """Batches in which another image, such as a generated one, may stand in for the drawn one.
+
+    Args:
+        stand_ins: Number of every image that is drawn -> numbers of those that may stand in for it.
+        probability: That one of them does, each as likely as the others; 0 to 1.
+        batch_sizes: As in `StreamBatches`, and so are further arguments.
+    """
+
+    def __init__(
+        self,
+        stand_ins: Mapping[int, Sequence[int]],
+        probability: float,
+        batch_sizes: Sequence[int],
+        **options: Any,
+    ):
+        super().__init__(len(stand_ins), batch_sizes, **options)
+        self.stand_ins, self.probability = list(stand_ins.items()), probability
+
+    def _indices(self, start: int, count: int) -> list[int]:
+        drawn = super()._indices(start, count)
+        return [self._shown(number, start + i) for i, number in enumerate(drawn)]
+
+    def _shown(self, number: int, position: int) -> int:
+        """What is shown of the image of that number at a position of the stream."""
+        index, others = self.stand_ins[number]
+        draw = np.random.default_rng(stable_seed("stand-in", self.seed, position))
+        if not others or draw.random() >= self.probability:
+            return index
+        return others[draw.integers(len(others))]
 
 
 class SeededImages(Dataset):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from expansion.common.errors import InputError, shown
+from expansion.common.errors import InputError, require, shown
 from expansion.common.files import write_atomic
 from expansion.common.texts import read_json
 from expansion.data.splits import listed_names
@@ -252,7 +252,11 @@ def current_rows(
 
 
 def read_expansion(
-    output_dir: Path, sources: Sources, on_incomplete: str = "fail", others: Sources | None = None
+    output_dir: Path,
+    sources: Sources,
+    on_incomplete: str = "fail",
+    others: Sources | None = None,
+    max_variants: int | None = None,
 ) -> list[ImageRecord]:
     """The images of a set that count, as records with today's labels of their real images.
 
@@ -264,18 +268,29 @@ def read_expansion(
         on_incomplete: What happens if images are missing that were asked for: "fail" raises, "use"
             goes on with the others after a warning.
         others: Further real images of the dataset; their variants are left out.
+        max_variants: The set counts as if no more variants of each image had been asked for.
 
     Raises:
         InputError: There is no manifest, it names a file outside the folder, the set was made from
-            other real images, or images are missing and `on_incomplete` is "fail".
+            other real images, it was asked for fewer variants than `max_variants`, or images are
+            missing and `on_incomplete` is "fail".
     """
     # The rows that count.
     rows = read_manifest(output_dir)
     if not rows:
         raise InputError(f"{output_dir} holds no expanded set; make it first with expand.py")
     asked = Asked.read(output_dir)
+    num_variants = asked.num_variants if asked else None
+    if max_variants is not None:
+        made = num_variants or 1 + max(row["variant"] for row in rows)
+        require(
+            max_variants <= made,
+            f"{output_dir} holds {made} variants of each image, max_variants {max_variants} asks "
+            "for more",
+        )
+        num_variants = max_variants
     known = {**(others or {}), **sources}
-    rows, left_out = current_rows(output_dir, rows, known, asked.num_variants if asked else None)
+    rows, left_out = current_rows(output_dir, rows, known, num_variants)
     left_out[OTHERS] = sum(row["source"] not in sources for row in rows)
     rows = [row for row in rows if row["source"] in sources]
     for reason, number in sorted((+left_out).items()):
@@ -284,7 +299,7 @@ def read_expansion(
     records = _records_that_are_there(output_dir, rows, sources)
     expected = {(row["source"], row["variant"]) for row in rows}
     if asked:
-        numbers = range(asked.num_variants)
+        numbers = range(num_variants)
         expected = {(name, k) for name in asked.sources if name in sources for k in numbers}
     absent = expected - set(records)
     if absent:

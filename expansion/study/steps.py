@@ -312,10 +312,10 @@ def _of_script(study: Study, arm: Arm, arguments: Sequence[str]) -> tuple[str | 
     """Name, folder and recipe of an arm, as its training script makes them of its command line."""
     if arm.method is None:
         learning = train_original.SUPERVISED
-        config, recipe, *_ = parse_training(arguments, "", (), TrainConfig, lambda _: learning)
-        name = arm_name(config.exp, config, recipe)
+        config, recipe, _, own = parse_training(arguments, "", (), TrainConfig, lambda _: learning)
+        name = arm_name(config.exp, config, recipe, own)
     else:
         config_class, learning = train_expand.TrainExpandConfig, train_expand.OBJECTIVES[arm.labels]
-        config, recipe, *_ = parse_training(arguments, "", (), config_class, lambda _: learning)
-        name = train_expand.expanded_arm_name(config.exp, config, recipe)
+        config, recipe, _, own = parse_training(arguments, "", (), config_class, lambda _: learning)
+        name = train_expand.expanded_arm_name(config.exp, config, recipe, own)
     return name, run_dir(config, recipe, study.dataset, name), recipe

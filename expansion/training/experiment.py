@@ -29,6 +29,7 @@ from expansion.data.splits import hold_out
 from expansion.diffusion.model_files import file_fingerprint
 from expansion.images.content import content_summary, readable_records
 from expansion.images.records import ImageRecord
+from expansion.training.mixing import Mixing
 from expansion.training.options import Learning, TrainConfig
 from expansion.training.run_lock import check_run, training_in
 
@@ -80,13 +81,18 @@ def run_dir(config: TrainConfig, recipe: Recipe, dataset: ImageDataset, exp: str
     )
 
 
-def arm_name(exp: str | None, config: TrainConfig, recipe: Recipe, *further: str) -> str | None:
+def arm_name(
+    exp: str | None, config: TrainConfig, recipe: Recipe, learning_config: Any, *further: str
+) -> str | None:
     """The expanded set's name with what differs from plain training; None for the plain one."""
+    ema_decay = getattr(learning_config, "ema_decay", 0.0)
     parts = [
         exp,
         *further,
         "softmatch" if config.unlabeled_dir else None,
+        f"ema{ema_decay:g}" if ema_decay else None,
         recipe.augment if recipe.augment != "default" else None,
+        recipe.crop if recipe.crop != "random" else None,
         config.tag,
     ]
     return "_".join(part for part in parts if part) or None
@@ -104,6 +110,7 @@ class Arm:
         learning: What is learnt from them.
         learning_config: Its settings.
         information: What else a table may show of it.
+        mixing: How labelled batches are made up of real and generated images.
     """
 
     name: str
@@ -113,6 +120,12 @@ class Arm:
     learning: Learning
     learning_config: Any
     information: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    mixing: Mixing = Mixing()
+
+    @property
+    def num_labeled(self) -> int:
+        """Labelled images of an epoch, if none is repeated for the sake of unlabelled ones."""
+        return self.mixing.images_per_epoch(self.facts["num_real"], self.facts["num_generated"])
 
 
 def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) -> None:
@@ -152,7 +165,7 @@ def _check(recipe: Recipe, data: TrainData, arm: Arm, num_processes: int) -> Non
 
     require(bool(data.test), f"{data.dataset.root}: no test image can be read")
     num_classes = len(data.dataset.class_names)
-    check_training(recipe, num_classes, len(data.train) + len(arm.generated), num_processes)
+    check_training(recipe, num_classes, arm.num_labeled, num_processes)
     import_object(arm.learning.objective).check(recipe, arm.learning_config, num_processes)
 
 
@@ -168,7 +181,8 @@ def _identity(recipe: Recipe, data: TrainData, arm: Arm, seed: int) -> dict[str,
         images["validation_images"] = data.val
     if data.unlabeled:
         decisive["num_unlabeled"] = len(data.unlabeled)
-        decisive["images_per_epoch"] = _images_per_epoch(data, arm)
+        if arm.learning_config.fixed_epoch:
+            decisive["images_per_epoch"] = _images_per_epoch(data, arm)
         images["unlabeled"] = data.unlabeled
     if arm.generated:
         images["generated"] = arm.generated
@@ -224,7 +238,8 @@ def _train(
         progress_bar=progress_bar,
     )
     # Earlier stages, then the last one, then the file by which the run counts as done.
-    images = TrainingImages(data.train, arm.generated, data.unlabeled)
+    real = [] if arm.mixing.only_generated else data.train
+    images = TrainingImages(real, arm.generated, data.unlabeled, arm.mixing)
     objective = import_object(arm.learning.objective).prepare(images, arm.learning_config, run)
     trainer = Trainer(run, objective)
     trainer.fit_with_bar(progress_bar, objective.title)
@@ -235,10 +250,9 @@ def _train(
 
 def _images_per_epoch(data: TrainData, arm: Arm) -> int:
     """Labelled images of an epoch."""
-    num_images = arm.facts["num_real"] + arm.facts["num_generated"]
     if not data.unlabeled:
-        return num_images
-    return arm.learning_config.epoch_images(num_images, len(data.unlabeled))
+        return arm.num_labeled
+    return arm.learning_config.epoch_images(arm.num_labeled, len(data.unlabeled))
 
 
 def _describe(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) -> str:
@@ -249,8 +263,8 @@ def _describe(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) ->
     steps = Schedule(recipe, _images_per_epoch(data, arm)).batch_sizes
     unlabeled = ""
     if data.unlabeled:
-        num_labeled = facts["num_real"] + facts["num_generated"]
-        unlabeled = arm.learning_config.passes(num_labeled, len(data.unlabeled), sum(steps)) + "\n"
+        num_unlabeled = len(data.unlabeled)
+        unlabeled = arm.learning_config.passes(arm.num_labeled, num_unlabeled, sum(steps)) + "\n"
     states = {seed: "done" if is_done(folder / f"seed{seed}") else "to do" for seed in config.seeds}
     return (
         f"{to_yaml(settings)}\n"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,10 +26,12 @@ from expansion.classifier.transforms import (
     image_cache,
     network_input,
     train_transform,
+    training_cache,
 )
 from expansion.common.seeding import stable_seed
-from expansion.data.batches import InOrder, SeededImages, StreamBatches, stream_loader
+from expansion.data.batches import InOrder, SeededImages, stream_loader
 from expansion.images.records import ImageRecord
+from expansion.training.mixing import NATURAL, Mixing, by_origin
 
 Progress = Callable[[int, Mapping[str, float]], None]  # step, last evaluation
 ProgressBar = Callable[[str, int], AbstractContextManager[Progress]]  # title, number of steps
@@ -36,11 +39,15 @@ ProgressBar = Callable[[str, int], AbstractContextManager[Progress]]  # title, n
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Images of an arm; those without labels carry label 0, which nothing may read."""
+    """Images of an arm; those without labels carry label 0, which nothing may read.
+
+    `mixing` says how labelled batches are made up of real and generated ones.
+    """
 
     real: Sequence[ImageRecord]
     generated: Sequence[ImageRecord] = ()
     unlabeled: Sequence[ImageRecord] = ()
+    mixing: Mixing = NATURAL
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Objective(ABC):
 
     title: str = ""  # what the progress bar calls this part of a run that has several
     steps_before: int = 0  # optimiser steps spent before this run, as in an earlier stage
+    ema_decay: float = 0.0  # of the running mean of weights that is evaluated and saved; 0: none
 
     def __init__(self, recipe: Recipe, seed: int, num_images: int):
         self.recipe, self.seed, self.num_images = recipe, seed, num_images
@@ -142,6 +150,7 @@ class Objective(ABC):
         first: int,
         accelerator: Accelerator,
         salt: str = "",
+        mixing: Mixing = NATURAL,
     ) -> OnDevice:
         """Shuffled (network inputs, labels) of this process, on its device; of use for `batches`.
 
@@ -150,9 +159,9 @@ class Objective(ABC):
             transform: From a PIL image to pixels, or to a tuple of several views.
             batch_sizes: As for `batches`; `first` and `accelerator` too.
             salt: Gives a second stream of a run another order than the first.
+            mixing: How batches are made up of real and generated images.
         """
-        batches = StreamBatches(
-            len(records),
+        batches = mixing.batches(records)(
             batch_sizes,
             seed=stable_seed(salt, self.seed) if salt else self.seed,
             first=first,
@@ -160,7 +169,7 @@ class Objective(ABC):
             world_size=accelerator.num_processes,
         )
         device = accelerator.device
-        images = SeededImages(records, transform, image_cache(self.recipe))
+        images = SeededImages(records, transform, training_cache(self.recipe))
         pin_memory = device.type == "cuda"
         return OnDevice(stream_loader(images, batches, self.recipe.num_workers, pin_memory), device)
 
@@ -190,29 +199,48 @@ def images_in_order(
 
 
 class Supervised(Objective):
-    """Cross-entropy with the records' labels; real and generated images are shuffled uniformly.
+    """Cross-entropy with the records' labels, or with their probabilities where they have some.
 
     Args:
         records: Training images.
         recipe: Preprocessing, augmentation, workers.
         seed: Order and augmentation.
         num_classes: Of the classifier.
+        mixing: How batches are made up of real and generated images.
     """
 
-    def __init__(self, records: Sequence[ImageRecord], recipe: Recipe, seed: int, num_classes: int):
-        super().__init__(recipe, seed, len(records))
-        self.records = records
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        recipe: Recipe,
+        seed: int,
+        num_classes: int,
+        mixing: Mixing = NATURAL,
+    ):
+        real, generated = by_origin(records)
+        super().__init__(recipe, seed, mixing.images_per_epoch(len(real), len(generated)))
+        self.records, self.mixing = records, mixing
+        self.targets = soft_targets(records, num_classes)
         self.augmented = AugmentedBatch(recipe, num_classes)
 
     @classmethod
     def prepare(cls, images: TrainingImages, config: Any, run: Run) -> Supervised:
         """All images under the labels they came with."""
         records = [*images.real, *images.generated]
-        return cls(records, run.recipe, run.seed, run.classifier.num_classes)
+        return cls(records, run.recipe, run.seed, run.classifier.num_classes, images.mixing)
 
-    def batches(self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator) -> OnDevice:
-        transform = train_transform(self.recipe)
-        return self.stream(self.records, transform, batch_sizes, first, accelerator)
+    def batches(
+        self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
+    ) -> Iterator[list[Tensor]]:
+        transform, records = train_transform(self.recipe), self.records
+        targets = None if self.targets is None else self.targets.to(accelerator.device)
+        if targets is not None:
+            records = [dataclasses.replace(record, label=i) for i, record in enumerate(records)]
+        stream = self.stream(
+            records, transform, batch_sizes, first, accelerator, mixing=self.mixing
+        )
+        for pixels, labels in stream:
+            yield [pixels, labels if targets is None else targets[labels]]
 
     def loss(
         self, model: nn.Module, batch: Sequence[Tensor], progress: float
@@ -220,6 +248,19 @@ class Supervised(Objective):
         inputs, labels = self.augmented.inputs(*batch, progress)
         logits = model(inputs)
         return self.augmented.loss(logits, labels), self.augmented.hits(logits, labels)
+
+
+def soft_targets(records: Sequence[ImageRecord], num_classes: int) -> Tensor | None:
+    """Probabilities (M, N) to learn; None where no record has any, as class numbers are enough."""
+    if all(record.soft_label is None for record in records):
+        return None
+    targets = torch.zeros(len(records), num_classes)
+    for row, record in zip(targets, records, strict=True):
+        if record.soft_label is None:
+            row[record.label] = 1.0
+        else:
+            row.copy_(torch.tensor(record.soft_label))
+    return targets
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from expansion.classifier.backbones import Classifier
 from expansion.classifier.recipe import Recipe
 from expansion.classifier.transforms import plain_transform, strong_transform
 from expansion.images.records import ImageRecord
+from expansion.training.mixing import NATURAL, Mixing
 from expansion.training.objectives import Run, Supervised, TrainingImages, predict
 from expansion.training.softmatch_config import SoftMatchConfig
 
@@ -136,6 +137,7 @@ class SoftMatch(Supervised):
         num_classes: N.
         seed: Order and augmentation.
         head_dropout: Dropout before the classifier's head while training.
+        mixing: How the labelled part of a batch is made up of real and generated images.
     """
 
     def __init__(
@@ -148,9 +150,11 @@ class SoftMatch(Supervised):
         num_classes: int,
         seed: int,
         head_dropout: float = 0.0,
+        mixing: Mixing = NATURAL,
     ):
-        super().__init__(labeled, recipe, seed, num_classes)
+        super().__init__(labeled, recipe, seed, num_classes, mixing)
         self.unlabeled, self.config, self.head_dropout = unlabeled, config, head_dropout
+        self.ema_decay = config.ema_decay
         counts = torch.bincount(torch.tensor([r.label for r in labeled]), minlength=num_classes)
         target = {
             "uniform": torch.full((num_classes,), 1 / num_classes),
@@ -158,7 +162,7 @@ class SoftMatch(Supervised):
             "off": None,
         }[config.alignment]
         self.weights = SoftMatchWeights(num_classes, config, target)
-        self.unlabeled_share = config.unlabeled_share(len(labeled), len(unlabeled))
+        self.unlabeled_share = config.unlabeled_share(self.num_images, len(unlabeled))
 
     @classmethod
     def prepare(cls, images: TrainingImages, config: SoftMatchConfig, run: Run) -> SoftMatch:
@@ -174,8 +178,9 @@ class SoftMatch(Supervised):
             run.recipe,
             num_classes=run.classifier.num_classes,
             seed=run.seed,
+            mixing=images.mixing,
         )
-        objective.num_images = config.epoch_images(len(labeled), len(images.unlabeled))
+        objective.num_images = config.epoch_images(objective.num_images, len(images.unlabeled))
         return objective
 
     def wrap(self, classifier: Classifier) -> nn.Module:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from expansion.common.config import option
 from expansion.common.errors import require
@@ -16,6 +17,8 @@ from expansion.common.errors import require
 @dataclass(frozen=True, kw_only=True)
 class SoftMatchConfig:
     """Weighted consistency on images without trusted labels."""
+
+    fixed_epoch: ClassVar[bool] = True  # its length is known before the training
 
     # SoftMatch uses 7, for unlabelled sets that dwarf the labelled one.
     unlabeled_ratio: float = option(1.0, "unlabelled images per labelled one in a batch")
@@ -42,6 +45,13 @@ class SoftMatchConfig:
     consistency_weight: float = option(1.0, "factor on the consistency loss")
     # The paper says RandAugment; 3 operations, as USB takes for STL-10.
     strong_ops: int = option(3, "operations of the strong view's RandAugment, then Cutout")
+    ema_decay: float = option(
+        0.0,
+        "decay of the running mean of the weights per optimiser step, which is then evaluated and "
+        "saved in their place: about the last 1 / (1 - decay) steps count, so give 0.99 for a few "
+        "hundred; batch statistics are the last ones, as in SoftMatch's code (0.999); 0: off",
+        added_later=True,
+    )
 
     def __post_init__(self):
         require(
@@ -55,6 +65,7 @@ class SoftMatchConfig:
         for name in ("n_sigma", "max_weight", "consistency_weight"):
             value = getattr(self, name)
             require(value >= 0, f"{name} {value}: give 0 or more")
+        require(0 <= self.ema_decay < 1, f"ema_decay {self.ema_decay}: give 0 to below 1")
         require(self.strong_ops > 0, f"strong_ops {self.strong_ops}: give at least 1")
 
     def unlabeled_share(self, num_labeled: int, num_unlabeled: int) -> float:

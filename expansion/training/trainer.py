@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from expansion.classifier.backbones import classifier_state
 from expansion.classifier.recipe import Recipe, Schedule
@@ -137,6 +138,12 @@ class Trainer:
         self.model, self.optimizer = run.accelerator.prepare(
             self.module, make_optimizer(self.module, recipe)
         )
+        # Both, as they share their weights, or are one and the same.
+        self.networks = nn.ModuleList([self.classifier, self.module])
+        self.average = None
+        if objective.ema_decay:
+            mean = get_ema_multi_avg_fn(objective.ema_decay)
+            self.average = AveragedModel(self.networks, multi_avg_fn=mean)
         if recipe.compile:
             self.model = torch.compile(self.model)  # weights and their names stay `module`'s
         self.test_loader = eval_loader(run.test_records, recipe, run.accelerator)
@@ -199,6 +206,8 @@ class Trainer:
             loss, hits = self.objective.loss(self.model, batch, self.schedule.progress(step))
         self.accelerator.backward(loss)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.networks)
         self.optimizer.zero_grad()
         return loss.detach(), hits
 
@@ -235,11 +244,18 @@ class Trainer:
         They may have unequal numbers of test batches. What batch normalisation has counted is the
         main process's, as in the checkpoint.
         """
-        if self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1 and self.average is None:
             return self.model
-        for buffer in self.module.buffers():
-            broadcast(buffer)
-        return self.module
+        module = self._evaluated[1]
+        if self.accelerator.num_processes > 1:
+            for buffer in module.buffers():
+                broadcast(buffer)
+        return module
+
+    @property
+    def _evaluated(self) -> nn.ModuleList:
+        """The classifier and what is trained, with the weights that are evaluated and saved."""
+        return self.networks if self.average is None else self.average.module
 
     def _state(self) -> list[Any]:
         """All that is learnt."""
@@ -249,10 +265,15 @@ class Trainer:
     def _checkpoint(self) -> Path:
         return self.run_dir / "checkpoint.pth.tar"
 
+    @property
+    def _saves_module(self) -> bool:
+        """Whether what is trained has other weights than the classifier that is saved."""
+        return self.module is not self.classifier or self.average is not None
+
     def _save(self, step: int, is_best: bool) -> None:
         best = max(row["test_accuracy"] for row in self.history)
         state = {
-            **classifier_state(self.classifier),
+            **classifier_state(self._evaluated[0]),
             "class_names": list(self.run.class_names),
             "epoch": self.history[-1]["epoch"],
             "step": step,
@@ -260,9 +281,11 @@ class Trainer:
             "best_acc": best,
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
-            "module": self.module.state_dict() if self.module is not self.classifier else {},
+            "module": self.module.state_dict() if self._saves_module else {},
             "objective": dict(self.objective.state_dict()),
         }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
         # The checkpoint last: a run killed in between evaluates again and finds the best again.
         names = (["model_best.pth.tar"] if is_best else []) + ["checkpoint.pth.tar"]
         for name in names:
@@ -276,8 +299,10 @@ class Trainer:
             return 0
         state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
         self.classifier.load_state_dict(state["state_dict"])
-        if self.module is not self.classifier:
+        if self._saves_module:
             self.module.load_state_dict(state["module"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = state["history"]

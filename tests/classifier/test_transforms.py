@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -12,13 +13,19 @@ from expansion.classifier.recipe import AUGMENTATIONS, Recipe
 from expansion.classifier.transforms import (
     RandomView,
     eval_transform,
+    image_cache,
     network_input,
     normalize,
+    plain_transform,
     prototype_transform,
     train_transform,
+    training_cache,
     turned_crop,
 )
+from expansion.data.batches import StreamBatches
+from expansion.images.records import ImageRecord
 from expansion.images.tensors import to_pixels, to_unit_tensor
+from expansion.training.objectives import Supervised
 
 SMALL = {"arch": "resnet10_tiny", "image_size": 24, "resize_size": 28}
 
@@ -153,3 +160,37 @@ def test_normalisation_lets_gradients_through_after_an_evaluation():
     images = torch.zeros(1, 3, 2, 2, requires_grad=True)
     normalize(images).sum().backward()
     assert images.grad[0, 0, 0, 0].item() == pytest.approx(1 / 0.229)
+
+
+@pytest.mark.parametrize("rotation", [0.0, 15.0])
+def test_resized_crops_are_torchvision_s_of_the_whole_image(tmp_path, rotation):
+    """Of the image as it is: a squashed one would have other areas and shapes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "0.png")
+    record = ImageRecord(tmp_path / "0.png", "0.png", 0, "a")
+    recipe = Recipe(
+        image_size=32, resize_size=36, rotation=rotation, crop="random_resized", workers=0
+    )
+    steps = [v2.RandomRotation(rotation)] if rotation else []
+    crop = v2.RandomResizedCrop(
+        32, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation=v2.InterpolationMode.BICUBIC
+    )
+    whole = v2.Compose([*steps, crop, v2.RandomHorizontalFlip()])
+    objective = Supervised([record], recipe, 1, 2)
+    samples = StreamBatches(1, [1] * 20, seed=1)
+    for (found, _), ((_, seed),) in zip(
+        objective.batches([1] * 20, 0, Accelerator()), samples, strict=True
+    ):
+        torch.manual_seed(seed)
+        assert torch.equal(found, network_input(to_pixels(whole(image))[None]))
+
+
+def test_views_without_labels_are_resized_crops_too_and_test_images_are_not():
+    recipe = Recipe(image_size=32, resize_size=36, rotation=0.0, crop="random_resized")
+    image = Image.new("RGB", (90, 40), "white")
+    image.paste("black", (0, 0, 45, 40))
+    shares = [plain_transform(recipe)(image).eq(255).float().mean().item() for _ in range(200)]
+    assert min(shares) == 0 and max(shares) == 1  # also crops of one half alone
+    assert 0.45 < eval_transform(recipe)(image).float().mean() / 255 < 0.55
+    assert training_cache(recipe) is None and image_cache(recipe) is not None

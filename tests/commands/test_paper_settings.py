@@ -42,7 +42,7 @@ ANNOUNCED = {
     ),
     "shenzhen": ({"distdiff": 5, "dreamda": 10}, BOTH, "seed amst"),
     "stanford_cars": ({"distdiff": 5, "dreamda": 20}, BOTH, "seed amst"),
-    "stl10": ({"dreamda": 10}, BOTH, "seed"),
+    "stl10": ({"dreamda": 10}, BOTH, "seed amst"),
 }
 
 

@@ -128,7 +128,7 @@ def test_the_scripts_understand_all_commands_and_agree_on_the_folders(make_study
         parsed = train_expand.parse_training(
             command.arguments, "", (), train_expand.TrainExpandConfig, train_expand._learning
         )
-        name = train_expand.expanded_arm_name(parsed[0].exp, *parsed[:2])
+        name = train_expand.expanded_arm_name(parsed[0].exp, *parsed[:2], parsed[3])
         assert command.title == name and f"_{name}_lr" in str(command.folders[0])
 
 
