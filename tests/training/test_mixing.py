@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+import parse_logs
 from expansion.classifier.recipe import Recipe
 from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
@@ -179,6 +180,15 @@ def test_a_mixing_trains_another_network_under_a_name_of_its_own(train, options,
     assert results[key] in (0.5, True)
     assert key not in load_yaml(plain / "results.yaml").values
     assert results["num_real"] == (0 if key == "only_generated" else 6)
+
+
+def test_tables_show_how_arms_are_mixed(train, capsys):
+    train("--exp set")
+    folder = train("--exp set --real_share 0.5")
+    parse_logs.main([str(folder.parents[1]), "--table", "--columns", "real_share"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (row,) = (line for line in lines if line[:1] == ["set_real0.5"])
+    assert "real_share" in sum(lines, []) and "0.5" in row
 
 
 def test_only_generated_does_not_look_at_the_pixels_of_real_images(train, sets, tmp_path):
