@@ -33,6 +33,8 @@ from tests.helpers.expanded_sets import write_set
 
 pytestmark = pytest.mark.slow  # whole trainings
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 
 def equal_rows(value: float, count: int = 4) -> torch.Tensor:
     return torch.tensor([[value, 1 - value]] * count)
