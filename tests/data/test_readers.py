@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from expansion.common.errors import InputError
 from expansion.data.datasets import load_dataset
@@ -159,6 +160,16 @@ def test_annotations_without_labels_are_refused(tmp_path):
     root = tmp_path / "stanford_cars"
     (root / "devkit/cars_test_annos.mat").replace(root / "cars_test_annos_withlabels.mat")
     with pytest.raises(InputError, match="no fields fname and class"):
+        load_dataset("stanford_cars", tmp_path)
+
+
+def test_a_class_number_beyond_the_names_is_told_with_its_file(tmp_path):
+    root = tmp_path / "stanford_cars"
+    cars(root)
+    rows = np.empty(2, dtype=[("fname", object), ("class", object)])
+    rows[:] = [("00001.jpg", 1), ("00002.jpg", 9)]
+    savemat(root / "devkit/cars_train_annos.mat", {"annotations": rows})
+    with pytest.raises(InputError, match=r"train_annos\.mat: class 9 of 00002\.jpg, but there"):
         load_dataset("stanford_cars", tmp_path)
 
 

@@ -95,8 +95,8 @@ def _annotated_rows(path: Path, names: Sequence[str], folder: str) -> list[Row]:
             1 <= number <= len(names),
             f"{path}: class {number} of {entry['fname']}, but there are {len(names)} class names",
         )
-        path = row_path(f"{folder}/{row_path(entry['fname'])}")
-        rows.append(Row(path, names[number - 1], number))
+        image = row_path(f"{folder}/{row_path(entry['fname'])}")
+        rows.append(Row(image, names[number - 1], number))
     return rows
 
 
