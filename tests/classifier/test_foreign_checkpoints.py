@@ -221,6 +221,7 @@ def test_a_model_s_own_head_beside_a_backbone_is_its_head(tmp_path, head):
     assert torch.equal(started.body.conv1.weight, network.conv1.weight)
 
 
+@pytest.mark.slow
 def test_counters_and_averages_beside_the_weights_are_not_mistaken_for_them(tmp_path, caplog):
     """Of averaging (`n_averaged`) and profilers; a second, averaged network is named."""
     network = plain_resnet()
@@ -314,6 +315,7 @@ class CodeInScalar:
         return np.float64(0).__reduce__()[0], (np.dtype(object), Touch(self.path))
 
 
+@pytest.mark.slow
 def test_what_blocks_a_file_is_named_with_a_way_out(tmp_path):
     content = {"state_dict": plain_resnet().state_dict(), "args": argparse.Namespace(lr=0.1)}
     message = r"guide.pth.tar also holds a argparse.Namespace.*torch.save\(model.state_dict\(\)"

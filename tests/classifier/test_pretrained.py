@@ -40,6 +40,7 @@ def pretrained(arch: str, weights: object, image_size: int = 32) -> Classifier:
     return Classifier(arch, 5, image_size, pretrained=True, weights=str(weights)).eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("arch", "form"),

@@ -234,6 +234,7 @@ def test_more_variants_extend_a_set_without_touching_it(tmp_path, arguments):
     assert_nearly_equal(more, at_once)  # a unit's other images decide rounding only
 
 
+@pytest.mark.slow
 def test_a_truncated_image_is_made_again_within_its_whole_unit(
     tmp_path, arguments, undisturbed, monkeypatch
 ):

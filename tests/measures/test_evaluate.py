@@ -28,6 +28,8 @@ from expansion.store.expanded_set import read_expansion
 from tests.conftest import ROOT
 from tests.measures.conftest import varied, write_set
 
+pytestmark = pytest.mark.slow  # sets are made, learnt from and measured
+
 
 @pytest.fixture(scope="module")
 def small_set(measured_digits, digits) -> Path:

@@ -10,6 +10,8 @@ import pytest
 from expansion.measures import command
 from tests.measures.conftest import noise, varied, write_set
 
+pytestmark = pytest.mark.slow  # sets are made and measured
+
 VARIANTS = 3
 NOISE, COLLAPSED = "3", "7"  # classes
 

@@ -259,6 +259,7 @@ def test_names_that_would_do_harm_are_text_everywhere(study, tmp_path):
     assert "Of 3 generated images, self-training (seed 1) accepts 1, 0 of them" in found.text
 
 
+@pytest.mark.slow
 def test_the_images_that_a_selection_keeps_and_drops_are_shown_with_the_reason(study, tmp_path):
     folder = write_set(study, tmp_path / "photos", "first")
     kept = {f"{label}_0.png": "0" * 64 for label in range(3)}

@@ -22,6 +22,8 @@ from expansion.selection import command
 from expansion.store.selection import Selection
 from tests.measures.conftest import digits, measured_digits, varied, write_set  # noqa: F401
 
+pytestmark = pytest.mark.slow  # sets are made, learnt from and filtered
+
 REAL = {"ant": 6, "bee": 3, "cat": 3}  # real images, with three variants each
 
 

@@ -244,6 +244,7 @@ def test_whether_decoded_images_are_kept_changes_no_result(
     train(small_set, tmp_path, *STEPS)  # not refused: it is the same run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", ["image_cache: auto", "image_cache: disk", "image_cache_gb: 20"])
 def test_a_begun_run_goes_on_under_settings_of_the_disk_cache(
     small_set, finished, tmp_path, monkeypatch, caplog, old
