@@ -114,7 +114,7 @@ class SoftLabels(Objective):
         trainer = Trainer(dataclasses.replace(run, run_dir=folder), supervised)
         trainer.fit_with_bar(run.progress_bar, "warm-up")
         labels = predict_all(trainer.module, images.generated, recipe, run.accelerator)
-        steps = trainer.history[-1]["step"]
+        steps = int(trainer.history[-1]["step"])
         return cls(images, labels, config, recipe, seed=run.seed, steps_before=steps)
 
     @classmethod

@@ -33,6 +33,8 @@ class DistDiffSampler(Img2ImgSampler):
             own autoencoder.
     """
 
+    config: DistDiffConfig
+
     def __init__(
         self,
         pipeline: StableDiffusionPipeline,

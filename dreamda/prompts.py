@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     combined = combine_words(config, dataset)
     if config.model is None:
         prompts = {name: texts[: config.num_prompts] for name, texts in combined.items()}
-        dropped, added = Counter(), {}
+        dropped: Counter[str] = Counter()
+        added: Mapping[str, int] = {}
     else:
         answers, dropped = ask_all(config, dataset)
         prompts, added = top_up(answers, combined, config.num_prompts)

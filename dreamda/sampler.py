@@ -6,6 +6,7 @@ the real image's seed (`Batch.source_seeds`), all others from the variant's gene
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -31,6 +32,8 @@ class DreamDASampler(Img2ImgSampler):
         pipeline: Any SD-1.x or 2.x checkpoint.
         config: Settings of sampling, inversion and perturbation.
     """
+
+    config: DreamDAConfig
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: DreamDAConfig):
         super().__init__(pipeline, config)
@@ -102,7 +105,7 @@ class DreamDASampler(Img2ImgSampler):
                 shared = _seeded(seed)
                 inversion = self.inversions.get(
                     (source, seed, self.pipeline.unet.dtype),
-                    lambda s=source, x=image, g=shared: self._invert_one(s, x, g, g),
+                    functools.partial(self._invert_one, source, image, shared, shared),
                 )
             inversions.append(inversion)
         return inversions

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ class SelfTraining(SoftMatch):
     """Stage 3: Eq. 8 on real and accepted images, Eq. 9 on rejected and unlabelled ones."""
 
     title = "stage 3 of 3"
-    summary: Mapping[str, object] = {}  # of stage 2, see `summarize`
+    summary: Mapping[str, Any] = {}  # of stage 2, see `summarize`
 
     def results(self) -> Mapping[str, float]:
         return {k: self.summary[k] for k in RESULTS if self.summary.get(k) is not None}
@@ -53,7 +54,7 @@ class SelfTraining(SoftMatch):
         _recipes(recipe, config)
 
     @classmethod
-    def prepare(cls, images: TrainingImages, config: AmstConfig, run: Run) -> SelfTraining:
+    def prepare(cls, images: TrainingImages, config: Any, run: Run) -> SelfTraining:
         """Run stages 1 and 2, or what is left of them; unlabelled images have no part in these."""
         stage1, stage3 = _recipes(run.recipe, config)
         start = {name: value.clone() for name, value in run.classifier.state_dict().items()}
@@ -61,14 +62,15 @@ class SelfTraining(SoftMatch):
         for number in range(config.rounds):
             suffix = f"_round{number + 1}" if number else ""
             trainer = _train_heads(labeled, config, stage1, run, f"stage1{suffix}")
-            steps += trainer.history[-1]["step"]
+            steps += int(trainer.history[-1]["step"])
             path = run.run_dir / f"pseudo_labels{suffix}.jsonl"
             rows = _vote(trainer, images.generated, config, run, path)
             accepted, rejected = relabeled(images.generated, rows, run.class_names)
             labeled = [*images.real, *accepted]
         if run.accelerator.is_main_process:
             write_report(run.run_dir, images.generated, rows, run.class_names)
-            num_heads = len(trainer.objective.module.heads)
+            objective: Any = trainer.objective
+            num_heads = len(objective.module.heads)
             for line in acceptance_warnings(rows, config, num_heads, run.class_names):
                 logger.warning("%s", line)
         if config.reinit:
@@ -125,7 +127,8 @@ def _vote(
 
     def vote() -> None:
         seed = stable_seed(path.name, run.seed)
-        module = trainer.objective.module
+        objective: Any = trainer.objective
+        module = objective.module
         with run.progress_bar(f"stage 2 of 3{_round(path.name)}", len(records)) as progress:
             votes = dropout_votes(module, records, config, run.recipe, seed, progress)
         seed_labels = torch.tensor([record.label for record in records])

@@ -18,7 +18,7 @@ import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -161,7 +161,7 @@ class Line:
     def seconds_per_image(self) -> dict[str, float]:
         """Seconds of each phase per image; "other" is the time outside all phases."""
         clock, images = self.clock, self.profiled.images
-        seconds = {name: clock.seconds[name] for name in MAIN_PHASES}
+        seconds: dict[str, float] = {name: clock.seconds[name] for name in MAIN_PHASES}
         seconds["other"] = clock.unaccounted
         seconds |= {name: clock.beside[name] for name in BESIDE_PHASES}
         return {name: value / images for name, value in seconds.items()}
@@ -319,8 +319,12 @@ class Bench:
                 run = diffusers_run(theirs, drawing, plan.method_config, **given)
                 for size in self.config.batch_sizes if batches else [1]:
                     title = f"diffusers {name}"
-                    contenders.append(Contender(title, size, theirs, lambda run=run: run))
+                    contenders.append(Contender(title, size, theirs, _always(run)))
         return contenders
+
+
+def _always(run: Any) -> Callable[[], Any]:
+    return lambda: run
 
 
 def report(lines: Sequence[Line], facts: Mapping[str, Any]) -> str:
@@ -356,7 +360,9 @@ def report(lines: Sequence[Line], facts: Mapping[str, Any]) -> str:
         )
     # What takes the time of our own samplers.
     columns = (*MAIN_PHASES, "other", *BESIDE_PHASES)
-    parts = [("milliseconds per image", "batch", *columns, "overhead", "TFLOP/s", "of product")]
+    parts: list[tuple[str, ...]] = [
+        ("milliseconds per image", "batch", *columns, "overhead", "TFLOP/s", "of product")
+    ]
     for line in lines:
         if line.clock is None:
             continue

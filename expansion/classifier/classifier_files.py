@@ -135,7 +135,7 @@ def _place_of_weights(content: Any, depth: int = DEPTH) -> tuple[Mapping | None,
     return place, {**outer, **facts}
 
 
-def _is_weight(value: object) -> bool:
+def _is_weight(value: Any) -> bool:
     """Whether it is a tensor with plain numbers in it."""
     return torch.is_tensor(value) and value.layout == torch.strided and not value.is_meta
 

@@ -188,7 +188,7 @@ def add_options(parser: argparse.ArgumentParser, config_class: type, title: str)
             keywords["metavar"] = None if field.metadata["choices"] else metavar
             if is_list:
                 keywords["nargs"] = "+"
-        action = group.add_argument(*field.metadata["flags"], f"--{field.name}", **keywords)
+        action: Any = group.add_argument(*field.metadata["flags"], f"--{field.name}", **keywords)
         action.of_config = True
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from typing import Any
 
 _clock: PhaseClock | None = None
 
@@ -34,8 +35,10 @@ class PhaseClock:
 
     def __init__(self, synchronize: Callable[[], None] = lambda: None):
         self.synchronize = synchronize
-        self.seconds: Counter[str] = Counter()  # of the thread that runs the clock
-        self.beside: Counter[str] = Counter()  # of other threads, which run at the same time
+        self.seconds: MutableMapping[str, Any] = Counter()  # of the thread that runs the clock
+        self.beside: MutableMapping[str, Any] = (
+            Counter()
+        )  # of other threads, which run at the same time
         self.total = 0.0
         self._open = threading.local()
         self._lock = threading.Lock()

@@ -127,7 +127,7 @@ def finishing_first() -> Iterator[StopRequest]:
             # Not print: the signal may have interrupted one.
             _say(f"{request.signal.name}: finishing the images in flight; once more ends at once\n")
         elif kind == "again":
-            previous = before[number]
+            previous = before[signal.Signals(number)]
             if not callable(previous):
                 raise Stopped
             previous(number, frame)

@@ -123,6 +123,6 @@ def read_json(path: Path, kind: type | tuple[type, ...]) -> Any:
     except (OSError, *JSON_ERRORS) as error:
         raise InputError(f"cannot read {path} as JSON: {error}") from error
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    expected = " or ".join({dict: "an object", list: "a list"}[k] for k in kinds)
+    expected = " or ".join("an object" if k is dict else "a list" for k in kinds)
     require(isinstance(found, kinds), f"{path}: expected {expected}, got {brief(found)}")
     return found

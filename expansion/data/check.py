@@ -158,7 +158,7 @@ def _count_table(
 ) -> list[str]:
     counts = {split: Counter(r.label for r in records[split]) for split in SPLITS}
     folders = ordered_folders(class_names)
-    rows = [("label", *SPLITS, "class", "in prompts", "folder")]
+    rows: list[tuple[str, ...]] = [("label", *SPLITS, "class", "in prompts", "folder")]
     rows += [
         (str(label), *(str(counts[s][label]) for s in SPLITS), name, prompt, folders[name])
         for label, (name, prompt) in enumerate(zip(class_names, prompt_names, strict=True))

@@ -95,8 +95,8 @@ class ImageDataset:
         require_text((record.file_name for record in records), str(self.root))
         if not self.config.crop_bottom and self.reading == Reading():
             return records
-        further = {"crop_bottom": self.config.crop_bottom, "reading": self.reading}
-        return [dataclasses.replace(record, **further) for record in records]
+        rows, reading = self.config.crop_bottom, self.reading
+        return [dataclasses.replace(r, crop_bottom=rows, reading=reading) for r in records]
 
     @property
     def reading(self) -> Reading:

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,7 @@ def read_prompts(path: str | Path, scope: PromptScope, per: str, seed: int) -> P
         raise InputError(f"cannot read the prompts file {path}: {error}") from error
     by_label: Sequence[Sequence[str]] = ()
     by_file: Mapping[str, Sequence[str]] = {}
+    given: list[tuple[int, Sequence[str]]]
     if _is_json_lines(text):
         by_file = _read_lines(path, text, scope)
         given = [(scope.labels[name], texts) for name, texts in by_file.items()]
@@ -146,7 +147,7 @@ def names_class(prompt: str, prompt_name: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(_plain(prompt_name))}", _plain(prompt)) is not None
 
 
-def overlong_warning(prompts: Iterable[str], tokenizer: Callable[..., Any]) -> str | None:
+def overlong_warning(prompts: Iterable[str], tokenizer: Any) -> str | None:
     """A sentence on the prompts that are too long for the text encoder; None if all fit.
 
     Args:

@@ -6,6 +6,7 @@ Both papers' baseline, and the frame in which other methods intervene.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -42,7 +43,7 @@ class Img2ImgSampler(Sampler):
     @classmethod
     def build(
         cls,
-        config: SamplerConfig,
+        config: Any,
         class_names: Sequence[str],
         load_pipeline: Callable[[], StableDiffusionPipeline],
     ) -> Img2ImgSampler:

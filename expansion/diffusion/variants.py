@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
@@ -143,12 +144,13 @@ def variants_of(
     Raises:
         InputError: A variant is not finite, even in float32.
     """
-    fitting, made = FittingSampler(sampler), []
+    fitting = FittingSampler(sampler)
+    made: list[Image.Image] = []
     for unit in make_units(variants, batch_size):
         samples = sample_finite(
             fitting,
             _named_by_content(make_batch(unit, drawing)),
-            lambda unit=unit: generators_of(unit, drawing),
+            functools.partial(generators_of, unit, drawing),
         )
         finite = samples.images.isfinite().flatten(1).all(dim=1).tolist()
         for variant, is_finite in zip(unit, finite, strict=True):

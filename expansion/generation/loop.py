@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -67,7 +68,7 @@ def generate(
             outcome.stopped = True
             break
         # Make the images of the unit, as 8 bits, and the figures about them.
-        samples = sample_finite(fitting, batch, lambda unit=unit: generators_of(unit, drawing))
+        samples = sample_finite(fitting, batch, functools.partial(generators_of, unit, drawing))
         finite = samples.images.isfinite().flatten(1).all(dim=1).tolist()
         pixels = eight_bit(samples.images)
         details = _details(samples)

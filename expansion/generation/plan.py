@@ -277,7 +277,7 @@ def _variants(
 def _batch_size(config: ExpandConfig, output_dir: Path) -> int | None:
     """The batch size that is given, or that an earlier command measured; None: measure it."""
     if config.batch_size != "auto":
-        return config.batch_size
+        return int(config.batch_size)
     # In a folder without a set, a measured size was for other settings.
     begun = (output_dir / IDENTITY_FILE).is_file()
     return remembered_batch_size(output_dir) if begun else None

@@ -55,7 +55,7 @@ def walk(folder: Path) -> Tree:
     """
     tree = Tree()
     # Each folder waits with the real paths of itself and of all above it, to recognise loops.
-    waiting = [(folder, (os.path.realpath(folder),))]
+    waiting: list[tuple[Path, tuple[str, ...]]] = [(folder, (os.path.realpath(folder),))]
     while waiting:
         waiting += _look(*waiting.pop(), tree)
     for paths in (tree.images, tree.others, tree.nowhere, tree.loops):

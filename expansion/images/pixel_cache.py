@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing.reduction import DupFd
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -107,7 +108,7 @@ class SharedImages:
         return _received, (self.count, self.side, DupFd(self.handle))
 
 
-def _received(count: int, side: int, handle: DupFd) -> SharedImages:
+def _received(count: int, side: int, handle: Any) -> SharedImages:
     return SharedImages(count, side, handle.detach())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from expansion.common.errors import shown
-from expansion.images.pixels import SIXTEEN, UNDECLARED, Decoded
+from expansion.images.pixels import SIXTEEN, UNDECLARED, Decoded, extrema
 from expansion.images.records import ImageRecord
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class PixelFacts:
 
 def facts_of(decoded: Decoded) -> PixelFacts:
     """The facts about a decoded image."""
-    flat = all(high - low < FLAT_LEVELS for low, high in decoded.image.getextrema())
+    flat = all(high - low < FLAT_LEVELS for low, high in extrema(decoded.image))
     return PixelFacts(decoded.notes, decoded.top, flat)
 
 

@@ -28,7 +28,7 @@ import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from PIL import (
@@ -181,10 +181,12 @@ def decode(file: Path | io.BytesIO, reading: Reading) -> Decoded:
         opened.load()  # TIFF is turned here
         turn = EXIF_TURNS.get(_orientation(opened))
         # Values to 8 bits, alpha apart, colours to sRGB.
-        image, alpha, top = opened, None, None
+        image: Image.Image = opened
+        alpha: Image.Image | None = None
+        top: int | None = None
         if mode[0] in "IF":
-            image, alpha, top, more = _grey(opened, reading)
-            notes += more
+            image, alpha, top, of_grey = _grey(opened, reading)
+            notes += of_grey
         elif COLOURS_OF_16_BITS.match(raw):
             require(not reading.value_range, "value_range cannot be applied to colours of 16 bits")
             notes.append(SIXTEEN)
@@ -193,10 +195,10 @@ def decode(file: Path | io.BytesIO, reading: Reading) -> Decoded:
             notes.append(CMYK)
         if alpha is None and ("transparency" in opened.info or mode in ALPHA_MODES):
             image, alpha = _without_alpha(opened, raw)
-        image, more = to_srgb(image, opened.info.get("icc_profile"))
-        notes += [more] if more else []
+        image, of_colours = to_srgb(image, opened.info.get("icc_profile"))
+        notes += [of_colours] if of_colours else []
     # Lay it on the background, and turn it upright.
-    if alpha is not None and alpha.getextrema()[0] < 255:
+    if alpha is not None and extrema(alpha)[0][0] < 255:
         ground = Image.new("RGB", image.size, reading.background)
         ground.paste(image, mask=alpha)
         image = ground
@@ -256,9 +258,15 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
     return raw if isinstance(raw, str) else ""
 
 
+def extrema(image: Image.Image) -> list[tuple[int, int]]:
+    """The lowest and the highest value of each band."""
+    found: Any = image.getextrema()
+    return [found] if len(image.getbands()) == 1 else list(found)
+
+
 def _highest(image: Image.Image) -> int:
     """The highest value of red, green and blue."""
-    return max(high for _, high in image.getextrema()[:3])
+    return max(high for _, high in extrema(image)[:3])
 
 
 def _has_frames(image: ImageFile.ImageFile) -> bool:
@@ -276,7 +284,7 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _exif_of_jp2(file: BinaryIO) -> bytes:
+def _exif_of_jp2(file: IO[bytes]) -> bytes:
     """The EXIF of a JP2 file, which Pillow does not read; it is in a box with a fixed name."""
     place, start = file.tell(), 0
     try:

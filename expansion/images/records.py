@@ -150,7 +150,7 @@ def given_records(
         )
     require(len(set(names)) == len(names), "two images have one name, so they would share noise")
     require(min(labels) >= 0, f"label {min(labels)}: labels count from 0")
-    records = []
+    records: list[ImageRecord] = []
     for image, name, label in zip(images, names, labels, strict=True):
         if isinstance(image, Image.Image):
             held = decode_image(image)

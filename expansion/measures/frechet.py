@@ -30,7 +30,7 @@ def moments(features: np.ndarray) -> Moments:
     mean = features.mean(axis=0, dtype=np.float64)
     root = np.empty((0, features.shape[1]))
     for _, part in blocks(features):
-        root = np.linalg.qr(np.concatenate([root, part - mean]), mode="r")
+        root = np.asarray(np.linalg.qr(np.concatenate([root, part - mean]), mode="r"))
     return Moments(mean, root / np.sqrt(len(features) - 1))
 
 

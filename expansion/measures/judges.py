@@ -88,7 +88,7 @@ class Judge:
         for number, embedder in enumerate(self.embedders):
             rows = np.flatnonzero(numbers == number)
             if len(rows):
-                logits = embedder.embed([records[i] for i in rows], advance).logits
+                logits = embedder.embed([records[i] for i in rows.tolist()], advance).logits
                 found = np.empty((len(records), logits.shape[1])) if found is None else found
                 found[rows] = logits
         return found

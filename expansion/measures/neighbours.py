@@ -18,7 +18,7 @@ class Nearest(NamedTuple):
     """Of each image the distance to its nearest one, and which that is; NaN and -1 without any."""
 
     distance: np.ndarray
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # a tuple has a method of that name
 
 
 def nearest(x: np.ndarray, y: np.ndarray, barred: np.ndarray | None = None) -> Nearest:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from expansion.common.config import deciding
 from expansion.common.devices import usable_device
 from expansion.common.errors import require
@@ -185,7 +187,7 @@ class Session:
         _, second = halves(self.reference, self.config.seed)
         names = {record.file_name for record in second}
         chosen = [i for i, r in enumerate(self.reference) if r.file_name in names]
-        return Reference(real.reference.sample.take(chosen), real.reference.settings)
+        return Reference(real.reference.sample.take(np.array(chosen)), real.reference.settings)
 
     def settings(self) -> dict[str, Any]:
         """What the figures depend on beside the images of a set."""
@@ -244,7 +246,7 @@ class _Bar:
     """Progress of a network over the images of a set; closed when all are done."""
 
     def __init__(self, image_set: ImageSet, title: str):
-        self.options = {
+        self.options: dict[str, Any] = {
             "desc": f"{image_set.name}: {title}",
             "total": len(image_set.images),
             "unit": "image",

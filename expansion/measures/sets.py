@@ -192,12 +192,14 @@ def halves(
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
     """Two halves of every class, by a hash of seed and name; of an odd one the first is smaller."""
     order = sorted(records, key=lambda r: stable_seed("half", seed, r.file_name))
-    sizes, seen = Counter(record.label for record in records), Counter()
-    first, second = [], []
+    sizes = Counter(record.label for record in records)
+    seen: Counter[int] = Counter()
+    first: list[ImageRecord] = []
+    second: list[ImageRecord] = []
     for record in order:
         seen[record.label] += 1
         (first if seen[record.label] <= sizes[record.label] // 2 else second).append(record)
-    return tuple(sorted(part, key=lambda r: r.file_name) for part in (first, second))
+    return sorted(first, key=lambda r: r.file_name), sorted(second, key=lambda r: r.file_name)
 
 
 def _called_otherwise(record: ImageRecord, names: Sequence[str]) -> ImageRecord:

@@ -66,8 +66,8 @@ def draw(case: Case, rng: np.random.Generator) -> tuple[list, list, float]:
         right = level + shared + of_arm + rng.normal(size=shape) > 0
         arms.append([predictions_of(labels, each, rng) for each in right])
         truths.append(float(ndtr(level[0, 0] / np.sqrt(fixed))))
-    truths = truths if case.num_seeds == 1 else case.accuracies
-    return *arms, 100 * (truths[0] - truths[1])
+    first, second = truths if case.num_seeds == 1 else case.accuracies
+    return arms[0], arms[1], 100 * (first - second)
 
 
 def predictions_of(labels: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> Predictions:

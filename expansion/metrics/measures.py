@@ -47,11 +47,11 @@ def auroc(predictions: Predictions, weights: np.ndarray | None = None) -> np.nda
     """
     weights = _weights(predictions, weights)
     num_classes = len(predictions.class_names)
-    areas = [
+    parts = [
         _area(predictions.probabilities[:, label], predictions.labels == label, weights)
         for label in ([1] if num_classes == 2 else range(num_classes))
     ]
-    areas = np.stack(areas, axis=-1)
+    areas = np.stack(parts, axis=-1)
     return _mean_where(areas, ~np.isnan(areas))
 
 

@@ -148,9 +148,9 @@ class Row:
             return Comparison(difference, None, problem)
         from expansion.metrics.comparison import compare
 
-        of_runs = [[run.predictions for run in row.runs] for row in (self, self.original)]
+        own, others = ([run.predictions for run in row.runs] for row in (self, self.original))
         try:
-            gain = compare(*of_runs, metric, paired=self.seeds() == self.original.seeds())
+            gain = compare(own, others, metric, paired=self.seeds() == self.original.seeds())
         except InputError as error:
             return Comparison(difference, None, str(error))
         if abs(gain.mean - difference) > 0.005:

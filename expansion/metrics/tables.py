@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from expansion.common.errors import require
@@ -79,7 +79,7 @@ def table_columns(table: Sequence[Row], metric: str, settings: Sequence[str]) ->
     columns += [_mean_std(BESIDE)] if metric != BESIDE else []
     for key, (header, _) in FIGURES.items():
         if any(row.numbers(key) for row in table):
-            columns.append(Column(header, lambda row, key=key: _fixed(row.mean_std(key)[0], 1, "")))
+            columns.append(_figure(key, header))
     columns.append(Column("test images", lambda row: num_test(row) or "-"))
     columns.append(Column("seeds", lambda row: str(len(row.numbers(metric)))))
     return columns
@@ -90,14 +90,13 @@ def csv_text(report: Report, metric: str, settings: Sequence[str] = ()) -> str:
 
     Arguments are those of `tables_text`.
     """
-    columns = [Column(key, lambda row, key=key: row.text(key)) for key in FACTS]
-    columns += [Column(key, lambda row, key=key: row.text(key)) for key in settings]
+    columns = [_fact(key) for key in (*FACTS, *settings)]
     columns += [Column("metric", lambda row: metric)]
     columns += _plain_mean_std(metric, ("mean", "std"))
     columns += [
         Column("gain", _of(metric, lambda c: _plain(c.mean))),
-        Column("low", _of(metric, lambda c: _plain(c.gain and c.gain.low))),
-        Column("high", _of(metric, lambda c: _plain(c.gain and c.gain.high))),
+        Column("low", _of(metric, lambda c: _plain(c.gain.low if c.gain else None))),
+        Column("high", _of(metric, lambda c: _plain(c.gain.high if c.gain else None))),
         Column("verdict", _of(metric, lambda c: c.gain.verdict if c.gain else NO_INTERVAL)),
     ]
     columns += _plain_mean_std(BESIDE, ("best_mean", "best_std")) if metric != BESIDE else []
@@ -166,7 +165,7 @@ def _matrix(
     """The lines of a matrix with its header, and the places of the bold cells."""
     # One arm for each cell.
     names = full_names(keys, rows)
-    cells: dict[tuple[str, str], Row] = {}
+    cells: dict[tuple[str, ...], Row] = {}
     for row in rows:
         place = tuple(row.name if key == "arm" else row.text(key) or "-" for key in names)
         require(
@@ -256,9 +255,12 @@ def layout(lines: Sequence[Sequence[str]], style: str, bold: Iterable[tuple[int,
         style: A key of START.
         bold: (number of the line, number of the cell) of the bold cells, from 0.
     """
-    escape = {"text": str, "markdown": lambda cell: cell.replace("|", "\\|"), "latex": _latex}[
-        style
-    ]
+    escapes: Mapping[str, Callable[[str], str]] = {
+        "text": str,
+        "markdown": lambda cell: cell.replace("|", "\\|"),
+        "latex": _latex,
+    }
+    escape = escapes[style]
     mark = {"text": "*{}", "markdown": "**{}**", "latex": r"\textbf{{{}}}"}[style]
     shown = [[escape(cell) for cell in line] for line in lines]
     for i, j in bold:
@@ -308,6 +310,14 @@ def _images(row: Row) -> str:
     return " + ".join(filter(None, map(row.text, ("num_real", "num_generated")))) or "-"
 
 
+def _fact(key: str) -> Column:
+    return Column(key, lambda row: row.text(key))
+
+
+def _figure(key: str, header: str) -> Column:
+    return Column(header, lambda row: _fixed(row.mean_std(key)[0], 1, ""))
+
+
 def _setting(key: str) -> Column:
     return Column(key.rsplit(".", 1)[-1], lambda row: row.text(key) or "-")
 
@@ -321,10 +331,10 @@ def _mean_std(metric: str) -> Column:
 
 
 def _plain_mean_std(key: str, headers: Sequence[str]) -> list[Column]:
-    return [
-        Column(header, lambda row, i=i: _plain(row.mean_std(key)[i]))
-        for i, header in enumerate(headers)
-    ]
+    def part(i: int) -> Callable[[Row], str]:
+        return lambda row: _plain(row.mean_std(key)[i])
+
+    return [Column(header, part(i)) for i, header in enumerate(headers)]
 
 
 def _of(metric: str, show: Callable[[Comparison], str]) -> Callable[[Row], str]:

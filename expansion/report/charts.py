@@ -23,7 +23,6 @@ from expansion.pictures.figures import Curve, draw_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH = 4.4  # inches, of 72 points; a point is shown as about 1.3 pixels
 ROW = 0.43  # height of the row of an arm, inches
@@ -226,7 +225,7 @@ def _draw_mark(axes: Axes, mark: Mark, y: float, colour: str) -> None:
         axes.plot(mark.interval, (y, y), color=colour, linewidth=2, solid_capstyle="butt")
         axes.plot(mark.interval, (y, y), "|", color=colour, ms=7, mew=1.4)
     hollow = mark.verdict not in MARKERS
-    style = dict(mfc="none" if hollow else colour, mec=colour, mew=1.4)
+    style: dict[str, Any] = dict(mfc="none" if hollow else colour, mec=colour, mew=1.4)
     axes.plot([mark.value], [y], MARKERS.get(mark.verdict, "D"), ms=6, **style)
 
 
@@ -250,7 +249,7 @@ def _box(height: float, *, left: float, right: float, bottom: float, top: float)
 
 
 @contextmanager
-def _chart(height: float, title: str) -> Iterator[Figure]:
+def _chart(height: float, title: str) -> Iterator[Any]:
     """A figure to draw in; afterwards its `markup` is the SVG."""
     # Imported here: it takes a second or two, and most commands draw nothing.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its list of fonts
@@ -258,10 +257,13 @@ def _chart(height: float, title: str) -> Iterator[Figure]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {**STYLE, "svg.hashsalt": title}  # names in an SVG must differ from other charts' names
+    style: Any = {
+        **STYLE,
+        "svg.hashsalt": title,
+    }  # names in an SVG must differ from other charts' names
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has fonts
-        figure = Figure((WIDTH, height))
+        figure: Any = Figure((WIDTH, height))
         yield figure
         drawn = io.StringIO()
         FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None})

@@ -57,9 +57,9 @@ def class_changes(
         chosen = np.flatnonzero(base[0].labels == label)
         if len(chosen):
             before, after = ([_part(each, chosen) for each in runs] for runs in (base, arm))
-            counts = (float(np.mean([p.hits.sum() for p in runs])) for runs in (before, after))
+            old, new = (float(np.mean([p.hits.sum() for p in runs])) for runs in (before, after))
             gain = compare(after, before, "last_accuracy", paired)
-            changes.append(ClassChange(name, len(chosen), *counts, gain))
+            changes.append(ClassChange(name, len(chosen), old, new, gain))
     return sorted(changes, key=lambda change: -change.gain.mean)
 
 

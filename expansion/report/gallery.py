@@ -306,4 +306,4 @@ def _shares(
         count[0] += 1
         count[1] += row["accepted"]
         count[2] += row["accepted"] and row["pseudo_label"] != row["seed_label"]
-    return [(names[label], *count) for label, count in sorted(counts.items())]
+    return [(names[label], a, b, c) for label, (a, b, c) in sorted(counts.items())]

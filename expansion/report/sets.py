@@ -98,12 +98,12 @@ def find_sets(root: str, rows: Iterable[Row]) -> tuple[list[ExpandedSet], list[s
             if folder is not None:
                 datasets.setdefault(os.path.realpath(folder), row.text("dataset"))
     below = [folder for folder, files in folders_below(root) if IDENTITY_FILE in files]
-    for folder in sorted(below, key=natural_key):
-        datasets.setdefault(os.path.realpath(folder), "")
+    for place in sorted(below, key=natural_key):
+        datasets.setdefault(os.path.realpath(place), "")
     sets, problems = [], []
-    for folder, dataset in datasets.items():
+    for path, dataset in datasets.items():
         try:
-            expanded = read_set(Path(folder), dataset)
+            expanded = read_set(Path(path), dataset)
         except (InputError, OSError) as error:
             problems.append(str(error))
             continue

@@ -63,7 +63,7 @@ class Selection:
             InputError: It is something else, or keeps no image.
         """
         content = read_json(path, dict)
-        kinds = {field.name: Mapping for field in dataclasses.fields(cls)}
+        kinds: dict[str, type] = {field.name: Mapping for field in dataclasses.fields(cls)}
         kinds |= {"dataset": str, "set_name": str, "rule": str}
         values = {name: content.get("set" if name == "set_name" else name) for name in kinds}
         odd = [name for name, kind in kinds.items() if not isinstance(values[name], kind)]

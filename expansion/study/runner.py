@@ -95,7 +95,8 @@ class Worker:
 
     def _read(self) -> None:
         text, kind = "", "line"
-        while chunk := self.process.stdout.read1(1 << 16):
+        output: Any = self.process.stdout
+        while chunk := output.read1(1 << 16):
             text += chunk.decode(errors="backslashreplace")
             *whole, text = re.split(r"(?<=[\r\n])", text)
             for piece in whole:

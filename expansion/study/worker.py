@@ -55,10 +55,12 @@ def call(name: str, arguments: Sequence[Any]) -> tuple[int, Any]:
         results.append(import_object(name)(*arguments))
         return results[0] if is_command else None
 
+    status: Any = 0
     try:
         run_command(main)
     except SystemExit as end:
-        return end.code or 0, results[0] if results else None
+        status = end.code or 0
+    return status, results[0] if results else None
 
 
 class _Terminal:
@@ -76,7 +78,8 @@ class _Terminal:
 
 def serve() -> None:
     """Answer requests until stdin ends or a signal stops one."""
-    sys.stdout.reconfigure(line_buffering=True)
+    output: Any = sys.stdout
+    output.reconfigure(line_buffering=True)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its list of fonts
     if os.environ.get("STUDY_BARS"):
         sys.stderr = _Terminal(sys.stderr)

@@ -135,8 +135,10 @@ def train_seeds(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) 
     """
     # What cannot work is refused before weights load.
     require(bool(config.seeds), "seeds is an empty list; give one or more")
-    inputs = {"the dataset": data.dataset.root, "the unlabelled images": config.unlabeled_dir}
-    check_outside(arm.folder, inputs)
+    unlabeled = config.unlabeled_dir
+    check_outside(
+        arm.folder, {"the dataset": data.dataset.root, "the unlabelled images": unlabeled}
+    )
     accelerator = make_accelerator(recipe.mixed_precision)
     _check(recipe, data, arm, accelerator.num_processes)
     identities = {seed: _identity(recipe, data, arm, seed) for seed in config.seeds}
@@ -176,7 +178,10 @@ def _identity(recipe: Recipe, data: TrainData, arm: Arm, seed: int) -> dict[str,
         decisive["weights"] = file_fingerprint(recipe.weights)
     if arm.learning_config is not None:
         decisive["learning"] = deciding(arm.learning_config)
-    images = {"training_images": data.train, "test_images": data.test}
+    images: dict[str, Sequence[ImageRecord]] = {
+        "training_images": data.train,
+        "test_images": data.test,
+    }
     if data.val:
         images["validation_images"] = data.val
     if data.unlabeled:

@@ -231,7 +231,7 @@ class Supervised(Objective):
 
     def batches(
         self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
-    ) -> Iterator[list[Tensor]]:
+    ) -> Iterator[Sequence[Tensor]]:
         transform, records = train_transform(self.recipe), self.records
         targets = None if self.targets is None else self.targets.to(accelerator.device)
         if targets is not None:
@@ -245,7 +245,8 @@ class Supervised(Objective):
     def loss(
         self, model: nn.Module, batch: Sequence[Tensor], progress: float
     ) -> tuple[Tensor, Tensor]:
-        inputs, labels = self.augmented.inputs(*batch, progress)
+        pixels, targets = batch
+        inputs, labels = self.augmented.inputs(pixels, targets, progress)
         logits = model(inputs)
         return self.augmented.loss(logits, labels), self.augmented.hits(logits, labels)
 

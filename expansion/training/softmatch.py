@@ -165,7 +165,7 @@ class SoftMatch(Supervised):
         self.unlabeled_share = config.unlabeled_share(self.num_images, len(unlabeled))
 
     @classmethod
-    def prepare(cls, images: TrainingImages, config: SoftMatchConfig, run: Run) -> SoftMatch:
+    def prepare(cls, images: TrainingImages, config: Any, run: Run) -> SoftMatch:
         """Semi-supervised training: real and generated images are labelled, others are not.
 
         An epoch goes at least once through either.
@@ -188,7 +188,7 @@ class SoftMatch(Supervised):
 
     def batches(
         self, batch_sizes: Sequence[int], first: int, accelerator: Accelerator
-    ) -> Iterator[list[Tensor]]:
+    ) -> Iterator[Sequence[Tensor]]:
         labeled = super().batches(batch_sizes, first, accelerator)
         if not self.unlabeled:
             yield from labeled

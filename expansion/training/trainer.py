@@ -66,12 +66,12 @@ def evaluate(
     # Read at the end alone: a batch need not wait for the one before it.
     sums = [float(sum(torch.stack(parts).tolist())) if parts else 0.0 for parts in (losses, hits)]
     model.train(was_training)
-    return _means((*sums, count), accelerator)
+    return _means(sums[0], sums[1], count, accelerator)
 
 
-def _means(sums: tuple[float, float, float], accelerator: Accelerator) -> tuple[float, float]:
+def _means(loss: float, hits: float, count: float, accelerator: Accelerator) -> tuple[float, float]:
     """(mean loss, accuracy in percent) from all processes' sums of losses, hits and images."""
-    totals = torch.tensor(sums, dtype=torch.float64).to(accelerator.device)
+    totals = torch.tensor((loss, hits, count), dtype=torch.float64).to(accelerator.device)
     loss, hits, count = accelerator.reduce(totals).tolist()
     return loss / count, 100 * hits / count
 
@@ -186,7 +186,7 @@ class Trainer:
             if self.schedule.evaluates_after(step + 1):
                 self.watch.look()
                 sums = (float(loss_sum), float(correct), count)
-                self._evaluate(step + 1, *_means(sums, self.accelerator))
+                self._evaluate(step + 1, *_means(*sums, self.accelerator))
                 loss_sum = correct = count = 0.0
             progress(step + 1, self.history[-1] if self.history else {})
         if self.accelerator.is_main_process:
@@ -214,7 +214,7 @@ class Trainer:
     def _evaluate(self, step: int, train_loss: float, train_accuracy: float) -> None:
         model = self._for_evaluation()
         # The checkpoint comes later: a run that has it has the predictions too.
-        collected = [] if step == len(self.schedule.batch_sizes) else None
+        collected: list[Tensor] | None = [] if step == len(self.schedule.batch_sizes) else None
         test_loss, test_accuracy = evaluate(model, self.test_loader, self.accelerator, collected)
         self.watch.require_finite(test_loss, f"the test loss after step {step}")
         if collected is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from expansion.data.readers.lists import ListLayout, read_lists
 from expansion.data.readers.mat import MatLayout, read_mat
 
 # Kind of reader -> the dataclass of its YAML fields, and the function or class that makes it.
-READERS = {
+READERS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "folder": (FolderLayout, FolderReader),
     "list": (ListLayout, read_lists),
     "mat": (MatLayout, read_mat),

@@ -63,8 +63,8 @@ def recognise(root: Path) -> Known | None:
     if len(candidates) < 2:
         return candidates[0] if candidates else None
     own = _letters(root.name)
-    for names in (lambda k: k.name, lambda k: Path(k.config.folder or k.name).name):
-        named = [known for known in candidates if _letters(names(known)) == own]
+    for name_of in (lambda k: k.name, lambda k: Path(k.config.folder or k.name).name):
+        named = [known for known in candidates if _letters(name_of(known)) == own]
         if len(named) == 1:
             return named[0]
     names = [known.name for known in candidates]

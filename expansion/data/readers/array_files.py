@@ -116,12 +116,12 @@ def read_cifar10(files: ArrayFiles) -> Arrays:
     """Read CIFAR-10: `data_batch_1` to `_5`, `test_batch`, and class names in `batches.meta`."""
     paths = [files.find(f"data_batch_{i}") for i in range(1, 6)]
     parts = [_cifar_batch(path, "labels") for path in paths]
-    train = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     test = _cifar_batch(files.find("test_batch"), "labels")
     names = load_pickle(files.find("batches.meta")).get("label_names", ())
     others = sorted({*paths[0].parent.glob("data_batch_*")} - {*paths})
     remarks = tuple(f"ignored: {path.name}, no file of CIFAR-10" for path in others)
-    return Arrays({"train": train, "test": test}, _text(files.root, names), remarks)
+    return Arrays({"train": (images, labels), "test": test}, _text(files.root, names), remarks)
 
 
 def read_cifar100(files: ArrayFiles) -> Arrays:

@@ -16,7 +16,7 @@ import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class FeatureCache:
 
     def add(self, keys: Sequence[bytes], features: np.ndarray, logits: np.ndarray | None) -> None:
         """Keep features of the images of `keys`."""
-        arrays = {
+        arrays: dict[str, Any] = {
             "network": np.array(self.identity),
             "keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), -1),
             "features": features.astype(np.float32),
