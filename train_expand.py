@@ -142,6 +142,10 @@ class TrainExpandConfig(TrainConfig):
             f"max_variants {self.max_variants}: give 1 or more",
         )
         require(
+            self.max_variants is None or self.selection is None,
+            "selection names the images to learn from, and max_variants others; give one",
+        )
+        require(
             self.real_share is None or 0 < self.real_share < 1,
             f"real_share {self.real_share}: give more than 0 and less than 1",
         )

@@ -230,6 +230,7 @@ def test_a_stopped_run_with_a_share_ends_with_the_same_weights(train, monkeypatc
     ("--real_share 0", "real_share 0.0: give"),
     ("--replace_probability 1.5", "replace_probability 1.5: give 0 to 1"),
     ("--max_variants 0", "max_variants 0: give 1 or more"),
+    ("--max_variants 2 --selection kept.json", "selection names the images to learn from, and max"),
     ("--real_share 0.5 --only_generated", "real_share and only_generated exclude each other"),
     ("--labels soft --real_share 0.5", "real_share does not go with --labels soft, .*min_labeled"),
     ("--labels amst --only_generated", "only_generated does not go with --labels amst"),
