@@ -168,7 +168,7 @@ class StandIns(StreamBatches):
         draw = np.random.default_rng(stable_seed("stand-in", self.seed, position))
         if not others or draw.random() >= self.probability:
             return index
-        return others[draw.integers(len(others))]
+        return others[int(draw.integers(len(others)))]
 
 
 class SeededImages(Dataset):
