@@ -187,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments, __doc__, positionals, TrainExpandConfig, _learning
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # The settings, as far as they can be checked without images.
     require(
         config.exp is not None or config.expanded_dir is not None,
         "which expanded set? give --exp NAME (as in data/<dataset>_expansion/NAME) or "
@@ -194,10 +195,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if learning.mixes_labels:
         _check_own_mixing(config, recipe)
+    # Real and generated images.
     data = load_data(config, recipe)
     folder = expansion_folder(config.data_dir, data.dataset.name, config.exp or "")
     expanded_dir = Path(config.expanded_dir or folder)
     generated = generated_records(config, data, expanded_dir)
+    # The arm: what it is called, what tells it apart, what it learns from.
     exp = expanded_arm_name(config.exp or expanded_dir.name, config, recipe, learning_config)
     facts = {
         "num_real": 0 if config.only_generated else len(data.train),
@@ -218,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         learning_config=learning_config,
         mixing=config.mixing,
     )
+    # What reports say of it besides, then one run for each seed.
     information = settings_of_set(expanded_dir, arm.folder / "seed")
     if config.selection is not None:
         information["selection_file"] = os.path.relpath(config.selection, arm.folder / "seed")

@@ -56,6 +56,7 @@ class SelfTraining(SoftMatch):
     @classmethod
     def prepare(cls, images: TrainingImages, config: Any, run: Run) -> SelfTraining:
         """Run stages 1 and 2, or what is left of them; unlabelled images have no part in these."""
+        # Stages 1 and 2, as often as there are rounds: heads learn, then vote on every image.
         stage1, stage3 = _recipes(run.recipe, config)
         start = {name: value.clone() for name, value in run.classifier.state_dict().items()}
         labeled, steps = images.real, 0
@@ -67,12 +68,14 @@ class SelfTraining(SoftMatch):
             rows = _vote(trainer, images.generated, config, run, path)
             accepted, rejected = relabeled(images.generated, rows, run.class_names)
             labeled = [*images.real, *accepted]
+        # What came of the vote, for people.
         if run.accelerator.is_main_process:
             write_report(run.run_dir, images.generated, rows, run.class_names)
             objective: Any = trainer.objective
             num_heads = len(objective.module.heads)
             for line in acceptance_warnings(rows, config, num_heads, run.class_names):
                 logger.warning("%s", line)
+        # Stage 3: labelled are real and accepted images, unlabelled the rejected ones and others.
         if config.reinit:
             run.classifier.load_state_dict(start)
         unlabeled = [*(rejected if config.consistency else []), *images.unlabeled]

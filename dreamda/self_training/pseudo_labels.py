@@ -97,11 +97,13 @@ def acceptance_warnings(
     rows: Sequence[PseudoLabel], config: AmstConfig, num_heads: int, class_names: Sequence[str]
 ) -> list[str]:
     """A line where no image was accepted, or none under some classes: why, and what to change."""
+    # Who passed which of the conditions.
     accepted = [row for row in rows if row.accepted]
     enough = min(config.min_agree, num_heads)
     agreed = [row for row in rows if row.agreement >= enough]
     certain = [row for row in agreed if row.uncertainty < config.tau]
     remedy = "give --tau or --stage1_share more, or --min_agree or --min_conf less"
+    # None accepted: the condition at which the last images failed.
     if not accepted:
         reason = f"{enough} heads agree on {len(agreed)}"
         if agreed:
@@ -119,6 +121,7 @@ def acceptance_warnings(
             f"AMST accepts 0 of {len(rows)} generated images, so none is learnt from under a label:"
             f" {reason}; {remedy}"
         ]
+    # Some accepted, but none as some of the classes.
     given = {row.pseudo_label for row in accepted}
     without = [name for label, name in enumerate(class_names) if label not in given]
     if not without:

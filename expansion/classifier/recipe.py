@@ -148,6 +148,7 @@ class Recipe:
     )
 
     def __post_init__(self):
+        # The budget.
         require(
             self.budget == "epochs" or self.max_train_steps is not None,
             "--budget steps needs --max_train_steps",
@@ -156,6 +157,7 @@ class Recipe:
             self.budget == "steps" or self.max_train_steps is None,
             f"max_train_steps {self.max_train_steps} counts only with --budget steps",
         )
+        # Numbers in their range.
         for name in (
             "batch_size",
             "epochs",
@@ -180,6 +182,7 @@ class Recipe:
         for name in ("weight_decay", "rotation", "workers"):
             value = getattr(self, name)
             require(value >= 0, f"{name} {value}: give 0 or a positive number")
+        # Options that need another one.
         require(
             not self.zero_init_residual or self.arch.startswith(RESIDUAL),
             f"zero_init_residual: a {self.arch} has no residual blocks with a batch normalisation "

@@ -177,6 +177,7 @@ def settle(asked: Layers, fitting: str, between: Iterable[Source] = ()) -> Setti
     Raises:
         InputError: See `read_command_line`.
     """
+    # The study file of the scale lies beneath what was given.
     given = asked.over(*between)
     scale = given.peek("scale")
     scale = scale if scale in SCALES else fitting  # `compose` refuses what is none
@@ -186,6 +187,7 @@ def settle(asked: Layers, fitting: str, between: Iterable[Source] = ()) -> Setti
     places = {key: source.name for source in sources for key in source.values}
     for name in config.methods:
         _require_known(name, METHODS, "method", places["methods"])
+    # Options for trainings, expansions and single methods must be options of these commands.
     parts = {key: _parts(sources, key) for key in NESTED}
     for source in (*parts["train"], *parts["expand"]):
         _check_keys(source)
@@ -207,6 +209,7 @@ def settle(asked: Layers, fitting: str, between: Iterable[Source] = ()) -> Setti
             _check_keys(source)
         config_class = import_object(expand.SAMPLERS[name][0])
         compose([ExpandConfig, config_class], [*parts["expand"], *own])
+    # Every method must serve an arm.
     arms = _arms(config, places["arms"], parts["train"])
     methods = {arm.method for arm in arms} & set(config.methods)
     unused = [name for name in config.methods if name not in methods]
