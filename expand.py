@@ -20,9 +20,11 @@ from expansion.common.errors import run_command
 from expansion.data.datasets import dataset_title
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.generation.options import Instead, parse_expansion
-from expansion.generation.plan import ExpandConfig, describe, make_plan, output_folder
+from expansion.generation.plan import ExpandConfig, make_plan, output_folder
 from expansion.generation.run import run
 from expansion.generation.status import status_text
+from expansion.generation.summary import describe
+from expansion.selection.until_kept import make_until_kept
 
 # method -> its config and its sampler; the config's module imports no torch.
 SAMPLERS = {
@@ -43,11 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         title = dataset_title(config.dataset, config.data_dir)
         print(status_text(output_folder(config, title)))
         return None
-    plan = make_plan(config, method_config)
     if instead.dry_run:
-        print(describe(plan))
+        print(describe(make_plan(config, method_config)))
         return None
-    return run(plan, import_object(SAMPLERS[plan.config.method][1]))
+    sampler_class = import_object(SAMPLERS[config.method][1])
+    if config.until_kept is not None:
+        return make_until_kept(config, method_config, sampler_class)
+    return run(make_plan(config, method_config), sampler_class)
 
 
 def parse(arguments: Sequence[str]) -> tuple[ExpandConfig, SamplerConfig, Instead]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from expansion.common.config import option
 from expansion.common.errors import require
-from expansion.common.files import check_outside, to_yaml
+from expansion.common.files import check_outside
 from expansion.common.sharding import Shard, make_units, resolve_shard, take_shard
 from expansion.data.datasets import (
     DEFAULT_DATASET,
@@ -111,6 +111,19 @@ class ExpandConfig:
     images_per_tar: int = option(500, "images of each tar of --output_format webdataset")
     split: int | None = option(None, "number of this shard, from 0")
     total_split: int | None = option(None, "number of shards")
+    until_kept: int | None = option(
+        None,
+        "double the variants of each real image until --judge accepts so many images of every "
+        "class; those are listed in selected.json, for train_expand.py --selection",
+    )
+    judge: str | None = option(
+        None, "run folder of the classifier, of real images alone, that --until_kept goes by"
+    )
+    judge_at_least: float = option(
+        0.5,
+        "smallest probability, 0 to 1, that --judge gives to the own class of an accepted image",
+    )
+    most_variants: int = option(64, "most variants of each real image under --until_kept")
     device: str = option("auto", "cuda, cpu, ...; auto: a GPU if there is one")
     dtype: str = option(
         "auto",
@@ -128,6 +141,7 @@ class ExpandConfig:
             if value != "auto":
                 require(value > 0, f"{name} {value}: give a positive number")
                 require(value <= LARGEST_COUNT, f"{name} {value}: give at most {LARGEST_COUNT}")
+        self._check_until_kept()
         resolution = self.resolution
         require(
             resolution is None or 0 < resolution <= LARGEST_RESOLUTION,
@@ -141,6 +155,29 @@ class ExpandConfig:
         require(
             self.lora is not None or self.lora_scale == 1,
             f"lora_scale {self.lora_scale} scales what --lora adds; give --lora too",
+        )
+
+    def _check_until_kept(self) -> None:
+        """Raise InputError for options of `until_kept` that do not go together."""
+        require(
+            (self.until_kept is None) == (self.judge is None),
+            "give --until_kept and --judge, the run folder of a classifier, together",
+        )
+        if self.until_kept is None:
+            return
+        require(self.until_kept > 0, f"until_kept {self.until_kept}: give a positive number")
+        require(
+            0 < self.judge_at_least <= 1,
+            f"judge_at_least {self.judge_at_least}: give more than 0 and at most 1",
+        )
+        require(
+            self.num_images_per_prompt <= self.most_variants,
+            f"most_variants {self.most_variants}: give num_images_per_prompt or more",
+        )
+        require(
+            self.output_format == "images",
+            f"until_kept extends a set, and one of {self.output_format} cannot be extended; leave "
+            "out --output_format",
         )
 
 
@@ -339,29 +376,3 @@ def _prompts(
 def own_resolution(plan: Plan) -> int:
     """Side in pixels that the plan's checkpoint was trained for."""
     return model_resolution(plan.config.single_file_config or plan.model)
-
-
-def describe(plan: Plan) -> str:
-    """A text with the resolved settings and the size of the work, for `--dry_run`."""
-    resolution = plan.config.resolution or own_resolution(plan)
-    first = plan.variants[0]
-    rows = plan.method_config.unet_rows_per_image(plan.config.num_images_per_prompt)
-    settings = {**dataclasses.asdict(plan.config), **dataclasses.asdict(plan.method_config)}
-    if plan.batch_size is None:
-        share = "units are cut once the batch size is measured"
-        mine = len(plan.variants) // plan.shard.total_split
-    else:
-        mine = len(plan.shard_variants)
-        share = f"{mine} images in {len(plan.shard_units)} units of up to {plan.batch_size}"
-    gigabytes = mine * resolution**2 * 1.7e-9  # a PNG takes about 1.7 bytes per pixel
-    return (
-        f"{to_yaml(settings)}\n"
-        f"real images: {len(plan.records)} in {len(plan.dataset.class_names)} classes"
-        f" ({plan.num_skipped} unreadable ones left out)\n"
-        f"prompt of {first.source.file_name}: {first.prompt}\n"
-        f"images to generate: {len(plan.variants)}, {resolution}x{resolution} pixels\n"
-        f"{plan.shard}: {share}\n"
-        f"U-Net rows: {rows:g} per image, {rows * mine:.3g} for this shard\n"
-        f"disk space: about {gigabytes:.2g} GB for this shard\n"
-        f"output: {plan.output_dir}{f'/{plan.tars.pattern}' if plan.tars else ''}"
-    )

@@ -36,22 +36,23 @@ SUPERVISED = Learning(None, "expansion.training.objectives:Supervised")
 
 
 def find_original(checkpoint_dir: str, dataset: str) -> Path | None:
-    """The finished run on the real images alone with the best last accuracy; None: there is none.
+    """The first finished run, by name, on the real images alone; None: there is none.
+
+    It is not chosen by its accuracy, as that would let the test images decide.
 
     Args:
+        checkpoint_dir: Where runs lie.
         dataset: What folders of results call it.
     """
-    found = []
-    for path in Path(checkpoint_dir, dataset).glob(f"*/seed*/{RESULTS}"):
+    for path in sorted(Path(checkpoint_dir, dataset).glob(f"*/seed*/{RESULTS}")):
         try:
-            values = load_yaml(path).values
+            arm = load_yaml(path).values.get("arm")
             find_runs(path.parent)  # has all that is needed
         except InputError:
             continue
-        accuracy = values.get("last_accuracy")
-        if values.get("arm") == ORIGINAL and type(accuracy) in (int, float):
-            found.append((-accuracy, path.parent))
-    return min(found)[1] if found else None
+        if arm == ORIGINAL:
+            return path.parent
+    return None
 
 
 @dataclass(frozen=True)

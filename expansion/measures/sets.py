@@ -45,7 +45,7 @@ class MeasureConfig:
     features: tuple[str, ...] = option(
         ("run",),
         "network that gives the features: run, the classifier of a finished run on real images "
-        "(run:DIR; default: the best one of the dataset in --checkpoint_dir); inception:FILE, the "
+        "(run:DIR; default: the first one of the dataset in --checkpoint_dir); inception:FILE, the "
         "weights of FID; clip or dinov2, each perhaps with :ID, a hub id or local folder",
     )
     checkpoint_dir: str = option("checkpoint", "where finished runs are looked for")

@@ -19,7 +19,8 @@ from expansion.common.errors import InputError
 from expansion.diffusion.model_files import check_model_folder, model_fingerprint
 from expansion.diffusion.stable_diffusion import load_pipeline, load_tiny_decoder
 from expansion.diffusion.weight_files import weight_files, weight_variant
-from expansion.generation.plan import describe, make_plan
+from expansion.generation.plan import make_plan
+from expansion.generation.summary import describe
 from tests.conftest import TINY_MODEL
 from tests.helpers.checkpoint_stand_ins import (
     as_variant,

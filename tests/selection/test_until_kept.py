@@ -1,0 +1,119 @@
+"""`expand.py --until_kept`: rounds of variants until a judge accepts enough of every class."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import expand
+import train_expand
+import train_original
+from expansion.common.config import load_yaml
+from expansion.common.errors import InputError
+
+CLASSIFIER = "-a resnet10_tiny --image_size 32 --resize_size 36 --workers 0 --seeds 1"
+
+
+@pytest.fixture(scope="module")
+def judge(digits_dir, tmp_path_factory) -> Path:
+    """The run folder of a classifier of all digits."""
+    runs = tmp_path_factory.mktemp("runs")
+    line = f"-d digits --data_dir {digits_dir} --checkpoint_dir {runs} {CLASSIFIER}"
+    train_original.main(f"{line} --budget steps --max_train_steps 60".split())
+    return next(runs.rglob("seed1"))
+
+
+def grow(digits_dir, output: Path, judge: object, *more: object) -> int | None:
+    line = f"-d digits --data_dir {digits_dir} --method img2img --shots 1 --output_dir {output}"
+    line += f" --num_inference_steps 5 --strength 0.6 --num_images_per_prompt 1 --judge {judge}"
+    return expand.main([*line.split(), "--device", "cpu", "--batch_size", "4", *map(str, more)])
+
+
+def content(output: Path) -> dict[str, bytes]:
+    names = [path.relative_to(output).as_posix() for path in output.glob("*/*.png")]
+    return {name: (output / name).read_bytes() for name in (*names, "selected.json")}
+
+
+@pytest.fixture(scope="module")
+def whole(digits_dir, judge, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("whole") / "set"
+    assert not grow(digits_dir, output, judge, "--until_kept", 3, "--most_variants", 16)
+    return output
+
+
+def test_every_class_has_as_many_as_asked_for_and_the_set_is_whole(whole):
+    selection = json.loads((whole / "selected.json").read_text())
+    assert all(each["kept"] == 3 for each in selection["classes"].values())
+    asked = json.loads((whole / "plan.json").read_text())["num_images_per_prompt"]
+    assert asked in (4, 8, 16)  # 3 of one real image need two doublings or more
+    assert len(selection["kept"]) == 30
+    assert len(selection["kept"]) + len(selection["dropped"]) == 10 * asked
+    assert len(list(whole.glob("*/*.png"))) == 10 * asked
+
+
+def test_shards_that_take_turns_and_a_stop_come_to_the_same(
+    digits_dir, judge, whole, tmp_path, monkeypatch
+):
+    options = ("--until_kept", 3, "--most_variants", 16, "--total_split", 2, "--split")
+    # A process dies in its first round.
+    with monkeypatch.context() as patch:
+        patch.setattr("expansion.store.writer.ExpansionWriter.note_unit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            grow(digits_dir, tmp_path, judge, *options, 0)
+    # Then both take turns: one that finds the other's part missing says so.
+    statuses = [grow(digits_dir, tmp_path, judge, *options, turn % 2) for turn in range(20)]
+    assert statuses[0] == 1 and statuses[-2:] == [0, 0]
+    chosen, other = (json.loads((f / "selected.json").read_text()) for f in (tmp_path, whole))
+    assert chosen["kept"].keys() == other["kept"].keys()
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_same_command_once_more_makes_nothing_new(digits_dir, judge, whole):
+    before = content(whole)
+    assert not grow(digits_dir, whole, judge, "--until_kept", 3, "--most_variants", 16)
+    assert content(whole) == before
+
+
+def test_a_classifier_learns_from_the_selection(digits_dir, whole, tmp_path):
+    line = f"-d digits --data_dir {digits_dir} --shots 1 --expanded_dir {whole} {CLASSIFIER}"
+    line += f" --selection {whole / 'selected.json'} --checkpoint_dir {tmp_path}"
+    train_expand.main(f"{line} --budget steps --max_train_steps 2".split())
+    (path,) = tmp_path.rglob("results.yaml")
+    assert load_yaml(path).values["num_generated"] == 30
+
+
+def test_too_few_in_the_end_are_named_and_no_selection_is_left(digits_dir, judge, tmp_path):
+    more = ("--until_kept", 3, "--most_variants", 2)
+    with pytest.raises(InputError, match=r"2 variants .* do not bring 3 accepted ones of 0 \(\d\)"):
+        grow(digits_dir, tmp_path / "set", judge, *more)
+    assert not (tmp_path / "set" / "selected.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--until_kept 0", "until_kept 0: give a positive number"),
+        ("--until_kept 2 --judge_at_least 1.5", "judge_at_least 1.5: give more than 0"),
+        ("--until_kept 2 --most_variants 0", "most_variants 0: give num_images_per_prompt or more"),
+        (
+            "--until_kept 2 --output_format webdataset",
+            "one of webdataset cannot be extended",
+        ),
+        ("", "give --until_kept and --judge"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(digits_dir, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        grow(digits_dir, tmp_path / "set", "nowhere", *options.split())
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_judge_that_is_no_finished_run_is_refused_before_anything_is_made(digits_dir, tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        grow(digits_dir, tmp_path / "set", tmp_path / "nowhere", "--until_kept", 2)
+    assert not (tmp_path / "set").exists()
