@@ -15,6 +15,8 @@ from dreamda.self_training.objective import SelfTraining
 from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 CLASSES = ("ant", "bee")
 NUM_UNLABELED = 30
 

@@ -12,6 +12,8 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from expansion.common.errors import InputError
 from expansion.measures.features.networks import embed_images, load_network
 
+pytestmark = pytest.mark.slow  # whole networks are built
+
 
 @pytest.fixture(scope="module")
 def dino_dir(tmp_path_factory) -> Path:

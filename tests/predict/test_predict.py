@@ -24,6 +24,8 @@ from expansion.predict import __main__ as predict
 from expansion.predict.finished_runs import find_runs
 from expansion.training.trainer import eval_loader
 
+pytestmark = pytest.mark.slow  # a classifier is trained and used
+
 QUICK = "--budget steps --max_train_steps 3 --batch_size 8 -j 0"
 
 
@@ -70,7 +72,6 @@ def table_of(rows: list[dict[str, str]], names: list[str]) -> torch.Tensor:
     return torch.tensor([[float(row[name]) for name in names] for row in rows])
 
 
-@pytest.mark.slow
 def test_the_test_images_get_the_probabilities_of_the_training_evaluation(
     arm, digits_dir, tmp_path
 ):
@@ -143,7 +144,6 @@ def no_weights(monkeypatch) -> None:
     monkeypatch.setattr(torch, "load", refuse)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "message"),
     [
@@ -242,7 +242,6 @@ def test_a_seed_that_is_not_finished_is_left_out_and_named(arm, photos, tmp_path
     assert (tmp_path / "p.csv").read_text() == (tmp_path / "alone.csv").read_text()
 
 
-@pytest.mark.slow
 def test_the_reading_of_the_datasets_images_is_kept_and_used(tmp_path, monkeypatch, caplog):
     """Transparent images on black with a white line below that is cut off."""
     monkeypatch.chdir(tmp_path)
@@ -284,7 +283,6 @@ def test_a_run_of_an_older_version_is_used_with_a_warning(arm, photos, tmp_path,
     assert "of an older version and does not say how images are read" in caplog.text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["amst", "softmatch", "clip"])
 def test_runs_of_other_objectives_and_backbones_are_used_as_well(
     kind, digits_dir, photos, tmp_path, whole_set, monkeypatch

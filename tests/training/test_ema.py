@@ -19,6 +19,8 @@ from expansion.data.datasets import load_dataset
 from expansion.training.softmatch_config import SoftMatchConfig
 from expansion.training.trainer import Trainer, eval_loader, evaluate
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 STEPS, DECAY = 6, 0.7
 
 

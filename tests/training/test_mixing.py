@@ -24,6 +24,8 @@ from expansion.training.mixing import Mixing
 from expansion.training.objectives import Supervised
 from expansion.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoint.pth.tar", weights_only=True)["state_dict"]

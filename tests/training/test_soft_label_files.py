@@ -21,6 +21,8 @@ from expansion.training.objectives import Supervised
 from tests.training.conftest import CLASSES
 from tests.training.test_mixing import weights
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 FIRST = "ant/0_expand_0.png"
 
 
