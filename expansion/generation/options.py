@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from expansion.common.config import CONFIG_DIR, Source, import_object, load_yaml, option
-from expansion.common.errors import unknown_name
+from expansion.common.errors import require, unknown_name
 from expansion.common.option_parser import OptionParser
 from expansion.data.datasets import dataset_of
 from expansion.diffusion.sampler_config import SamplerConfig
@@ -42,6 +42,11 @@ def parse_expansion(
         description=doc,
         epilog=f"methods: {', '.join(methods)}",
         common=COMMON,
+    )
+    require(
+        "--join" not in arguments,
+        "--join is gone: leave it out, or divide the work by --total_split and --split; a set "
+        "that was begun goes on with any number of shards",
     )
     method = parser.first_look(arguments, "method").peek("method", default)
     if method not in list(methods):  # YAML may give a list, which a mapping cannot look up

@@ -126,6 +126,11 @@ def parts_of(records: Sequence[ImageRecord], count: int) -> dict[str, int]:
         f"--cross_fit {count}: class {lone[0] if lone else ''} has one training image alone; leave "
         "the option out",
     )
+    require(
+        count <= max(sizes.values()),
+        f"--cross_fit {count}: no class has so many training images; give at most "
+        f"{max(sizes.values())}",
+    )
     seen: Counter[str] = Counter()
     found = {}
     for record in sorted(records, key=lambda r: stable_seed("cross-fit", r.file_name)):

@@ -18,6 +18,7 @@ import numpy as np
 from expansion.common.errors import one_line, shown
 from expansion.common.files import write_atomic
 from expansion.common.tables import aligned
+from expansion.images.content import content_summary
 from expansion.images.records import ImageRecord
 from expansion.measures.evaluation import Evaluation
 from expansion.measures.sets import Measured
@@ -113,6 +114,7 @@ def write_evaluation(
         "format": FORMAT,
         "dataset": measured.dataset.name,
         "set": evaluation.image_set.name,
+        "generated": content_summary(evaluation.image_set.images),
         "settings": dict(settings),
         "figures": evaluation.figures(),
         "zero_lines": {name: dict(figures) for name, figures in zero_lines.items()},

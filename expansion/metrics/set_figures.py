@@ -17,7 +17,10 @@ SHOWN = ("kid", "coverage", "recognised")  # columns of the page, if they are kn
 
 
 def figures_of_set(run_dir: str | Path, facts: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a run's expanded set by name; none if nobody measured it.
+    """The figures of the generated images that a run learnt from, by name.
+
+    There are none if nobody measured them, or if what was measured are other images: before the
+    set grew, or the whole set where the run learnt from some of its images.
 
     Args:
         run_dir: Folder of the run.
@@ -28,7 +31,7 @@ def figures_of_set(run_dir: str | Path, facts: Mapping[str, Any]) -> dict[str, f
         return {}
     try:
         content = json.loads(Path(run_dir, folder, FIGURES_FILE).read_text(encoding="utf-8"))
-        figures = content["figures"].items()
+        figures = content["figures"].items() if content["generated"] == facts["generated"] else ()
     except (OSError, *JSON_ERRORS, KeyError, TypeError, AttributeError):
         return {}
     return {

@@ -18,7 +18,7 @@ from expansion.common.errors import require
 from expansion.common.files import check_writable, write_atomic
 from expansion.metrics.classification import METRICS
 from expansion.metrics.runs import full_names, read_report
-from expansion.metrics.set_figures import GROUP, SHOWN
+from expansion.metrics.set_figures import FIGURES_FILE, GROUP, SHOWN
 from expansion.metrics.tables import notes, table_columns
 from expansion.report.charts import (
     SERIES,
@@ -107,7 +107,8 @@ def write_page(
     report = read_report(root, metric)
     known = {key for row in report.rows for run in row.runs for key in run.facts}
     measured = [f"{GROUP}.{name}" for name in SHOWN if f"{GROUP}.{name}" in known]
-    settings = [*settings, *(name for name in measured if name not in settings)]
+    given = {name.rpartition(".")[2] for name in settings}
+    settings = [*settings, *(n for n in measured if n.rpartition(".")[2] not in given)]
     html, findings = page_text(root, report, metric, settings)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(Path(path), html)
@@ -322,10 +323,10 @@ def _pictures(findings: Sequence[Findings], sets: Sequence[ExpandedSet]) -> list
         )
         if not group:
             part.notes.append("Generated images are not shown: no expanded set is found.")
-        elif not part.recognised:
+        elif not part.recognised and not any((s.folder / FIGURES_FILE).is_file() for s in group):
             part.notes.append(
                 "How many generated images are recognised as their class is not known: "
-                "python -m expansion.report.recognised RUN SET finds out."
+                "python -m expansion.evaluate finds out."
             )
         parts.append(part)
     return parts

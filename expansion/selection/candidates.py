@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from expansion.common.errors import JSON_ERRORS, InputError, require, shown
+from expansion.common.errors import JSON_ERRORS, InputError, brief, require, shown
 from expansion.common.texts import read_json
 from expansion.measures.output import FORMAT, IMAGES_FILE
 from expansion.measures.sets import ImageSet
 from expansion.metrics.set_figures import FIGURES_FILE
 from expansion.selection.rules import Candidate
 from expansion.store.manifest import read_manifest
+
+# Of a line of the evaluation, what is no figure, beside the names of nearest images.
+TEXTS = ("file_name", "sha256", "class", "source")
 
 
 def read_candidates(image_set: ImageSet, command: str) -> tuple[list[Candidate], dict[str, Any]]:
@@ -87,11 +90,21 @@ def _read_rows(path: Path, remedy: str) -> dict[str, dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line, parse_constant=_refuse)
+                _check_figures(row)
                 rows[row["file_name"]] = row
             except (*JSON_ERRORS, KeyError, TypeError) as error:
                 message = f"{path}, line {number}: no measurement of an image ({error}); {remedy}"
                 raise InputError(message) from error
     return rows
+
+
+def _check_figures(row: Mapping[str, Any]) -> None:
+    """Raise ValueError for a figure that is no finite number; null stands for one not known."""
+    for name, value in row.items():
+        if name in TEXTS or name.endswith(("_nearest", "recognised_as")) or value is None:
+            continue
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"{name} is {brief(value)}")
 
 
 def _refuse(constant: str) -> None:

@@ -268,3 +268,8 @@ def test_a_file_that_a_command_reads_by_itself_restates_no_default(name):
         if hasattr(config, key) and getattr(config, key) == getattr(type(config), key)
     ]
     assert not restated and source.values
+
+
+def test_an_option_that_is_gone_says_what_replaces_it():
+    with pytest.raises(InputError, match="--join is gone: leave it out, or divide the work by"):
+        expand.parse(["--method", "img2img", "--join"])

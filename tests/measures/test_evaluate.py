@@ -281,6 +281,8 @@ def test_parts_of_real_images_are_of_equal_size_in_every_class(digits):
     assert set(counts.values()) == {5} and len(counts) == 40
     with pytest.raises(InputError, match="one training image alone"):
         parts_of(digits.records("train")[:1], 2)
+    with pytest.raises(InputError, match="--cross_fit 50: no class has so many training images"):
+        parts_of(digits.records("train"), 50)
 
 
 def test_halves_have_all_images_once_and_half_of_each_class(digits):

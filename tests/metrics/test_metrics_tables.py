@@ -144,10 +144,12 @@ def test_different_datasets_have_different_test_sets(write_arm, table):
 def test_figures_of_a_measured_set_get_columns_and_others_a_blank(tmp_path, write_arm, table):
     write_arm("Original", [70.0, 74.0])
     for arm in ("gen_10x", "other_10x", "odd_10x"):
-        write_arm(arm, [80.0, 90.0], expanded_set={"folder": f"../../../sets/{arm}"})
+        folder = f"../../../sets/{arm}"
+        write_arm(arm, [80.0, 90.0], expanded_set={"folder": folder}, generated="200 images, ab")
         (tmp_path / "sets" / arm).mkdir(parents=True)
     figures = {"kid": 0.0123456, "coverage": 0.5, "recognised": None, "copies": 3}
-    measured = json.dumps({"figures": figures})
+    measured = json.dumps({"figures": figures, "generated": "200 images, ab"})
+    (tmp_path / "sets" / "other_10x" / "evaluation.json").write_text(measured.replace("ab", "cd"))
     (tmp_path / "sets" / "gen_10x" / "evaluation.json").write_text(measured)
     (tmp_path / "sets" / "odd_10x" / "evaluation.json").write_text('{"figures": [')
     rows = csv.DictReader(table("--format", "csv", "--columns", "kid", "coverage"))

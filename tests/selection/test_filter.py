@@ -273,6 +273,11 @@ def test_a_set_that_was_not_measured_or_changed_since_is_refused_with_the_comman
     assert "1 images were not measured" in refusal(command.main, options)
     (made / "evaluation.jsonl").write_text('{"file_name": "a", "own_probability": NaN}\n')
     assert "line 1: no measurement of an image (a figure is NaN)" in refusal(command.main, options)
+    for odd in ('"0.9"', "true", "1e999"):
+        row = f'{{"file_name": "a", "own_probability": {odd}}}'
+        (made / "evaluation.jsonl").write_text(f"{row}\n")
+        said = refusal(command.main, options)
+        assert "line 1: no measurement of an image (own_probability is " in said
     (made / "evaluation.jsonl").unlink()
     message = refusal(command.main, options)
     zoo, data = made.parents[2] / "zoo", made.parents[1]
