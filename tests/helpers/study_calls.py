@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def wait_for(path: Path, seconds: float = 30) -> None:
+def wait_for(path: Path, seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < until, path
