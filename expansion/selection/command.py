@@ -28,7 +28,7 @@ from expansion.measures.sets import MeasureConfig, Measured, read_images
 from expansion.selection.candidates import read_candidates
 from expansion.selection.config import FilterConfig
 from expansion.selection.rules import Candidate, Dropped, draw_as_many, select
-from expansion.store.selection import Selection
+from expansion.store.selection import Selection, numbers_by_class
 
 DEFAULT_NAME = "selected.json"
 
@@ -115,18 +115,14 @@ def _selection(
     settings: dict[str, Any],
     dropped: Dropped,
 ) -> Selection:
-    classes = {}
-    for name in measured.dataset.class_names:
-        reasons = Counter(dropped.get(c.file_name) for c in candidates if c.class_name == name)
-        kept = reasons.pop(None, 0)
-        there = kept + reasons.total()
-        classes[name] = {"there": there, "kept": kept, "dropped": dict(reasons)}
     return Selection(
         dataset=measured.dataset.name,
         set_name=measured.sets[0].folder.resolve().name,
         rule=rule,
         settings=settings,
-        classes=classes,
+        classes=numbers_by_class(
+            measured.dataset.class_names, {c.file_name: c.class_name for c in candidates}, dropped
+        ),
         kept={c.file_name: c.sha256 for c in candidates if c.file_name not in dropped},
         dropped=dict(sorted(dropped.items())),
     )

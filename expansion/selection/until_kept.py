@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections import Counter
 from typing import TYPE_CHECKING
 
+from expansion.common.config import load_yaml
 from expansion.common.devices import device_and_dtype
 from expansion.common.errors import InputError, require, shown
 from expansion.common.sharding import make_units
@@ -21,14 +21,15 @@ from expansion.generation.plan import ExpandConfig, Plan, exp_name, make_plan
 from expansion.generation.run import run
 from expansion.images.records import ImageRecord
 from expansion.images.variants import Variant
-from expansion.predict.finished_runs import FinishedRuns, find_runs
+from expansion.predict.finished_runs import RESULTS, find_runs
 from expansion.store.expanded_set import StoredSet
 from expansion.store.places import generated_record
-from expansion.store.selection import Selection
+from expansion.store.selection import Selection, numbers_by_class
 
 if TYPE_CHECKING:
     from expansion.diffusion.sampler import Sampler
     from expansion.diffusion.sampler_config import SamplerConfig
+    from expansion.predict.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +55,13 @@ def make_until_kept(
     Raises:
         InputError: The judge does not fit, or the most variants do not bring enough.
     """
-    # The judge, before anything is made.
-    judge = find_runs(config.judge)
     config = dataclasses.replace(config, exp=exp_name(config))
+    judge = None
     while True:
-        # One round: a whole set of so many variants of each real image.
+        # One round: a whole set of so many variants of each real image. Whether the judge fits is
+        # known before the first.
         plan = make_plan(config, method_config)
+        judge = judge or _load_judge(plan)
         status = run(plan, sampler_class)
         if status:
             return status
@@ -107,22 +109,36 @@ def _records(plan: Plan, stored: StoredSet) -> dict[Variant, ImageRecord]:
     return records
 
 
-def _accepted(
-    records: dict[Variant, ImageRecord], judge: FinishedRuns, plan: Plan
-) -> dict[Variant, bool]:
-    """Whether the judge gives an image's own class the probability that is asked for."""
+def _load_judge(plan: Plan) -> Predictor:
+    """The judge; raises InputError if it learnt from generated images or lacks classes."""
     from expansion.predict.predictor import Predictor
 
+    runs = find_runs(plan.config.judge)
+    for folder in runs.folders:
+        num_generated = load_yaml(folder / RESULTS).values.get("num_generated")
+        require(
+            not num_generated,
+            f"{folder} learnt from {num_generated} generated images, so it cannot judge such; give "
+            "a run of train_original.py",
+        )
     device, _ = device_and_dtype(plan.config.device, "float32")
-    predictor = Predictor.load(judge, device)
-    names = list(predictor.class_names)
+    judge = Predictor.load(runs, device)
+    unknown = sorted(set(plan.dataset.class_names) - set(judge.class_names))
     require(
-        set(names) >= set(plan.dataset.class_names),
-        f"{plan.config.judge} knows other classes than the dataset: {shown(names)}",
+        not unknown,
+        f"the classifier of {plan.config.judge} does not know {shown(unknown)}; give one that was "
+        "trained on this dataset",
     )
-    accepted = {}
+    return judge
+
+
+def _accepted(
+    records: dict[Variant, ImageRecord], judge: Predictor, plan: Plan
+) -> dict[Variant, bool]:
+    """Whether the judge gives an image's own class the probability that is asked for."""
+    names, accepted = list(judge.class_names), {}
     for unit in make_units(list(records), BATCH):
-        probabilities = predictor.probabilities([records[variant].load() for variant in unit])
+        probabilities = judge.probabilities([records[variant].load() for variant in unit])
         for variant, row in zip(unit, probabilities.tolist(), strict=True):
             own = row[names.index(variant.source.class_name)]
             accepted[variant] = own >= plan.config.judge_at_least
@@ -143,17 +159,13 @@ def _select(
     """As many of each class, the lowest variant numbers first so that all real images have some."""
     kept: dict[str, str] = {}
     dropped: dict[str, str] = {}
-    classes = {}
     for name in plan.dataset.class_names:
         mine = [variant for variant in accepted if variant.source.class_name == name]
         mine.sort(key=lambda variant: (variant.number, variant.file_name))
         chosen = [variant for variant in mine if accepted[variant]][: plan.config.until_kept]
         kept |= {v.file_name: _sha256(records[v]) for v in chosen}
         others = [variant for variant in mine if variant.file_name not in kept]
-        reasons = {v.file_name: ENOUGH if accepted[v] else BELOW for v in others}
-        dropped |= reasons
-        counts = dict(sorted(Counter(reasons.values()).items()))
-        classes[name] = {"there": len(mine), "kept": len(chosen), "dropped": counts}
+        dropped |= {v.file_name: ENOUGH if accepted[v] else BELOW for v in others}
     names = ("until_kept", "judge", "judge_at_least", "most_variants")
     config = plan.config
     rule = f"own_probability at least {config.judge_at_least:g}, {config.until_kept} of each class"
@@ -162,7 +174,11 @@ def _select(
         set_name=plan.output_dir.resolve().name,
         rule=rule,
         settings={name: getattr(config, name) for name in names},
-        classes=classes,
+        classes=numbers_by_class(
+            plan.dataset.class_names,
+            {variant.file_name: variant.source.class_name for variant in accepted},
+            dropped,
+        ),
         kept=kept,
         dropped=dict(sorted(dropped.items())),
     )

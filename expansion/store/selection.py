@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,27 @@ class Selection:
             )
         require(bool(chosen), f"the selection keeps no variant of the {len(sources)} real images")
         return chosen
+
+
+def numbers_by_class(
+    class_names: Sequence[str], class_of: Mapping[str, str], dropped: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """`Selection.classes`.
+
+    Args:
+        class_names: All classes of the dataset, in order.
+        class_of: Class of every image of the set, by file name.
+        dropped: file_name -> reason.
+    """
+    numbers = {}
+    for name in class_names:
+        reasons = Counter(
+            dropped.get(f) for f, class_name in class_of.items() if class_name == name
+        )
+        kept = reasons.pop(None, 0)
+        there = kept + reasons.total()
+        numbers[name] = {"there": there, "kept": kept, "dropped": dict(reasons)}
+    return numbers
 
 
 def select_images(

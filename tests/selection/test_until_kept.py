@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import expand
 import train_expand
@@ -116,4 +118,24 @@ def test_options_that_do_not_fit_are_refused(digits_dir, tmp_path, options, mess
 def test_a_judge_that_is_no_finished_run_is_refused_before_anything_is_made(digits_dir, tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         grow(digits_dir, tmp_path / "set", tmp_path / "nowhere", "--until_kept", 2)
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("fault", ["generated images", "does not know"])
+def test_a_judge_that_does_not_fit_is_refused_before_anything_is_made(
+    digits_dir, judge, tmp_path, fault
+):
+    other = tmp_path / "seed1"
+    shutil.copytree(judge, other)
+    if fault == "generated images":
+        results = (
+            (other / "results.yaml").read_text().replace("num_generated: 0", "num_generated: 9")
+        )
+        (other / "results.yaml").write_text(results)
+    else:
+        path = other / "checkpoint.pth.tar"
+        state = torch.load(path, weights_only=True)
+        torch.save({**state, "class_names": [f"kind {i}" for i in range(10)]}, path)
+    with pytest.raises(InputError, match=fault):
+        grow(digits_dir, tmp_path / "set", other, "--until_kept", 2)
     assert not (tmp_path / "set").exists()
