@@ -32,6 +32,11 @@ SAMPLERS = {
         "expansion.diffusion.sampler_config:SamplerConfig",
         "expansion.diffusion.img2img:Img2ImgSampler",
     ),
+    "text2img": (  # the row "SD" of DreamDA's tables
+        "baselines.text2img_config:Text2ImgConfig",
+        "baselines.text2img:Text2ImgSampler",
+    ),
+    "bot": ("baselines.bot_config:BoTConfig", "baselines.bot:BoTSampler"),
     "distdiff": ("distdiff.config:DistDiffConfig", "distdiff.sampler:DistDiffSampler"),
     "dreamda": ("dreamda.config:DreamDAConfig", "dreamda.sampler:DreamDASampler"),
 }

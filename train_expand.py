@@ -44,12 +44,13 @@ OBJECTIVES = {
         "dreamda.self_training.config:AmstConfig", "dreamda.self_training.objective:SelfTraining"
     ),
     "soft": Learning(
-        "baselines.soft_labels_config:SoftLabelsConfig",
-        "baselines.soft_labels:SoftLabels",
+        "baselines.labels.soft_labels_config:SoftLabelsConfig",
+        "baselines.labels.soft_labels:SoftLabels",
         mixes_labels=True,
     ),
     "clip": Learning(
-        "baselines.clip_labels_config:ClipLabelsConfig", "baselines.clip_labels:ClipLabels"
+        "baselines.labels.clip_labels_config:ClipLabelsConfig",
+        "baselines.labels.clip_labels:ClipLabels",
     ),
 }
 SEMI_SUPERVISED = Learning(

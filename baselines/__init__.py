@@ -1,1 +1,1 @@
-"""Methods that the two papers compare with."""
+"""Methods that the two papers compare with: they make images, or label them (`labels`)."""

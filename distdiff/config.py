@@ -141,5 +141,6 @@ class DistDiffConfig(SamplerConfig):
         rows = super().unet_rows_per_image(num_variants)
         if self.targets and self.guidance_type == "transform_guidance":
             look_aheads = 2 if self.log_energy else 1
-            rows += look_aheads * self.guidance_period * self.rows_per_prediction
+            first = self.guidance_step - 1
+            rows += look_aheads * self.rows_of_steps(first, self.guidance_period)
         return rows

@@ -16,7 +16,7 @@ from distdiff.config import DistDiffConfig
 from distdiff.prototypes import Prototypes
 from expansion.classifier.backbones import Classifier
 from expansion.classifier.transforms import normalize
-from expansion.diffusion.stable_diffusion import decoded_at_once
+from expansion.diffusion.encoding import decoded_at_once
 
 
 class PrototypeEnergy:

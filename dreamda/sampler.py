@@ -74,13 +74,14 @@ class DreamDASampler(Img2ImgSampler):
         The released code uses the perturbed prediction in both terms; Eq. 6 has the perturbed
         x0hat but the clean noise.
         """
-        rows = torch.cat([latents, latents]) if self.denoiser.uses_guidance else latents
+        rows, prompt_embeds = self.denoiser.rows(latents, timestep, prompt_embeds)
         prediction = self.denoiser.unet_rows(rows, timestep, prompt_embeds)
         if self.config.perturb == "released":
             return self.process.mean(
-                index, *self.process.split(index, latents, self.denoiser.guide(prediction))
+                index,
+                *self.process.split(index, latents, self.denoiser.guide(prediction, timestep)),
             )
-        clean, perturbed = map(self.denoiser.guide, prediction.chunk(2))
+        clean, perturbed = (self.denoiser.guide(p, timestep) for p in prediction.chunk(2))
         pred_original_sample, _ = self.process.split(index, latents, perturbed)
         _, noise_pred = self.process.split(index, latents, clean)
         return self.process.mean(index, pred_original_sample, noise_pred)

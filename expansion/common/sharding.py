@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from expansion.common.errors import InputError, require
@@ -11,13 +12,37 @@ from expansion.common.errors import InputError, require
 Item = TypeVar("Item")
 
 
-def make_units(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
-    """Cut `items` into consecutive groups of `batch_size`; the last may be smaller.
+def make_units(
+    items: Sequence[Item], batch_size: int, group_of: Callable[[Item], Hashable] | None = None
+) -> list[list[Item]]:
+    """Join consecutive items to units of `batch_size`, or fewer where a group would be cut.
 
-    The groups do not depend on who computes them, so neither do the floating-point results.
+    The units do not depend on who computes them, so neither do the floating-point results.
+
+    Args:
+        items: In order, those of a group side by side.
+        batch_size: Largest number of items of a unit.
+        group_of: What the items of a group, which are computed together, have in common; default:
+            each stands alone.
+
+    Raises:
+        InputError: A group is larger than a unit may be.
     """
     require(batch_size > 0, f"--batch_size {batch_size}: give a positive number")
-    return [list(items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
+    groups = [[item] for item in items]
+    if group_of is not None:
+        groups = [list(members) for _, members in itertools.groupby(items, group_of)]
+    units: list[list[Item]] = []
+    for group in groups:
+        require(
+            len(group) <= batch_size,
+            f"--batch_size {batch_size}: {len(group)} variants of a real image are computed "
+            f"together; give {len(group)} or more",
+        )
+        if not units or len(units[-1]) + len(group) > batch_size:
+            units.append([])
+        units[-1] += group
+    return units
 
 
 def take_shard(units: Sequence[Item], split: int, total_split: int) -> list[Item]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expansion.common.config import config_hash
+from expansion.common.config import CONFIG_DIR, config_hash, load_yaml
 from expansion.common.errors import JSON_ERRORS, InputError, is_text, require
 from expansion.common.seeding import stable_seed
 from expansion.common.texts import NameIndex, parse_json, stripped
@@ -104,6 +104,17 @@ def template_prompts(template: str, prompt_names: Sequence[str]) -> Prompts:
         InputError: The template does not hold {} exactly once.
     """
     return Prompts(by_label=[(class_prompt(template, name),) for name in prompt_names])
+
+
+def preset_prompts(name: str, prompt_name: str) -> list[str]:
+    """The prompts of a class that a file of `configs/prompts` gives, in its order.
+
+    Args:
+        name: Of the file, which lists `patterns` with {class} in them.
+        prompt_name: Takes the place of {class}.
+    """
+    patterns = load_yaml(CONFIG_DIR / "prompts" / f"{name}.yaml").values["patterns"]
+    return [pattern.replace("{class}", prompt_name) for pattern in patterns]
 
 
 def read_prompts(path: str | Path, scope: PromptScope, per: str, seed: int) -> Prompts:

@@ -66,20 +66,17 @@ class Denoiser:
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: SamplerConfig):
         self.unet = pipeline.unet
-        self.guidance_scale = config.guidance_scale
         self.scheduler = ddim_scheduler(pipeline)
         self.config = config
         check_steps(self.scheduler.config, config, "this checkpoint")
         self.all_timesteps: list[int] = self._new_solver().timesteps.tolist()
         self.timesteps = self.all_timesteps[-config.executed_steps :]
+        # The places of `is_guided` count from the cleanest step.
+        places = enumerate(reversed(self.all_timesteps))
+        self._guided = {timestep for place, timestep in places if config.is_guided(place)}
         placed = torch.tensor(self.all_timesteps, device=pipeline.device)
         # Copied to the device once: a copy in every step would wait for all work in the queue.
         self._on_device = dict(zip(self.all_timesteps, placed, strict=True))
-
-    @property
-    def uses_guidance(self) -> bool:
-        """Whether the U-Net predicts twice, without and with the prompt."""
-        return self.guidance_scale > 1
 
     def add_noise(self, latents: Tensor, noise: Tensor) -> Tensor:
         """Bring latents to the first executed step: sqrt(a_t) z_0 + sqrt(1 - a_t) noise.
@@ -90,7 +87,13 @@ class Denoiser:
         """
         return self.scheduler.add_noise(latents, noise, torch.tensor(self.timesteps[:1]))
 
-    def predict(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> Tensor:
+    def predict(
+        self,
+        latents: Tensor,
+        timestep: int,
+        prompt_embeds: Tensor,
+        guidance_scale: Tensor | None = None,
+    ) -> Tensor:
         """The guided prediction e_u + g (e_c - e_u), (B, 4, h, w), float32.
 
         Args:
@@ -98,9 +101,25 @@ class Denoiser:
             timestep: Training timestep, one of `all_timesteps`.
             prompt_embeds: (2B, L, D), rows of the negative prompt first; (B, L, D) without
                 guidance.
+            guidance_scale: g of each sample, (B,); default: the config's.
         """
-        rows = torch.cat([latents, latents]) if self.uses_guidance else latents
-        return self.guide(self.unet_rows(rows, timestep, prompt_embeds))
+        rows, prompt_embeds = self.rows(latents, timestep, prompt_embeds)
+        return self.guide(self.unet_rows(rows, timestep, prompt_embeds), timestep, guidance_scale)
+
+    def rows(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """What `unet_rows` takes at a step: all rows twice if guided, else the prompt's alone.
+
+        Args:
+            latents: (B, 4, h, w).
+            timestep: One of `all_timesteps`.
+            prompt_embeds: As in `predict`.
+
+        Returns:
+            Latents (2B or B, 4, h, w), and as many embeddings.
+        """
+        if timestep in self._guided:
+            return torch.cat([latents, latents]), prompt_embeds
+        return latents, prompt_embeds[-len(latents) :]
 
     def unet_rows(self, rows: Tensor, timestep: int | Tensor, prompt_embeds: Tensor) -> Tensor:
         """The U-Net's prediction for every row, before guidance, (R, 4, h, w), float32.
@@ -118,12 +137,28 @@ class Denoiser:
             )
         return output.sample.float()
 
-    def guide(self, prediction: Tensor) -> Tensor:
-        """Combine the rows that `unet_rows` predicts, (2B or B, 4, h, w), to (B, 4, h, w)."""
-        return guide(prediction, self.guidance_scale) if self.uses_guidance else prediction
+    def guide(
+        self, prediction: Tensor, timestep: int, guidance_scale: Tensor | None = None
+    ) -> Tensor:
+        """Combine the rows that `unet_rows` predicts, (2B or B, 4, h, w), to (B, 4, h, w).
+
+        Args:
+            prediction: Of the rows that `rows` gives.
+            timestep: Where they were predicted.
+            guidance_scale: g of each sample, (B,); default: the config's.
+        """
+        if timestep not in self._guided:
+            return prediction
+        if guidance_scale is None:
+            return guide(prediction, self.config.guidance_scale)
+        return guide(prediction, guidance_scale.view(-1, 1, 1, 1))
 
     def run(
-        self, latents: Tensor, timesteps: Sequence[int], prompt_embeds: Tensor
+        self,
+        latents: Tensor,
+        timesteps: Sequence[int],
+        prompt_embeds: Tensor,
+        guidance_scale: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Take deterministic steps (with DDIM: eta 0) at `timesteps`, in this order.
 
@@ -133,6 +168,7 @@ class Denoiser:
             latents: (B, 4, h, w) at timesteps[0], float32.
             timesteps: A stretch of `self.timesteps`; nothing happens without any.
             prompt_embeds: As in `predict`.
+            guidance_scale: As in `predict`.
 
         Returns:
             Latents (B, 4, h, w) after the last step, and x0hat of every step.
@@ -142,7 +178,7 @@ class Denoiser:
             solver = self._new_solver()
             solver.set_begin_index(self.all_timesteps.index(timesteps[0]))
         for timestep in timesteps:
-            noise_pred = self.predict(latents, timestep, prompt_embeds)
+            noise_pred = self.predict(latents, timestep, prompt_embeds, guidance_scale)
             step = solver.step(noise_pred, timestep, latents)
             latents = step.prev_sample
             if solver is self.scheduler:
@@ -164,12 +200,12 @@ class Denoiser:
         return solver
 
 
-def guide(prediction: Tensor, guidance_scale: float) -> Tensor:
+def guide(prediction: Tensor, guidance_scale: float | Tensor) -> Tensor:
     """Classifier-free guidance: e_u + g (e_c - e_u), (B, 4, h, w).
 
     Args:
         prediction: e_u, then e_c, (2B, 4, h, w).
-        guidance_scale: g.
+        guidance_scale: g, of all samples or (B, 1, 1, 1).
     """
     unconditional, conditional = prediction.chunk(2)
     return unconditional + guidance_scale * (conditional - unconditional)

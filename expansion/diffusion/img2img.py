@@ -14,10 +14,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
 
 from expansion.diffusion.denoising import Denoiser
+from expansion.diffusion.encoding import LatentCodec, PromptEncoder
 from expansion.diffusion.sampler import Sampler
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch, Samples
-from expansion.diffusion.stable_diffusion import LatentCodec, PromptEncoder
 from expansion.images.records import ImageRecord
 
 
@@ -76,5 +76,5 @@ class Img2ImgSampler(Sampler):
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Embed B prompts: (B, L, D), or with guidance (2B, L, D), the negative prompt's first."""
-        negative_prompt = self.config.negative_prompt if self.denoiser.uses_guidance else None
+        negative_prompt = self.config.negative_prompt if self.config.guidance_scale > 1 else None
         return self.prompt_encoder(prompts, negative_prompt)

@@ -12,6 +12,8 @@ from diffusers import StableDiffusionPipeline
 from torch import Generator, Tensor
 
 from expansion.common.errors import InputError
+from expansion.common.sharding import make_units
+from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch, Samples
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ class CanSample(Protocol):
     """What this module needs of a sampler; the class `Sampler` itself imports this module."""
 
     pipeline: StableDiffusionPipeline
+    config: SamplerConfig
 
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples: ...
 
@@ -46,7 +49,7 @@ class FittingSampler:
     """Samples whole batches, or smaller parts once a batch exceeded the memory.
 
     Before batches are divided, the sampler is asked to use less memory. Dividing a batch changes an
-    image by rounding only.
+    image by rounding only, since groups stay whole.
     """
 
     def __init__(self, sampler: CanSample):
@@ -61,8 +64,9 @@ class FittingSampler:
             generators: Makes fresh generators, so that a repetition sees the same noise.
 
         Raises:
-            InputError: A single image does not fit into the memory.
+            InputError: A single image, or group of variants, does not fit into the memory.
         """
+        smallest = self.sampler.config.variants_per_group
         while True:
             size = min(self.largest or len(batch), len(batch))
             samples = _in_parts(self.sampler, batch, generators(), size)
@@ -72,12 +76,15 @@ class FittingSampler:
             if self.sampler.save_memory():
                 logger.warning("out of memory with %d images; computing more, keeping less", size)
                 continue
-            if size == 1:
+            if size <= smallest:
                 raise InputError(
-                    "one image alone exceeds the memory; give a smaller --resolution, --dtype "
+                    f"{size} of the images that are computed together exceed the memory; give a "
+                    "smaller --resolution, --dtype float16 or bfloat16, or a larger device"
+                    if size > 1
+                    else "one image alone exceeds the memory; give a smaller --resolution, --dtype "
                     "float16 or bfloat16, or a larger device"
                 )
-            self.largest = (size + 1) // 2
+            self.largest = max(smallest, (size + 1) // 2)
             logger.warning(
                 "out of memory with %d images; going on with %d at a time", size, self.largest
             )
@@ -100,12 +107,13 @@ def fitting_batch_size(
     limit = min(num_images, MAX_BATCH_SIZE)
     if sampler.pipeline.device.type != "cuda":
         height, width = make_batch(1).images.shape[-2:]
-        return power_of_two(min(limit, PIXELS_ON_CPU // (height * width)))
+        size = power_of_two(min(limit, PIXELS_ON_CPU // (height * width)))
+        return max(size, sampler.config.variants_per_group)
     limit = min(limit, max(ALWAYS_TRIED, num_images // IMAGES_PER_TRIAL))
     size = 1
     while 2 * size <= limit and _fits(sampler, make_batch(2 * size)):
         size *= 2
-    return size
+    return max(size, sampler.config.variants_per_group)
 
 
 def _fits(sampler: CanSample, batch: Batch) -> bool:
@@ -120,9 +128,10 @@ def _in_parts(
 ) -> Samples | None:
     """Sample a batch in parts of `size` images; None if memory ran out."""
     try:
+        group_of = batch.group_of(sampler.config.variants_per_group)
         parts = [
-            sampler.sample(batch.part(i, i + size), generators[i : i + size])
-            for i in range(0, len(batch), size)
+            sampler.sample(batch.part(rows[0], rows[-1] + 1), generators[rows[0] : rows[-1] + 1])
+            for rows in make_units(range(len(batch)), size, group_of)
         ]
     except (RuntimeError, MemoryError) as error:
         if not is_shortage(error):

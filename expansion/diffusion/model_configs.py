@@ -52,6 +52,7 @@ OTHER_INPUTS = {
     8: "an image beside the latents (InstructPix2Pix, latent upscaler)",
     9: "a mask and a masked image beside the latents (inpainting)",
 }
+IMAGE_UNETS = "a checkpoint of InstructPix2Pix, such as timbrooks/instruct-pix2pix,"
 REMEDY = "give a text-to-image checkpoint of Stable Diffusion 1.x or 2.x"
 
 
@@ -201,8 +202,13 @@ def first_timestep(schedule: Mapping[str, Any], config: SamplerConfig) -> int:
     return round((executed - 1 + extra) * (total - 1) / intervals)
 
 
-def check_networks(folder: Path) -> None:
-    """Raise InputError for networks that need other inputs, or were not made for each other."""
+def check_networks(folder: Path, image_unet: bool = False) -> None:
+    """Raise InputError for networks that need other inputs, or were not made for each other.
+
+    Args:
+        folder: Diffusers folder.
+        image_unet: Whether the U-Net has to take the latents of an image beside its own.
+    """
     unet, vae, text = (
         read_config(folder / part / "config.json") for part in ("unet", "vae", "text_encoder")
     )
@@ -214,20 +220,25 @@ def check_networks(folder: Path) -> None:
             f"cannot load the model {folder}: its unet needs {need} ({key} {brief(value)}); "
             f"{REMEDY}",
         )
-    # It takes and predicts the autoencoder's latents, and nothing beside them.
+    # It takes and predicts the autoencoder's latents, and nothing beside them but an image's.
     latents = vae.get("latent_channels", 4)
     channels = unet.get("in_channels", 4)
     need = OTHER_INPUTS.get(
         channels if type(channels) is int else 0, "other latents than its vae's"
     )
     require(
-        channels == latents,
+        not image_unet or channels == 2 * latents,
+        f"the model {folder} cannot edit images: its unet takes {brief(channels)} channels, not "
+        f"{brief(2 * latents)}; this method needs {IMAGE_UNETS}",
+    )
+    require(
+        image_unet or channels == latents,
         f"cannot load the model {folder}: its unet takes {brief(channels)} channels, its vae makes "
         f"{brief(latents)}, so it needs {need}; {REMEDY}",
     )
     made = unet.get("out_channels", 4)
     require(
-        made == channels,
+        made == latents,
         f"cannot load the model {folder}: its unet predicts {brief(made)} channels from "
         f"{brief(channels)}, so variances too, or other latents; {REMEDY}",
     )

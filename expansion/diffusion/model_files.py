@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from expansion.common.config import PROJECT_ROOT
 from expansion.common.errors import InputError, brief, require, shown
 from expansion.diffusion.model_configs import (
+    IMAGE_UNETS,
     check_networks,
     check_scheduler,
     check_steps,
@@ -54,12 +55,15 @@ def locate_model(name_or_path: str) -> str:
     return name_or_path
 
 
-def check_model_folder(name_or_path: str, single_file_config: str | None = None) -> None:
+def check_model_folder(
+    name_or_path: str, single_file_config: str | None = None, image_unet: bool = False
+) -> None:
     """Raise InputError for a local checkpoint that is incomplete or unsuitable; hub ids pass.
 
     Args:
         name_or_path: Diffusers folder, single file or hub id.
         single_file_config: Diffusers folder whose configs and tokenizer go with a single file.
+        image_unet: Whether the U-Net has to take the latents of an image beside its own.
     """
     path = Path(name_or_path)
     require(
@@ -68,11 +72,16 @@ def check_model_folder(name_or_path: str, single_file_config: str | None = None)
         f"{name_or_path} is not; leave it out",
     )
     if path.is_file():
+        require(
+            not image_unet,
+            f"{name_or_path} is a checkpoint in one file; this method needs {IMAGE_UNETS} as a "
+            "diffusers folder or hub id",
+        )
         check_single_file(path)
         if single_file_config is not None:
             _check_configs(Path(single_file_config))
     elif path.is_dir():
-        _check_folder(path)
+        _check_folder(path, image_unet)
     elif (
         path.is_absolute()
         or name_or_path.startswith((".", "~"))
@@ -97,7 +106,7 @@ def check_model_steps(name_or_path: str, config: SamplerConfig) -> None:
         check_steps(read_config(path), config, name_or_path)
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, image_unet: bool) -> None:
     """Raise InputError unless the folder holds all parts of a usable model, with their weights."""
     require(
         (folder / "model_index.json").is_file() or not (folder / LORA_FILE).is_file(),
@@ -111,17 +120,18 @@ def _check_folder(folder: Path) -> None:
         and not any((folder / part).glob("*.safetensors"))
         and not any((folder / part).glob("*.bin"))
     ]
-    _check_configs(folder, missing)
+    _check_configs(folder, missing, image_unet)
     for part in NETWORKS:
         weight_files(folder, part)
 
 
-def _check_configs(folder: Path, further: Iterable[str] = ()) -> None:
+def _check_configs(folder: Path, further: Iterable[str] = (), image_unet: bool = False) -> None:
     """Raise InputError unless the folder holds all parts, with configs that this project can use.
 
     Args:
         folder: Diffusers folder, with or without weights.
         further: What else is known to be missing, for the same message.
+        image_unet: As in `check_model_folder`.
     """
     require(
         (folder / "model_index.json").is_file(),
@@ -138,7 +148,7 @@ def _check_configs(folder: Path, further: Iterable[str] = ()) -> None:
     _check_index(folder / "model_index.json")
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     check_scheduler(read_config(scheduler_file), str(scheduler_file))
-    check_networks(folder)
+    check_networks(folder, image_unet)
     model_resolution(str(folder))
 
 

@@ -5,12 +5,15 @@ This module imports no torch, so that options and plans are known before anythin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from expansion.common.config import option
 from expansion.common.errors import require
+
+if TYPE_CHECKING:
+    from expansion.images.records import ImageRecord
 
 SOLVERS = ("ddim", "dpmsolver++", "unipc")
 
@@ -30,6 +33,12 @@ class SamplerConfig:
         choices=SOLVERS,
     )
     guidance_scale: float = option(7.5, "classifier-free guidance; 1 or less: off")
+    guidance_interval: tuple[float, ...] = option(
+        (0.0, 1.0),
+        "the two ends of the part of the schedule that is guided, from 0, the clean image, to 1, "
+        "pure noise; steps outside take one U-Net row in place of two (arXiv 2404.07724)",
+        added_later=True,
+    )
     negative_prompt: str = option("", "prompt of the unconditional prediction")
     resize_mode: str = option(
         "center_crop",
@@ -40,6 +49,8 @@ class SamplerConfig:
 
     # True if the images of one class influence the variants of another image.
     depends_on_dataset: ClassVar[bool] = False
+    # True if the U-Net takes the latents of the real image beside those that it denoises.
+    needs_image_unet: ClassVar[bool] = False
 
     def __post_init__(self):
         require(
@@ -52,23 +63,69 @@ class SamplerConfig:
             f"strength {self.strength} of {self.num_inference_steps} steps leaves none to run; "
             "raise one",
         )
+        interval = self.guidance_interval
+        require(
+            len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1,
+            f"guidance_interval {' '.join(map(str, interval))}: give two shares of the schedule "
+            "from 0 to 1, the cleaner end first, such as 0.1 0.8",
+        )
+
+    @property
+    def variants_per_group(self) -> int:
+        """Variants of a real image that are computed together, as they influence each other."""
+        return 1
 
     @property
     def executed_steps(self) -> int:
         """Steps that are run: the last min(int(S * strength), S) of S, as diffusers counts them."""
         return min(int(self.num_inference_steps * self.strength), self.num_inference_steps)
 
-    @property
-    def rows_per_prediction(self) -> int:
-        """U-Net rows per image and step: two with classifier-free guidance."""
-        return 2 if self.guidance_scale > 1 else 1
+    def is_guided(self, step: int) -> bool:
+        """Whether a step takes classifier-free guidance.
+
+        Args:
+            step: Its place in the schedule, from 0, the last one, to `num_inference_steps` - 1.
+        """
+        low, high = (share * self.num_inference_steps for share in self.guidance_interval)
+        return self.guidance_scale > 1 and low - 1e-9 <= step < high - 1e-9
+
+    def rows_of_steps(self, first: int, count: int) -> int:
+        """U-Net rows of an image in `count` steps: two for each that is guided, else one.
+
+        Args:
+            first: The first of the steps, the noisiest, as `is_guided` counts them.
+            count: How many there are.
+        """
+        return sum(2 if self.is_guided(first - i) else 1 for i in range(count))
 
     def unet_rows_per_image(self, num_variants: int) -> float:
         """Rows that go through the U-Net for each generated image; reports show it as the cost.
 
         `num_variants` are made of each real image, which may share a part of the cost.
         """
-        return self.executed_steps * self.rows_per_prediction
+        return self.rows_of_steps(self.executed_steps - 1, self.executed_steps)
+
+    def class_prompts(self, class_name: str, prompt_name: str) -> Sequence[str]:
+        """The method's own prompts of a class, of which each variant takes one; empty: none.
+
+        They serve where neither a template nor a prompts file is given.
+
+        Args:
+            class_name: As the dataset has it.
+            prompt_name: As prompts have it.
+        """
+        return ()
+
+    def check_images(
+        self, records: Sequence[ImageRecord], class_names: Sequence[str], model: str
+    ) -> None:
+        """Raise InputError if what the settings name does not fit the real images or the model.
+
+        Args:
+            records: The real images that are expanded.
+            class_names: By label.
+            model: The checkpoint: hub id or path.
+        """
 
     def check_run(self) -> None:
         """Raise InputError if a command must name a file (of a guide, say) and names none.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,12 @@ class Batch:
         images: The distinct real images, (S, 3, H, W) in [0, 1].
         sources: S names of the real images. Equal names mean equal images, also in later batches,
             so a sampler may keep what it computed for a name.
+        files: S file names of the real images, as their records say them; default: `sources`.
         source_index: (B,), the row of `images` that each variant starts from.
         prompts: B prompts.
         targets: (B,), the labels of the variants.
         source_seeds: S seeds, for random numbers that all variants of a real image share.
+        numbers: B numbers of the variants; default: from 0 for each real image.
     """
 
     images: Tensor
@@ -30,6 +33,16 @@ class Batch:
     prompts: Sequence[str]
     targets: Tensor
     source_seeds: Sequence[int]
+    files: Sequence[str] = ()
+    numbers: Sequence[int] = ()
+
+    def __post_init__(self):
+        if not self.files:
+            object.__setattr__(self, "files", self.sources)
+        if not self.numbers:
+            index = self.source_index.tolist()
+            numbers = [index[:row].count(source) for row, source in enumerate(index)]
+            object.__setattr__(self, "numbers", numbers)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -45,7 +58,24 @@ class Batch:
             prompts=self.prompts[start:stop],
             targets=self.targets[start:stop],
             source_seeds=[self.source_seeds[i] for i in used.tolist()],
+            files=[self.files[i] for i in used.tolist()],
+            numbers=self.numbers[start:stop],
         )
+
+    def groups(self, size: int) -> list[range]:
+        """The rows of each group: variants 0 to `size` - 1 of a real image, the next ones, ...
+
+        Args:
+            size: Variants of a whole group; the last one of an image may have fewer.
+        """
+        rows = itertools.groupby(range(len(self)), self.group_of(size))
+        units = [list(members) for _, members in rows]
+        return [range(unit[0], unit[-1] + 1) for unit in units]
+
+    def group_of(self, size: int) -> Callable[[int], tuple[int, int]]:
+        """Tells the group that a row belongs to; see `groups`."""
+        sources = self.source_index.tolist()
+        return lambda row: (sources[row], self.numbers[row] // size)
 
 
 @dataclass(frozen=True)

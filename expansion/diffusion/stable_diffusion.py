@@ -1,16 +1,13 @@
-"""Stable Diffusion checkpoints: loading, saving, and the three maps around the U-Net.
+"""Stable Diffusion checkpoints: loading and saving.
 
-The maps are text -> embeddings, images -> latents, latents -> images.
-Spaces: `images` [0, 1]; `pixel_values` [-1, 1]; `latents` are the autoencoder's latents times
-`vae.config.scaling_factor`. Loading never runs code from a checkpoint: it reads safetensors, and
+Loading never runs code from a checkpoint: it reads safetensors, and
 old single files with torch.load's weights_only.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,21 +20,15 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPTextModel
 
 from expansion.common.errors import InputError, brief, require, shown
 from expansion.common.hub import hub_failure, no_vain_requests, only_cached, unreachable
-from expansion.common.phases import phase
 from expansion.common.quiet import quiet_libraries
-from expansion.diffusion.caching import RecentlyUsed
 from expansion.diffusion.model_configs import check_scheduler, noise_schedule, read_config
 from expansion.diffusion.model_files import check_model_folder
-from expansion.diffusion.samples import Batch
 from expansion.diffusion.weight_files import CONVERSION, PICKLES, weight_variant
-
-LATENTS_AT_ONCE = 4 * 64 * 64  # latent cells of one call of the decoder: four images of 512 pixels
 
 MODEL_REMEDY = (
     "copy its folder (2 to 5 GB) from where there is a network, as by: hf download {name} "
@@ -57,6 +48,7 @@ def load_pipeline(
     device: str | torch.device = "cpu",
     revision: str | None = None,
     single_file_config: str | None = None,
+    image_unet: bool = False,
 ) -> StableDiffusionPipeline:
     """Load an SD-1.x or 2.x checkpoint, frozen and in eval mode, without a safety checker.
 
@@ -68,18 +60,20 @@ def load_pipeline(
         device: Where the weights go.
         revision: Branch, tag or commit on the hub.
         single_file_config: Diffusers folder whose configs and tokenizer go with a single file.
+        image_unet: Whether the U-Net has to take the latents of an image beside its own, as that of
+            InstructPix2Pix does.
 
     Raises:
         InputError: The folder is incomplete, or the hub cannot be reached or lacks the id.
     """
     # Check what can be checked, then load.
-    check_model_folder(name_or_path, single_file_config)
+    check_model_folder(name_or_path, single_file_config, image_unet)
     try:
         with quiet_libraries():
             if Path(name_or_path).is_file():
                 pipeline = _from_single_file(name_or_path, dtype, single_file_config)
             else:
-                pipeline = _from_folder(_local_folder(name_or_path, revision), dtype)
+                pipeline = _from_folder(_local_folder(name_or_path, revision, image_unet), dtype)
     except InputError:
         raise
     except Exception as error:  # a damaged config or file makes the libraries fail in any way
@@ -99,7 +93,7 @@ def load_pipeline(
     return pipeline
 
 
-def _local_folder(name_or_path: str, revision: str | None) -> str:
+def _local_folder(name_or_path: str, revision: str | None, image_unet: bool) -> str:
     """The folder itself, or the cache folder that a hub's files are downloaded to, once."""
     if Path(name_or_path).is_dir():
         return name_or_path
@@ -114,7 +108,7 @@ def _local_folder(name_or_path: str, revision: str | None) -> str:
             folder = StableDiffusionPipeline.download(name_or_path, variant="fp16", **options)
     except (OSError, ValueError) as error:
         raise hub_failure("model", name_or_path, error, MODEL_REMEDY) from error
-    check_model_folder(str(folder))
+    check_model_folder(str(folder), image_unet=image_unet)
     return str(folder)
 
 
@@ -236,7 +230,7 @@ def _check_parts(pipeline: StableDiffusionPipeline, name: str) -> None:
         require(not absent, f"cannot load the model {name}: its {part} lacks {shown(absent, 1)}")
     unet, vae, text = (part.config for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
     for left, right, meaning in (
-        (unet.in_channels, vae.latent_channels, "latent channels of unet and vae"),
+        (unet.out_channels, vae.latent_channels, "latent channels of unet and vae"),
         (unet.cross_attention_dim, text.hidden_size, "widths of unet and text_encoder"),
         (pipeline.tokenizer.model_max_length, text.max_position_embeddings, "token windows"),
     ):
@@ -300,100 +294,3 @@ def default_resolution(pipeline: StableDiffusionPipeline) -> int:
 def weight_dtype(network: nn.Module) -> torch.dtype:
     """Number format of the first weight; diffusers' `dtype` takes 1 ms to look at all of them."""
     return next(network.parameters()).dtype
-
-
-class PromptEncoder:
-    """Makes prompt embeddings, each text by itself and only once.
-
-    Args:
-        pipeline: Gives tokenizer and text encoder.
-        max_texts: Number of embeddings that are kept in memory.
-    """
-
-    def __init__(self, pipeline: StableDiffusionPipeline, max_texts: int = 2048):
-        self.pipeline = pipeline
-        self.embed = functools.lru_cache(max_texts)(self._embed)
-
-    def _embed(self, text: str, dtype: torch.dtype) -> Tensor:
-        with phase("encode"):
-            embeds, _ = self.pipeline.encode_prompt(
-                text,
-                self.pipeline.device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=False,
-            )
-        return embeds[0].to(dtype)
-
-    def __call__(self, prompts: Sequence[str], negative_prompt: str | None) -> Tensor:
-        """Embed B prompts: (B, L, D) in the text encoder's number format.
-
-        Args:
-            prompts: B texts; L is the tokenizer's window, D the encoder's width.
-            negative_prompt: If it is given, B rows of its embedding come first: (2B, L, D).
-        """
-        negative = [] if negative_prompt is None else [negative_prompt] * len(prompts)
-        dtype = self.pipeline.text_encoder.dtype
-        return torch.stack([self.embed(text, dtype) for text in (*negative, *prompts)])
-
-
-class LatentCodec:
-    """Maps images [0, 1] to scaled latents and back.
-
-    The posterior of a real image is computed once and by itself, so that it does not depend on what
-    else is in a batch, and kept while the image's variants follow each other.
-
-    Args:
-        pipeline: Gives the autoencoder.
-        max_sources: Number of posteriors that are kept in memory.
-    """
-
-    def __init__(self, pipeline: StableDiffusionPipeline, max_sources: int = 256):
-        self.vae = pipeline.vae
-        self.posteriors: RecentlyUsed[DiagonalGaussianDistribution] = RecentlyUsed(max_sources)
-
-    def encode(self, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
-        """Encode the real image of every variant: scaled latents (B, 4, h, w), float32.
-
-        Args:
-            batch: Real images and B variants of them.
-            generators: B, of which each draws its variant's posterior sample.
-        """
-        samples = [
-            self.encode_one(batch.sources[index], batch.images[index], generator)
-            for index, generator in zip(batch.source_index.tolist(), generators, strict=True)
-        ]
-        return torch.cat(samples)
-
-    def encode_one(self, source: str, image: Tensor, generator: torch.Generator) -> Tensor:
-        """Encode one real image: scaled latents (1, 4, h, w), float32.
-
-        Args:
-            source: Name of the image; an equal name means an equal image.
-            image: (3, H, W) in [0, 1].
-            generator: Draws the posterior sample.
-        """
-        posterior = self.posteriors.get(
-            (source, weight_dtype(self.vae)), lambda: self._posterior(image[None] * 2 - 1)
-        )
-        return posterior.sample(generator).float() * self.vae.config.scaling_factor
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode scaled latents (B, 4, h, w) to images (B, 3, H, W) in [0, 1], float32."""
-        with phase("decode"):
-            return (self.decode_raw(latents) / 2 + 0.5).clamp(0, 1)
-
-    def decode_raw(self, latents: Tensor) -> Tensor:
-        """Decode scaled latents to (B, 3, H, W) in about [-1, 1], not clamped, float32."""
-        scaled = (latents / self.vae.config.scaling_factor).to(weight_dtype(self.vae))
-        parts = scaled.split(decoded_at_once(latents))
-        return torch.cat([self.vae.decode(part).sample.float() for part in parts])
-
-    def _posterior(self, pixel_values: Tensor) -> DiagonalGaussianDistribution:
-        with phase("encode"):
-            images = pixel_values.to(self.vae.device, weight_dtype(self.vae))
-            return self.vae.encode(images).latent_dist
-
-
-def decoded_at_once(latents: Tensor) -> int:
-    """How many latents of the size of `latents`, (B, 4, h, w), go into one call of the decoder."""
-    return max(1, LATENTS_AT_ONCE // latents[0, 0].numel())

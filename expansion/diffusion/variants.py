@@ -22,7 +22,7 @@ from expansion.diffusion.memory import CanSample, FittingSampler
 from expansion.diffusion.samples import Batch, Samples
 from expansion.diffusion.stable_diffusion import default_resolution
 from expansion.images.tensors import BICUBIC, to_unit_tensor
-from expansion.images.variants import Variant
+from expansion.images.variants import Variant, group_by
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def make_batch(variants: Sequence[Variant], drawing: Drawing) -> Batch:
         drawing: Side of the images, and how they become square.
     """
     images: dict[str, Tensor] = {}
-    index = []
+    files, index = [], []
     for variant in variants:
         record = variant.source
         source, seed = record.file_name, 0
@@ -82,6 +82,7 @@ def make_batch(variants: Sequence[Variant], drawing: Drawing) -> Batch:
             images[source] = square_image(
                 record.load(), drawing.resolution, drawing.resize_mode, seed
             )
+            files.append(record.file_name)
         index.append(list(images).index(source))
     return Batch(
         images=torch.stack(list(images.values())),
@@ -90,6 +91,8 @@ def make_batch(variants: Sequence[Variant], drawing: Drawing) -> Batch:
         prompts=[variant.prompt for variant in variants],
         targets=torch.tensor([variant.source.label for variant in variants]),
         source_seeds=[stable_seed("source", drawing.seed, source) for source in images],
+        files=files,
+        numbers=[variant.number for variant in variants],
     )
 
 
@@ -146,7 +149,8 @@ def variants_of(
     """
     fitting = FittingSampler(sampler)
     made: list[Image.Image] = []
-    for unit in make_units(variants, batch_size):
+    group_of = group_by(sampler.config.variants_per_group)
+    for unit in make_units(variants, batch_size, group_of):
         samples = sample_finite(
             fitting,
             _named_by_content(make_batch(unit, drawing)),

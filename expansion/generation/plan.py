@@ -39,7 +39,7 @@ from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.generation.batch_size import remembered_batch_size
 from expansion.images.content import readable_records
 from expansion.images.records import ImageRecord
-from expansion.images.variants import Variant, variant_name
+from expansion.images.variants import Variant, group_by, variant_name
 from expansion.store.expanded_set import Sources
 from expansion.store.places import expansion_folder
 from expansion.store.tars import TarLayout, tar_prefix
@@ -224,7 +224,9 @@ class Plan:
     @property
     def shard_units(self) -> list[list[Variant]]:
         """The variants of this shard, cut into batches; the batch size must be known."""
-        return take_shard(make_units(self.variants, self.batch_size), *self.shard[:2])
+        group_of = group_by(self.method_config.variants_per_group)
+        units = make_units(self.variants, self.batch_size, group_of)
+        return take_shard(units, *self.shard[:2])
 
     @cached_property
     def shard_variants(self) -> list[Variant]:
@@ -254,7 +256,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     # The shard, the checkpoint and the files that the method needs.
     shard = resolve_shard(config.split, config.total_split)
     model = locate_model(config.pretrained_model_name_or_path)
-    check_model_folder(model, config.single_file_config)
+    check_model_folder(model, config.single_file_config, method_config.needs_image_unet)
     check_model_steps(model, method_config)
     if config.lora is not None:
         check_lora(config.lora, model)
@@ -275,7 +277,8 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     output_dir = output_folder(config, dataset.name)
     check_outside(output_dir, {"the dataset": dataset.root, "the model": model})
     _check_folders(output_dir, folders.values())
-    prompts = _prompts(config, dataset, everything, records)
+    method_config.check_images(records, dataset.class_names, model)
+    prompts = _prompts(config, method_config, dataset, everything, records)
     stems = image_stems(everything, folders)
     return Plan(
         config=config,
@@ -356,11 +359,17 @@ def _check_folders(output_dir: Path, folders: Iterable[str]) -> None:
 
 def _prompts(
     config: ExpandConfig,
+    method_config: SamplerConfig,
     dataset: ImageDataset,
     everything: list[ImageRecord],
     records: list[ImageRecord],
 ) -> Prompts:
-    """The prompts: from the prompts file if one is given, else from the template."""
+    """The prompts: from a file or template if one is given, else the method's or dataset's own."""
+    if config.prompts_file is None and config.prompt_template is None:
+        names = zip(dataset.class_names, dataset.prompt_names, strict=True)
+        own = [method_config.class_prompts(*each) for each in names]
+        if all(own):
+            return Prompts(own, per="variant", seed=config.seed)
     if config.prompts_file is None:
         template = config.prompt_template or dataset.config.prompt_template
         return template_prompts(template, dataset.prompt_names)

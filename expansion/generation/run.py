@@ -140,7 +140,12 @@ def _build_sampler(plan: Plan, sampler_class: type[Sampler], device: str, dtype:
     def load():
         config = plan.config
         pipeline = load_pipeline(
-            plan.model, dtype, device, config.revision, config.single_file_config
+            plan.model,
+            dtype,
+            device,
+            config.revision,
+            config.single_file_config,
+            plan.method_config.needs_image_unet,
         )
         if config.lora is not None:
             add_lora(pipeline, config.lora, config.lora_scale)
@@ -181,8 +186,8 @@ def _write_classes(plan: Plan) -> None:
         for label, name in enumerate(plan.dataset.class_names)
     ]
     if plan.config.prompts_file is None:
-        for row, (prompt,) in zip(classes, plan.prompts.by_label, strict=True):
-            row["prompt"] = prompt
+        for row, prompts in zip(classes, plan.prompts.by_label, strict=True):
+            row |= {"prompt": prompts[0]} if len(prompts) == 1 else {}
     text = json.dumps(classes, ensure_ascii=False, indent=1)
     write_atomic(plan.output_dir / "classes.json", text + "\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from expansion.images.records import ImageRecord
@@ -31,6 +32,11 @@ class Variant:
     def key(self) -> VariantKey:
         """File name of the real image and number, by which manifests name the variant."""
         return self.source.file_name, self.number
+
+
+def group_by(size: int) -> Callable[[Variant], VariantKey]:
+    """Tells a variant's group: the first `size` variants of its real image, the next ones, ..."""
+    return lambda variant: (variant.source.file_name, variant.number // size)
 
 
 def variant_name(stem: str, variant: int) -> str:

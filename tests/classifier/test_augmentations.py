@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from PIL import Image
 from torchvision.transforms import v2
 
-from baselines.soft_labels import SoftLabels
-from baselines.soft_labels_config import SoftLabelsConfig
+from baselines.labels.soft_labels import SoftLabels
+from baselines.labels.soft_labels_config import SoftLabelsConfig
 from dreamda.self_training.config import AmstConfig
 from dreamda.self_training.voting import HeadTraining
 from expansion.classifier.augmentations import (

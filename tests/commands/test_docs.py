@@ -23,6 +23,7 @@ from expansion.benchmarks import sampling as benchmark
 from expansion.benchmarks import training as benchmark_training
 from expansion.data import __main__ as check_command
 from expansion.data import datasets as image_datasets
+from expansion.data.prompts import preset_prompts
 from expansion.export import __main__ as export
 from expansion.measures import bias
 from expansion.measures import command as evaluate
@@ -224,6 +225,8 @@ def test_every_yaml_file_resolves(path, workplace):
             assert not expand.main(["-d", path.stem, "--method", method, "--dry_run", *guide])
     elif kind == "classifiers":
         assert not train_original.main(["-d", "digits", "--config", str(path), "--dry_run"])
+    elif kind == "prompts":
+        assert all("cat" in prompt for prompt in preset_prompts(path.stem, "cat"))
     elif kind == "dreamda" and path.stem != "default":
         parse = prompts.parse if path.stem == "prompts" else finetune.parse
         assert parse(["--config", str(path)])

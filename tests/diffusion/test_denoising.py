@@ -24,11 +24,12 @@ from distdiff.prototypes import Prototypes
 from distdiff.sampler import DistDiffSampler
 from expansion.classifier.backbones import Classifier
 from expansion.diffusion.denoising import Denoiser
+from expansion.diffusion.encoding import LatentCodec
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.memory import FittingSampler
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch, Samples
-from expansion.diffusion.stable_diffusion import LatentCodec, load_pipeline
+from expansion.diffusion.stable_diffusion import load_pipeline
 from expansion.diffusion.variants import Drawing, sample_finite
 from expansion.generation.loop import generate
 from expansion.images.records import ImageRecord
@@ -298,6 +299,8 @@ def test_unet_rows_are_those_that_the_plan_announces(pipeline, calls_of, options
 
 class NanSampler:
     """Draws one image per generator; NaN in the first one in the formats given."""
+
+    config = SamplerConfig()
 
     def __init__(self, dtype: torch.dtype, nan_in: tuple[torch.dtype, ...]):
         self.pipeline = SimpleNamespace(unet=SimpleNamespace(dtype=dtype), to=self.convert)

@@ -14,11 +14,11 @@ from dreamda.config import DreamDAConfig
 from dreamda.sampler import DreamDASampler
 from expansion.classifier.backbones import Classifier
 from expansion.common.errors import InputError
+from expansion.diffusion.encoding import LatentCodec
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.memory import FittingSampler, fitting_batch_size, is_shortage, power_of_two
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch, Samples
-from expansion.diffusion.stable_diffusion import LatentCodec
 
 pytestmark = pytest.mark.slow  # whole expansions
 
@@ -40,6 +40,8 @@ def generators(count: int):
 
 class ScarceSampler:
     """Has memory for `room` images at a time; `savings` times it can find room for one more."""
+
+    config = SamplerConfig()
 
     def __init__(self, room: int, savings: int = 0, error: Exception | None = None):
         self.room, self.savings = room, savings
@@ -163,7 +165,7 @@ def test_the_decoder_works_in_parts_with_the_same_result(pipeline, monkeypatch):
         hook = pipeline.vae.decoder.register_forward_pre_hook(
             lambda module, inputs: calls.append(len(inputs[0]))
         )
-        monkeypatch.setattr("expansion.diffusion.stable_diffusion.LATENTS_AT_ONCE", 2 * 64)
+        monkeypatch.setattr("expansion.diffusion.encoding.LATENTS_AT_ONCE", 2 * 64)
         parts = LatentCodec(pipeline).decode(latents)
         hook.remove()
     assert calls == [2, 2, 1]
@@ -191,6 +193,8 @@ def test_on_a_gpu_the_batch_size_is_found_by_trying(room, num_images, size, trie
 
 @pytest.mark.parametrize(("side", "limit", "size"), [(512, 100, 8), (1024, 100, 2), (32, 50, 32)])
 def test_without_a_gpu_the_pixels_decide_the_batch_size(side, limit, size):
-    sampler = SimpleNamespace(pipeline=SimpleNamespace(device=torch.device("cpu")))
+    sampler = SimpleNamespace(
+        pipeline=SimpleNamespace(device=torch.device("cpu")), config=SamplerConfig()
+    )
     found = fitting_batch_size(sampler, lambda n: make_batch(1, [0] * n, side), limit)
     assert found == size

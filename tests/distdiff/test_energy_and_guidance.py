@@ -370,7 +370,7 @@ def test_an_image_alone_and_in_a_batch_is_the_same(pipeline, guide, options):
 def test_the_energy_of_decoded_latents_has_the_plain_gradient_and_keeps_no_images(
     monkeypatch, at_once
 ):
-    monkeypatch.setattr("expansion.diffusion.stable_diffusion.LATENTS_AT_ONCE", at_once * 4)
+    monkeypatch.setattr("expansion.diffusion.encoding.LATENTS_AT_ONCE", at_once * 4)
     decoded: list[weakref.ref] = []
 
     def decode(latents: Tensor) -> Tensor:

@@ -18,13 +18,9 @@ import torch
 
 import expand
 from expansion.classifier.backbones import Classifier, classifier_state, load_classifier
+from expansion.diffusion.encoding import PromptEncoder
 from expansion.diffusion.model_files import check_model_folder, model_fingerprint, model_resolution
-from expansion.diffusion.stable_diffusion import (
-    PromptEncoder,
-    ddim_scheduler,
-    default_resolution,
-    load_pipeline,
-)
+from expansion.diffusion.stable_diffusion import ddim_scheduler, default_resolution, load_pipeline
 from tests.conftest import TINY_MODEL
 from tests.rigs.fuzz_inputs import damaged, hostile_json, odd_value
 from tests.rigs.fuzz_rig import Attempt, Sandbox, payload

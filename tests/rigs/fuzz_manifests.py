@@ -21,6 +21,7 @@ import expand
 import train_expand
 from expansion.common.errors import InputError
 from expansion.data.datasets import load_dataset
+from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch, Samples
 from expansion.store.expanded_set import read_expansion
 from tests.conftest import TINY_MODEL
@@ -35,6 +36,8 @@ expand.SAMPLERS["copy"] = (
 
 class CopySampler:
     """A sampler whose variants are the real image."""
+
+    config = SamplerConfig()
 
     def __init__(self):
         self.pipeline = _pipeline()

@@ -15,8 +15,8 @@ from torch import nn
 
 import train_expand
 import train_original
-from baselines.clip_labels import clip_labels
-from baselines.clip_labels_config import ClipLabelsConfig
+from baselines.labels.clip_labels import clip_labels
+from baselines.labels.clip_labels_config import ClipLabelsConfig
 from dreamda.self_training.voting import MultiHead
 from expansion.classifier.backbones import Classifier
 from expansion.classifier.clip import ClipClassifier

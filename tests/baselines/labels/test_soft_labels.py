@@ -13,15 +13,15 @@ from accelerate import Accelerator
 from torch import nn
 
 import train_expand
-from baselines.label_results import label_results
-from baselines.soft_labels import (
+from baselines.labels.label_results import label_results
+from baselines.labels.soft_labels import (
     LabelMemory,
     SoftLabels,
     mixup,
     predict_all,
     soft_label_loss,
 )
-from baselines.soft_labels_config import SoftLabelsConfig
+from baselines.labels.soft_labels_config import SoftLabelsConfig
 from expansion.classifier.backbones import load_classifier
 from expansion.classifier.recipe import Recipe, Schedule, split_budget
 from expansion.classifier.transforms import eval_transform, network_input

@@ -21,8 +21,8 @@ from accelerate.utils import gather, pad_across_processes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.label_results import label_results
-from baselines.soft_labels_config import SoftLabelsConfig
+from baselines.labels.label_results import label_results
+from baselines.labels.soft_labels_config import SoftLabelsConfig
 from expansion.classifier.augmentations import AugmentedBatch
 from expansion.classifier.backbones import Classifier
 from expansion.classifier.recipe import Recipe, split_budget

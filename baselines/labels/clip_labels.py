@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from baselines.clip_labels_config import ClipLabelsConfig
-from baselines.label_results import label_results
+from baselines.labels.clip_labels_config import ClipLabelsConfig
+from baselines.labels.label_results import label_results
 from expansion.classifier.clip import ClipClassifier
 from expansion.common.errors import require
 from expansion.common.files import write_atomic

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import train_expand
-from baselines import clip_labels
+from baselines.labels import clip_labels
 from expansion.classifier.clip import ClipClassifier
 from expansion.common.config import load_yaml
 from expansion.common.errors import InputError

@@ -1,0 +1,40 @@
+"""Text-to-image: images of a class from noise and a prompt alone.
+
+A variant has a real image all the same: it has that image's label, and each class is expanded by
+the same factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Generator, Tensor
+
+from expansion.diffusion.img2img import Img2ImgSampler
+from expansion.diffusion.samples import Batch
+
+
+class Text2ImgSampler(Img2ImgSampler):
+    """Denoises standard normal latents by the whole schedule.
+
+    Given equal noise the images equal those of diffusers' `StableDiffusionPipeline`. Of the real
+    images only the size counts, never a pixel.
+    """
+
+    def start(self, batch: Batch, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
+        """Where the steps begin; each generator draws the noise of its variant.
+
+        Returns:
+            Latents (B, 4, h, w), standard normal, and the prompt embeddings as `embed_prompts`
+            gives them.
+        """
+        height, width = (side // self.pipeline.vae_scale_factor for side in batch.images.shape[-2:])
+        latents = randn_tensor(
+            (len(batch), self.pipeline.unet.config.in_channels, height, width),
+            generator=list(generators),
+            device=self.pipeline.device,
+            dtype=torch.float32,
+        )
+        return latents, self.embed_prompts(batch.prompts)
