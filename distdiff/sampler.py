@@ -54,6 +54,7 @@ class DistDiffSampler(Img2ImgSampler):
         cls,
         config: DistDiffConfig,
         class_names: Sequence[str],
+        prompt_names: Sequence[str],
         load_pipeline: Callable[[], StableDiffusionPipeline],
     ) -> DistDiffSampler:
         guide = None

@@ -304,9 +304,8 @@ class Bench:
 
             def ours(method=method, plan=plan, drawing=drawing):
                 sampler_class = import_object(expand.SAMPLERS[method][1])
-                sampler = sampler_class.build(
-                    plan.method_config, plan.dataset.class_names, lambda: self.pipeline
-                )
+                names = plan.dataset.class_names, plan.dataset.prompt_names
+                sampler = sampler_class.build(plan.method_config, *names, lambda: self.pipeline)
                 sampler.prepare(plan.records)
                 return our_run(sampler, drawing)
 

@@ -45,6 +45,7 @@ class Img2ImgSampler(Sampler):
         cls,
         config: Any,
         class_names: Sequence[str],
+        prompt_names: Sequence[str],
         load_pipeline: Callable[[], StableDiffusionPipeline],
     ) -> Img2ImgSampler:
         return cls(load_pipeline(), config)

@@ -40,6 +40,7 @@ class Sampler(ABC):
         cls,
         config: Any,
         class_names: Sequence[str],
+        prompt_names: Sequence[str],
         load_pipeline: Callable[[], StableDiffusionPipeline],
     ) -> Sampler:
         """Construct the sampler; files that `config` names are checked before the pipeline loads.
@@ -47,6 +48,7 @@ class Sampler(ABC):
         Args:
             config: Settings of the method, an instance of its own config class.
             class_names: The dataset's class names, by label.
+            prompt_names: What prompts call the classes, by label.
             load_pipeline: Loads the checkpoint, which may take minutes; call it last.
         """
 

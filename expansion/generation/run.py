@@ -153,7 +153,8 @@ def _build_sampler(plan: Plan, sampler_class: type[Sampler], device: str, dtype:
             pipeline.unet.compile_repeated_blocks()
         return pipeline
 
-    sampler = sampler_class.build(plan.method_config, plan.dataset.class_names, load)
+    names = plan.dataset.class_names, plan.dataset.prompt_names
+    sampler = sampler_class.build(plan.method_config, *names, load)
     sampler.prepare(plan.records)
     return sampler
 

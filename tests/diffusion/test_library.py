@@ -187,7 +187,7 @@ def test_wrong_use_ends_in_one_line(pipeline, wrong, message):
 def test_a_sampler_with_a_misspelt_method_cannot_be_made():
     class Misspelt(Sampler):
         @classmethod
-        def build(cls, config, num_classes, load_pipeline):
+        def build(cls, config, class_names, prompt_names, load_pipeline):
             return cls()
 
         def prepare(self, records):

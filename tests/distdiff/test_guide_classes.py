@@ -69,4 +69,5 @@ def test_distdiff_checks_its_guide_s_classes_before_the_model_loads(tmp_path):
 
     config = DistDiffConfig(encoder_weight_path=str(saved(tmp_path, tiny())))
     with pytest.raises(InputError, match="other classes: 'ant', 'bee' instead of 'wasp', 'fly'"):
-        DistDiffSampler.build(config, ["wasp", "fly", "cat", "dog", "eel"], never)
+        names = ["wasp", "fly", "cat", "dog", "eel"]
+        DistDiffSampler.build(config, names, names, never)

@@ -43,8 +43,10 @@ class CopySampler:
         self.pipeline = _pipeline()
 
     @classmethod
-    def build(cls, config: Any, class_names: Sequence[str], load: Callable) -> CopySampler:
-        del config, class_names, load
+    def build(
+        cls, config: Any, class_names: Sequence, prompt_names: Sequence, load: Callable
+    ) -> CopySampler:
+        del config, class_names, prompt_names, load
         return cls()
 
     def prepare(self, records: Sequence) -> None:
