@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from expansion.common.config import option
-from expansion.common.errors import require
+from expansion.common.errors import require, unknown_name
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.weight_files import weight_files
 
 TARGETS = ("global_prototype", "local_prototype")
+ENERGIES = ("prototypes", "chamfer", "entropy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,18 @@ class DistDiffConfig(SamplerConfig):
     )
     optimize_targets: str = option(
         "global_prototype-local_prototype",
-        "energies to lower, joined by '-': global_prototype (class), local_prototype (group); "
-        "or none, which is plain img2img",
+        "parts of the energy prototypes, joined by '-': global_prototype (class), local_prototype "
+        "(group); or none, which is plain img2img",
+    )
+    energy: str = option(
+        "prototypes",
+        "what guidance lowers: energies with weights, as in prototypes:1+chamfer:0.5; prototypes "
+        "(DistDiff's own), chamfer (two-sided distance between the variants of a group and the "
+        "real images of the class), entropy (makes images that the guide is unsure of)",
+        added_later=True,
+    )
+    group_size: int = option(
+        5, "variants of a real image that chamfer looks at together", added_later=True
     )
     K: int = option(3, "group prototypes per class")
     guidance_type: str = option(
@@ -90,7 +102,13 @@ class DistDiffConfig(SamplerConfig):
             f"optimize_targets '{self.optimize_targets}': join some of {', '.join(TARGETS)} by "
             "'-', or none",
         )
-        if not self.targets:
+        energies = self.energies
+        require(self.group_size > 0, f"group_size {self.group_size}: give a positive number")
+        require(
+            self.energy_compat == "paper" or set(energies) <= {"prototypes"},
+            f"energy {self.energy}: energy_compat released is for prototypes alone",
+        )
+        if not energies:
             return
         # The window of guided steps must lie within the steps that are run.
         executed = self.executed_steps
@@ -117,19 +135,46 @@ class DistDiffConfig(SamplerConfig):
 
     def check_run(self) -> None:
         require(
-            not self.targets or self.encoder_weight_path is not None,
+            not self.energies or self.encoder_weight_path is not None,
             "DistDiff needs a guide classifier: train one with train_original.py on this "
             "dataset and give its "
             "checkpoint as --encoder_weight_path checkpoint/.../seed1/model_best.pth.tar",
         )
 
     @property
+    def energies(self) -> dict[str, float]:
+        """Name -> weight of the energies that guide; empty for plain img2img.
+
+        Raises:
+            InputError: An energy is unknown or named twice, or a weight is no number.
+        """
+        weights: dict[str, float] = {}
+        for part in self.energy.split("+"):
+            name, _, weight = (text.strip() for text in part.partition(":"))
+            if name not in ENERGIES:
+                raise unknown_name("energy", name, ENERGIES)
+            require(name not in weights, f"energy {self.energy}: {name} occurs twice")
+            try:
+                weights[name] = float(weight or 1)
+            except ValueError:
+                weights[name] = math.nan
+            require(
+                math.isfinite(weights[name]),
+                f"energy {self.energy}: write NAME:WEIGHT, such as prototypes:1+entropy:0.1",
+            )
+        return {} if self.optimize_targets == "none" else weights
+
+    @property
+    def variants_per_group(self) -> int:
+        return self.group_size if "chamfer" in self.energies else 1
+
+    @property
     def targets(self) -> tuple[str, ...]:
-        """Names of the energies that guide; empty for plain img2img."""
+        """Names of the parts of the energy `prototypes`; empty for plain img2img."""
         return tuple(t for t in self.optimize_targets.split("-") if t != "none")
 
     def input_files(self) -> Mapping[str, str]:
-        if not self.targets:
+        if not self.energies:
             return {}
         files = {"encoder_weight_path": self.encoder_weight_path}
         folder = Path(self.guidance_decoder or "nowhere")
@@ -139,7 +184,7 @@ class DistDiffConfig(SamplerConfig):
 
     def unet_rows_per_image(self, num_variants: int) -> float:
         rows = super().unet_rows_per_image(num_variants)
-        if self.targets and self.guidance_type == "transform_guidance":
+        if self.energies and self.guidance_type == "transform_guidance":
             look_aheads = 2 if self.log_energy else 1
             first = self.guidance_step - 1
             rows += look_aheads * self.rows_of_steps(first, self.guidance_period)

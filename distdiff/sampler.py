@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from distdiff.config import DistDiffConfig
-from distdiff.energy import DecodedEnergy, PrototypeEnergy
+from distdiff.energy import DecodedEnergy, ImageEnergy
 from distdiff.guidance import Guidance
 from distdiff.prototypes import Prototypes, build_prototypes, extract_features
 from expansion.classifier.backbones import Classifier, load_classifier
@@ -46,7 +48,6 @@ class DistDiffSampler(Img2ImgSampler):
         self.decoder = decoder
         self.guide = guide.to(pipeline.device) if guide is not None else None
         self.energy: DecodedEnergy | None = None
-        self.guidance: Guidance | None = None
         self.checkpoints = config.gradient_checkpointing
 
     @classmethod
@@ -58,29 +59,32 @@ class DistDiffSampler(Img2ImgSampler):
         load_pipeline: Callable[[], StableDiffusionPipeline],
     ) -> DistDiffSampler:
         guide = None
-        if config.targets:
+        if config.energies:
             config.check_run()
             guide = load_classifier(
                 config.encoder_weight_path, arch=config.arch, class_names=class_names
             )
         pipeline, decoder = load_pipeline(), None
-        if config.targets and config.guidance_decoder:
+        if config.energies and config.guidance_decoder:
             decoder = load_tiny_decoder(config.guidance_decoder, pipeline)
         return cls(pipeline, config, guide, decoder)
 
     def prepare(self, records: Sequence[ImageRecord]) -> None:
         """Build the prototypes of all classes from the real images."""
-        if not self.config.targets:
+        if not self.config.energies:
             return
         self._need_guide()
         labels = torch.tensor([record.label for record in records])
         features = extract_features(self.guide, records)
+        num_classes = self.guide.num_classes
+        unit = F.normalize(features, dim=-1)
+        references = [unit[labels == label] for label in range(num_classes)]
         self.use_prototypes(
-            build_prototypes(features, labels, self.guide.num_classes, self.config.K)
+            build_prototypes(features, labels, num_classes, self.config.K), references
         )
 
     def check_labels(self, labels: Sequence[int] | None) -> None:
-        if not self.config.targets:
+        if not self.config.energies:
             return
         self._need_guide()
         require(labels is not None, "DistDiff guides towards classes: give the images' labels")
@@ -95,15 +99,21 @@ class DistDiffSampler(Img2ImgSampler):
             guide = load_classifier(self.config.encoder_weight_path, arch=self.config.arch)
             self.guide = guide.to(self.pipeline.device)
 
-    def use_prototypes(self, prototypes: Prototypes) -> None:
-        """Guide towards these prototypes; `prepare` calls this with those of the real images."""
+    def use_prototypes(self, prototypes: Prototypes, references: Sequence[Tensor] = ()) -> None:
+        """Guide towards these prototypes; `prepare` calls this with those of the real images.
+
+        Args:
+            prototypes: Of the guide's features.
+            references: Features (R, D) at unit length of the real images of each class, by label;
+                for the energy `chamfer` alone.
+        """
         device = self.pipeline.device
         placed = Prototypes(
             prototypes.class_prototypes.to(device), prototypes.group_prototypes.to(device)
         )
-        energy = PrototypeEnergy(self.guide, placed, self.config)
+        real = [features.to(device) for features in references]
+        energy = ImageEnergy(self.guide, placed, self.config, real)
         self.energy = DecodedEnergy(self._decode, energy, self.config.loss_scale)
-        self.guidance = Guidance(self.denoiser, self.energy, self.config)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Decode latents for the energy: images (B, 3, H, W), about [-1, 1], float32."""
@@ -114,15 +124,11 @@ class DistDiffSampler(Img2ImgSampler):
     @torch.no_grad()
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
         """Run img2img and guide the latents in one window of its steps; see `Sampler.sample`."""
-        if not self.config.targets:
+        if not self.config.energies:
             return super().sample(batch, generators)
-        if self.guidance is None:
-            raise RuntimeError(
-                "DistDiffSampler needs the real images first: prepare(records), or "
-                "prepare_images(images, labels)"
-            )
-        # The executed steps in three stretches; the window in the middle is guided.
         config = self.config
+        guidance = self.guidance([len(rows) for rows in batch.groups(config.variants_per_group)])
+        # The executed steps in three stretches; the window in the middle is guided.
         targets = batch.targets.to(self.pipeline.device)
         opens = len(self.denoiser.timesteps) - config.guidance_step
         before = self.denoiser.timesteps[:opens]
@@ -131,9 +137,28 @@ class DistDiffSampler(Img2ImgSampler):
 
         latents, prompt_embeds = self.start(batch, generators)
         latents, _ = self.denoiser.run(latents, before, prompt_embeds)
-        latents, figures = self._guided_window(latents, window, prompt_embeds, targets, generators)
+        latents, figures = self._guided_window(
+            guidance, latents, window, prompt_embeds, targets, generators
+        )
         latents, _ = self.denoiser.run(latents, after, prompt_embeds)
         return Samples(self.codec.decode(latents), figures)
+
+    def guidance(self, groups: Sequence[int] | None = None) -> Guidance:
+        """Guidance of a batch.
+
+        Args:
+            groups: Numbers of images whose energy is computed together; default: each alone.
+
+        Raises:
+            RuntimeError: The sampler has not seen the real images.
+        """
+        if self.energy is None:
+            raise RuntimeError(
+                "DistDiffSampler needs the real images first: prepare(records), or "
+                "prepare_images(images, labels)"
+            )
+        energy = functools.partial(self.energy, groups=groups)
+        return Guidance(self.denoiser, energy, self.config)
 
     def save_memory(self) -> bool:
         """First decode images for the energy one by one; then also recompute activations."""
@@ -147,6 +172,7 @@ class DistDiffSampler(Img2ImgSampler):
 
     def _guided_window(
         self,
+        guidance: Guidance,
         latents: Tensor,
         window: Sequence[int],
         prompt_embeds: Tensor,
@@ -154,7 +180,6 @@ class DistDiffSampler(Img2ImgSampler):
         generators: Sequence[Generator],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the window with guidance; returns its latents and figures (B,) about the guidance."""
-        guidance = self.guidance
         if self.config.guidance_type == "direct_guidance":
             with phase("guide"), self._gradient_checkpointing():
                 guided = guidance.direct(latents, window, prompt_embeds, targets)

@@ -96,3 +96,22 @@ def make_folder(tmp_path):
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def calls_of():
+    """Function from a module to a list that gets the number of rows of each of its calls."""
+    hooks = []
+
+    def watch(module: torch.nn.Module) -> list[int]:
+        rows: list[int] = []
+
+        def note(_, inputs, kwargs, output):
+            rows.append(len((*inputs, *kwargs.values())[0]))
+
+        hooks.append(module.register_forward_hook(note, with_kwargs=True))
+        return rows
+
+    yield watch
+    for hook in hooks:
+        hook.remove()

@@ -69,6 +69,12 @@ class SamplerConfig:
             f"guidance_interval {' '.join(map(str, interval))}: give two shares of the schedule "
             "from 0 to 1, the cleaner end first, such as 0.1 0.8",
         )
+        require(
+            self.guidance_scale <= 1 or any(map(self.is_guided, range(self.executed_steps))),
+            f"guidance_interval {' '.join(map(str, interval))} holds none of the "
+            f"{self.executed_steps} steps that are run; widen it, or switch guidance off with "
+            "--guidance_scale 1",
+        )
 
     @property
     def variants_per_group(self) -> int:

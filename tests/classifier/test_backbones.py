@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import train_original
 from distdiff.config import DistDiffConfig
-from distdiff.energy import PrototypeEnergy
+from distdiff.energy import ImageEnergy
 from distdiff.prototypes import build_prototypes, extract_features
 from expansion.classifier.backbones import (
     ALIASES,
@@ -106,7 +106,7 @@ def test_a_backbone_guides_by_prototypes_and_a_finite_gradient(arch, tmp_path):
     config = DistDiffConfig(encoder_weight_path="guide")
     decoded = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(9)) - 0.5
     decoded.requires_grad_()
-    energy = PrototypeEnergy(guide, prototypes, config)(decoded, torch.tensor([0, 1]))
+    energy = ImageEnergy(guide, prototypes, config)(decoded, torch.tensor([0, 1]))
     energy.sum().backward()
     assert energy.shape == (2,) and energy.isfinite().all() and (energy > 0).all()
     assert decoded.grad.isfinite().all() and decoded.grad.abs().amax(dim=(1, 2, 3)).min() > 0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distdiff.config import DistDiffConfig
-from distdiff.guidance import draw_transform
+from distdiff.guidance import Guidance, draw_transform
 from distdiff.prototypes import Prototypes
 from distdiff.sampler import DistDiffSampler
 from dreamda.config import DreamDAConfig
@@ -91,16 +91,16 @@ def distdiff_sampler(pipeline, monkeypatch, **options) -> DistDiffSampler:
     return sampler
 
 
-def spied(monkeypatch, sampler, name: str) -> list:
-    """Arguments and results of every call of a method of the sampler's guidance."""
+def spied(monkeypatch, name: str) -> list:
+    """Arguments and results of every call of a method of guidance."""
     calls: list = []
-    method = getattr(sampler.guidance, name)
+    method = getattr(Guidance, name)
 
-    def spy(*arguments):
-        calls.append((arguments, method(*arguments)))
+    def spy(guidance, *arguments):
+        calls.append((arguments, method(guidance, *arguments)))
         return calls[-1][1]
 
-    monkeypatch.setattr(sampler.guidance, name, spy)
+    monkeypatch.setattr(Guidance, name, spy)
     return calls
 
 
@@ -139,7 +139,7 @@ def test_distdiff_equals_the_released_code_at_every_stage(pipeline, monkeypatch,
     )
     drawn = found["scale"].clone(), found["shift"].clone()
     monkeypatch.setattr("distdiff.guidance.draw_transform", lambda *_: drawn)
-    calls = spied(monkeypatch, sampler, "transform")
+    calls = spied(monkeypatch, "transform")
     images, latents = sample_and_latents(sampler, digit_three())
     ((arguments, guided),) = calls
     assert_close_to_released(arguments[0], found["before_window"])
@@ -174,7 +174,7 @@ def direct_options(row: int) -> dict:
 def test_direct_guidance_equals_the_released_code(pipeline, monkeypatch, row):
     found = {key[2:]: tensor(value) for key, value in DIRECT.items() if key.startswith(f"{row}_")}
     sampler = distdiff_sampler(pipeline, monkeypatch, **direct_options(row))
-    calls = spied(monkeypatch, sampler, "direct")
+    calls = spied(monkeypatch, "direct")
     images, latents = sample_and_latents(sampler, digit_three())
     ((arguments, guided),) = calls
     assert_close_to_released(arguments[0], found["before_window"])
@@ -191,7 +191,7 @@ def test_direct_guidance_with_features_as_long_as_a_transform_s_would_be_seen(
     """The tolerance is fine enough: without unit length, energies and latents are elsewhere."""
     sampler = distdiff_sampler(pipeline, monkeypatch, **direct_options(0))
     sampler.energy.energy.unit_length = False
-    calls = spied(monkeypatch, sampler, "direct")
+    calls = spied(monkeypatch, "direct")
     sample_and_latents(sampler, digit_three())
     ((_, guided),) = calls
     assert (guided.figures["energy_start"] - tensor(DIRECT["0_energies"])[:1]).abs().max() > 0.1

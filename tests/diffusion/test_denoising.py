@@ -23,6 +23,7 @@ from distdiff.config import DistDiffConfig
 from distdiff.prototypes import Prototypes
 from distdiff.sampler import DistDiffSampler
 from expansion.classifier.backbones import Classifier
+from expansion.common.errors import InputError
 from expansion.diffusion.denoising import Denoiser
 from expansion.diffusion.encoding import LatentCodec
 from expansion.diffusion.img2img import Img2ImgSampler
@@ -222,25 +223,6 @@ def test_one_step_follows_the_ddim_equation_down_to_the_first_alpha(pipeline):
         torch.testing.assert_close(latents, torch.full_like(z, expected), atol=1e-5, rtol=0)
 
 
-@pytest.fixture
-def calls_of():
-    """Function from a module to a list that gets the number of rows of each of its calls."""
-    hooks = []
-
-    def watch(module: torch.nn.Module) -> list[int]:
-        rows: list[int] = []
-
-        def note(_, inputs, kwargs, output):
-            rows.append(len((*inputs, *kwargs.values())[0]))
-
-        hooks.append(module.register_forward_hook(note, with_kwargs=True))
-        return rows
-
-    yield watch
-    for hook in hooks:
-        hook.remove()
-
-
 def test_a_real_image_is_encoded_once_and_alone(pipeline, calls_of):
     codec = LatentCodec(pipeline)
     encoded = calls_of(pipeline.vae.encoder)
@@ -274,6 +256,9 @@ DISTDIFF = {"encoder_weight_path": "guide", "guidance_step": 4, "guidance_period
     [  # 5 of 10 steps are run
         ({"guidance_scale": 7.5}, 10),
         ({"guidance_scale": 1.0}, 5),
+        ({"guidance_interval": (0.1, 0.3)}, 5 + 2),
+        ({"guidance_interval": (0.0, 0.05)}, 5 + 1),
+        ({**DISTDIFF, "guidance_interval": (0.0, 0.3)}, 5 + 3 + 2 + 1),
         (DISTDIFF, 10 + 4),
         ({**DISTDIFF, "log_energy": True}, 10 + 8),
         ({**DISTDIFF, "guidance_scale": 1.0, "guidance_period": 3}, 5 + 3),
@@ -295,6 +280,47 @@ def test_unet_rows_are_those_that_the_plan_announces(pipeline, calls_of, options
     sampler.sample(make_batch(), generators())
     assert sum(called) == 4 * rows
     assert config.unet_rows_per_image(4) == rows
+
+
+def test_guidance_in_an_interval_equals_diffusers_with_guidance_switched_off(pipeline):
+    """Of 10 steps the first six, the noisiest, are guided."""
+    config = SamplerConfig(
+        num_inference_steps=10, strength=1.0, guidance_scale=3.0, guidance_interval=(0.4, 1.0)
+    )
+    ours = Img2ImgSampler(pipeline, config).sample(make_batch(), generators()).images
+
+    def switch_off(pipe, step, timestep, tensors):
+        if step == 5:  # the pipeline then takes the prompt's rows alone
+            pipe._guidance_scale = 0.0
+            tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[1]
+        return tensors
+
+    img2img = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
+    img2img.set_progress_bar_config(disable=True)
+    batch = make_batch()
+    theirs = img2img(
+        prompt=list(batch.prompts),
+        image=batch.images[batch.source_index],
+        strength=1.0,
+        num_inference_steps=10,
+        guidance_scale=3.0,
+        generator=generators(),
+        output_type="pt",
+        callback_on_step_end=switch_off,
+        callback_on_step_end_tensor_inputs=["prompt_embeds"],
+    ).images
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("interval", [(0.5,), (0.5, 0.5), (-0.1, 1.0), (0.2, 1.5), (0.8, 0.2)])
+def test_an_interval_that_is_none_is_refused(interval):
+    with pytest.raises(InputError, match="guidance_interval .*give two shares of the schedule"):
+        SamplerConfig(guidance_interval=interval)
+
+
+def test_an_interval_without_a_step_that_is_run_is_refused():
+    with pytest.raises(InputError, match="guidance_interval 0.6 1.0 holds none of the 5 steps"):
+        SamplerConfig(num_inference_steps=10, guidance_interval=(0.6, 1.0))
 
 
 class NanSampler:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distdiff.config import DistDiffConfig
-from distdiff.energy import DecodedEnergy, PrototypeEnergy, nearest_groups
+from distdiff.energy import DecodedEnergy, ImageEnergy, nearest_groups
 from distdiff.guidance import Guidance, gradient_step, project, transform_latents
 from distdiff.prototypes import Prototypes
 from distdiff.sampler import DistDiffSampler
@@ -116,7 +116,7 @@ def test_energies_are_weighted_distances_to_the_class_and_the_nearest_group(
     """One image of one colour per class, as the decoder gives it; clamped beyond 1 (paper)."""
     config = distdiff(optimize_targets=targets, gs=gs, ls=ls, energy_compat=compat)
     decoded = torch.tensor([[0.2, -0.6, 1.5], [-3.0, 0.5, 0.1]])
-    energy = PrototypeEnergy(MeanColour(), COLOUR_PROTOTYPES, config)
+    energy = ImageEnergy(MeanColour(), COLOUR_PROTOTYPES, config)
     actual = energy(decoded[..., None, None].expand(2, 3, 16, 16), torch.tensor([0, 1]))
     if compat == "released":
         features = [[0.2, -0.6, 1.5], [-3.0, 0.5, 0.1]]
@@ -152,7 +152,7 @@ def test_decoded_images_are_reduced_to_the_guide_s_size_without_aliasing():
     small = np.asarray(Image.fromarray(pixels).resize((8, 8), Image.Resampling.BICUBIC)) / 255
     expected = ((torch.from_numpy(small).permute(2, 0, 1) - MEAN) / STD).flatten().float()
     flat = SimpleNamespace(image_size=8, features=lambda x: x.flatten(1))
-    energy = PrototypeEnergy(flat, COLOUR_PROTOTYPES, distdiff())
+    energy = ImageEnergy(flat, COLOUR_PROTOTYPES, distdiff())
     decoded = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
     torch.testing.assert_close(
         energy.features(decoded)[0], F.normalize(expected, dim=0), atol=5e-3, rtol=0
@@ -308,10 +308,10 @@ def test_the_gradient_agrees_with_finite_differences_in_float64(monkeypatch):
             moved[:, i] += sign * eps
             with torch.no_grad():
                 start = transform_latents(z, moved[:, :4], moved[:, 4:])
-                ends.append(sampler.guidance.look_ahead_energy(start, window, embeds, labels))
+                ends.append(sampler.guidance().look_ahead_energy(start, window, embeds, labels))
         slopes.append((ends[0] - ends[1]) / (2 * eps))
     g_w, g_b = torch.stack(slopes, dim=1).view(2, 8, 1, 1).split(4, dim=1)
-    guided = sampler.guidance.transform(z, window, embeds, labels, generators(2))
+    guided = sampler.guidance().transform(z, window, embeds, labels, generators(2))
     assert guided.latents.dtype == torch.float64
     applied = (1 + w) * z + b - guided.latents  # = g_w z + g_b
     expected = g_w * z + g_b
@@ -378,7 +378,7 @@ def test_the_energy_of_decoded_latents_has_the_plain_gradient_and_keeps_no_image
         decoded.append(weakref.ref(images))
         return images
 
-    def energy(images: Tensor, targets: Tensor) -> Tensor:
+    def energy(images: Tensor, targets: Tensor, groups: object = None) -> Tensor:
         return (images.square() * targets.view(-1, 1, 1, 1)).flatten(1).sum(dim=1).sqrt()
 
     start = torch.randn(5, 4, 2, 2, generator=generators()[0]).requires_grad_()
@@ -442,10 +442,10 @@ def test_a_tiny_decoder_makes_the_images_of_the_energy_and_no_others(pipeline, g
     sampler.use_prototypes(PROTOTYPES)
     latents = torch.randn(2, 4, 8, 8)
     targets = torch.tensor([1, 2])
-    energy = PrototypeEnergy(guide, PROTOTYPES, config)
+    energy = ImageEnergy(guide, PROTOTYPES, config)
     with torch.no_grad():
         expected = energy(decoder.decode(latents).sample, targets)
-        torch.testing.assert_close(sampler.guidance.energy([latents], targets), expected)
+        torch.testing.assert_close(sampler.guidance().energy([latents], targets), expected)
     guided = sampler.sample(PAIR, generators(2)).images
     exact = make_sampler(pipeline, guide).sample(PAIR, generators(2)).images
     plain = Img2ImgSampler(pipeline, config).sample(PAIR, generators(2)).images
