@@ -259,6 +259,7 @@ def generated_records(
         bool(kept), f"{expanded_dir} holds no variants of the {len(trained_on)} training images"
     )
     kept, _ = readable_records(kept, config.on_error)
+    _check_other_set(kept, config, data, expanded_dir)
     if config.selection is not None:
         kept = select_images(config.selection, kept, expanded_dir, trained_on)
     absent = classes_without_images(data.dataset.class_names, kept)
@@ -273,6 +274,35 @@ def generated_records(
     if config.soft_labels is not None:
         kept = with_soft_labels(kept, Path(config.soft_labels), data.dataset.class_names)
     return kept
+
+
+def _check_other_set(
+    generated: Sequence[ImageRecord], config: TrainExpandConfig, data: TrainData, folder: Path
+) -> None:
+    """Check what the images of another tool, whose real images are not known, cannot promise.
+
+    Raises:
+        InputError: One is an image that is tested on, or the recipe needs the real images.
+    """
+    if all(record.source for record in generated):
+        return
+    held_out = {record.content for record in (*data.val, *data.test)}
+    leaks = [record.file_name for record in generated if record.content in held_out]
+    require(
+        not leaks,
+        f"{folder}: {len(leaks)} images are copies of images that are tested on: {shown(leaks, 3)};"
+        " remove them",
+    )
+    require(
+        not config.replace_probability,
+        f"{folder} does not say which real images its images stand for, so replace_probability "
+        "cannot be used; leave it out",
+    )
+    if config.shots is not None or data.val:
+        logger.warning(
+            f"{folder} does not say which real images it was made from; held-out ones may be "
+            "among them"
+        )
 
 
 def soft_label_facts(records: Sequence[ImageRecord]) -> dict[str, str]:

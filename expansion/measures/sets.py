@@ -163,7 +163,9 @@ def read_images(config: MeasureConfig) -> Measured:
         images = sorted(images, key=lambda record: record.file_name)
         require(bool(images), f"{folder} holds no image that can be read")
         _require_two_of_each(images, dataset, f"the set {folder}")
-        used |= {record.source for record in images}
+        # Of a set by another tool the real images are not known: any may have served.
+        known = all(record.source for record in images)
+        used |= {record.source for record in images} if known else set(sources)
         sets.append(ImageSet(exp, images, folder))
     _require_two_of_each(test, dataset, f"the test images of {dataset.root}")
     train = [record for record in readable if record.file_name in used]

@@ -144,7 +144,7 @@ def variants_beside_real(sets: Sequence[ExpandedSet], budget: Budget) -> Gallery
             shot = real.get(source)
             columns = [[budget.thumbnail(shot, f"real image of {class_name}")]] if real else []
             for each in sets:
-                made = (each.rows.get((source, k)) for k in range(num_variants))
+                made = (each.variant(source, class_name, k) for k in range(num_variants))
                 alt = f"variant by {each.name} of an image of {class_name}"
                 columns.append([budget.thumbnail(record_of(each, row), alt) for row in made if row])
             gallery.rows.append((class_name, columns))

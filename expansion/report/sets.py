@@ -19,6 +19,7 @@ from expansion.metrics.runs import Row, Run, folders_below, natural_key
 from expansion.metrics.set_figures import SET_FOLDER
 from expansion.store.expanded_set import Asked
 from expansion.store.manifest import ManifestReader, read_manifest
+from expansion.store.other_sets import images_of_others
 from expansion.store.places import EXPANSION, generated_record
 
 SELECTION_FILE = "expanded_set.selection_file"  # in results.yaml, relative to the run's folder
@@ -60,6 +61,19 @@ class ExpandedSet:
         known = type(per_image) in (int, float) and 0 <= per_image < 1e9
         return per_image * len(self.rows) if known else None
 
+    def variant(self, source: str, class_name: str, number: int) -> Mapping[str, Any] | None:
+        """The row of a variant of a real image; of a set that tells no real images, of its class.
+
+        Args:
+            source: File name of the real image.
+            class_name: Its class.
+            number: Of the variant, from 0; of the images of the class, if no real one is known.
+        """
+        if any(known for known, _ in self.rows):
+            return self.rows.get((source, number))
+        mine = [row for row in self.rows.values() if row["class"] == class_name]
+        return mine[number] if number < len(mine) else None
+
     def record(self, row: Mapping[str, Any]) -> ImageRecord:
         """The image of a manifest row; raises InputError if that is outside the folder."""
         return generated_record(self.folder, row, 0, row["class"])
@@ -69,8 +83,8 @@ class ExpandedSet:
         dataset, root = self.facts.get("dataset"), self.facts.get("root")
         if not isinstance(dataset, str) or not isinstance(root, str):
             raise InputError(
-                f"{self.folder} does not say where its real images lie; run the same expand.py "
-                "command again, which notes it"
+                f"{self.folder} does not say where its real images lie; the same expand.py "
+                "command notes it when it is run again"
             )
         named = (CONFIG_DIR / "datasets" / f"{dataset}.yaml").is_file()
         name = dataset if named else os.path.normpath(self.folder / root)
@@ -132,11 +146,13 @@ def read_set(folder: Path, dataset: str = "") -> ExpandedSet:
     path = folder / IDENTITY_FILE
     identity = load_yaml(path).values if path.is_file() else {}
     asked = Asked.read(folder)
-    rows = {}
+    rows: dict[VariantKey, Mapping[str, Any]] = {}
     wanted = set(asked.sources) if asked else None
     for row in read_manifest(folder):
         if asked is None or (row["source"] in wanted and row["variant"] < asked.num_variants):
             rows[row["source"], row["variant"]] = row
+    if not rows and asked is None:
+        rows = _rows_of_others(folder)
     facts = asked.facts if asked else {}
     return ExpandedSet(
         folder=folder,
@@ -148,6 +164,15 @@ def read_set(folder: Path, dataset: str = "") -> ExpandedSet:
         num_bytes=sum(_sizes(folder)),
         images={row["file_name"]: pair for pair, row in rows.items()},
     )
+
+
+def _rows_of_others(folder: Path) -> dict[VariantKey, Mapping[str, Any]]:
+    """Rows of a set that expand.py did not make, numbered through."""
+    rows: dict[VariantKey, Mapping[str, Any]] = {}
+    for number, (name, class_name, source) in enumerate(images_of_others(folder)):
+        row = {"file_name": name, "class": class_name, "source": source, "variant": number}
+        rows[source, number] = row
+    return rows
 
 
 def _dataset_of(folder: Path, facts: Mapping[str, Any]) -> str:

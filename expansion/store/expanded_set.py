@@ -27,6 +27,7 @@ from expansion.data.splits import listed_names
 from expansion.images.records import ImageRecord, PackedRecord
 from expansion.images.variants import Variant, VariantKey
 from expansion.store.manifest import ManifestReader, read_manifest
+from expansion.store.other_sets import read_other_set
 from expansion.store.places import Place, generated_record, holds_image, image_place
 
 logger = logging.getLogger(__name__)
@@ -260,7 +261,8 @@ def read_expansion(
 ) -> list[ImageRecord]:
     """The images of a set that count, as records with today's labels of their real images.
 
-    How many images are left out, and why, is logged.
+    A folder without manifests is a set of another tool; see `read_other_set`. How many images are
+    left out, and why, is logged.
 
     Args:
         output_dir: Folder of the expanded set.
@@ -271,14 +273,14 @@ def read_expansion(
         max_variants: The set counts as if no more variants of each image had been asked for.
 
     Raises:
-        InputError: There is no manifest, it names a file outside the folder, the set was made from
-            other real images, it was asked for fewer variants than `max_variants`, or images are
-            missing and `on_incomplete` is "fail".
+        InputError: There are no images, a manifest names a file outside the folder, the set was
+            made from other real images, it was asked for fewer variants than `max_variants`, or
+            images are missing and `on_incomplete` is "fail".
     """
     # The rows that count.
     rows = read_manifest(output_dir)
     if not rows:
-        raise InputError(f"{output_dir} holds no expanded set; make it first with expand.py")
+        return _records_of_others(output_dir, {**(others or {}), **sources}, max_variants)
     asked = Asked.read(output_dir)
     num_variants = asked.num_variants if asked else None
     if max_variants is not None:
@@ -305,6 +307,23 @@ def read_expansion(
     if absent:
         _report_absent(output_dir, absent, len(expected), on_incomplete)
     return list(records.values())
+
+
+def _records_of_others(
+    output_dir: Path, known: Sources, max_variants: int | None
+) -> list[ImageRecord]:
+    """The images of a set that expand.py did not make."""
+    ours = (output_dir / PLAN_FILE).is_file()
+    if ours or not output_dir.is_dir():
+        raise InputError(f"{output_dir} holds no expanded set; make it first with expand.py")
+    require(
+        max_variants is None,
+        f"{output_dir} was not made by expand.py, so its images have no numbers; leave out "
+        "--max_variants",
+    )
+    labels = {record.label: record.class_name for record in known.values()}
+    classes = {labels[label]: label for label in sorted(labels)}
+    return read_other_set(output_dir, classes, known)
 
 
 def _records_that_are_there(

@@ -107,6 +107,16 @@ def _per_split(
     return Metadata(layout, (*remarks, *_chosen(shown(layout.train + layout.test), names)))
 
 
+def labels_file(folder: Path) -> Path | None:
+    """The metadata file of a folder, if it has one and that tells labels.
+
+    Raises:
+        InputError: There are two, or the folder holds an expanded set of this project.
+    """
+    file = _only(folder)
+    return file if file is not None and _tells_labels(file) else None
+
+
 def _only(folder: Path) -> Path | None:
     """The metadata file of a folder; None if it has none.
 

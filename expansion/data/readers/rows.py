@@ -127,7 +127,7 @@ class RowsReader:
         absent = []
         for row in rows:
             require(
-                _is_inside(row.path),
+                is_inside(row.path),
                 f"{self.root}: the lists name {row.path!r}, outside the folder; "
                 "write paths relative to it",
             )
@@ -277,7 +277,7 @@ def _remedy(class_name: str, known: Sequence[str]) -> str:
     return "mark some for training, or remove the row"
 
 
-def _is_inside(path: str) -> bool:
+def is_inside(path: str) -> bool:
     return not PurePosixPath(path).is_absolute() and ".." not in path.split("/")
 
 
