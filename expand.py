@@ -37,6 +37,7 @@ SAMPLERS = {
         "baselines.text2img:Text2ImgSampler",
     ),
     "bot": ("baselines.bot_config:BoTConfig", "baselines.bot:BoTSampler"),
+    "lecf": ("baselines.lecf_config:LECFConfig", "baselines.text2img:Text2ImgSampler"),
     "distdiff": ("distdiff.config:DistDiffConfig", "distdiff.sampler:DistDiffSampler"),
     "dreamda": ("dreamda.config:DreamDAConfig", "dreamda.sampler:DreamDASampler"),
 }

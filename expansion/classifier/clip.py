@@ -63,6 +63,7 @@ class ClipClassifier:
         *,
         device: str | torch.device = "cpu",
         revision: str | None = None,
+        option: str = OPTION,
     ) -> ClipClassifier:
         """Load a CLIP of transformers' format.
 
@@ -71,6 +72,7 @@ class ClipClassifier:
             prompt_names: See the class; `templates` too.
             device: Where it computes.
             revision: Branch, tag or commit on the hub.
+            option: What gives the model, for errors.
 
         Raises:
             InputError: The folder is incomplete, or the hub cannot be reached or lacks the id.
@@ -85,13 +87,13 @@ class ClipClassifier:
                 processor = CLIPImageProcessor.from_pretrained(name_or_path, **source)
         except (OSError, ValueError, SafetensorError) as error:
             reason = why_not_loaded(name_or_path, error)
-            raise cannot_load(name_or_path, reason, OPTION) from error
+            raise cannot_load(name_or_path, reason, option) from error
         if found["missing_keys"]:
             reason = f"it lacks {min(found['missing_keys'])}"
-            raise cannot_load(name_or_path, reason, OPTION)
+            raise cannot_load(name_or_path, reason, option)
         if len(tokenizer) < NUM_BYTES:  # transformers makes an empty one where the file is missing
             reason = "it lacks its tokenizer's vocabulary"
-            raise cannot_load(name_or_path, reason, OPTION)
+            raise cannot_load(name_or_path, reason, option)
         return cls(model.to(device), tokenizer, processor, prompt_names, templates)
 
     def image_features(self, images: Tensor) -> Tensor:
@@ -122,11 +124,22 @@ class ClipClassifier:
         starts = range(0, len(records), batch_size)
         batches = [[(i, 0) for i in range(s, min(s + batch_size, len(records)))] for s in starts]
         images = SeededImages(records, self._pixel_values)
-        found = [
-            self.logits(self._encode(pixels.to(self.model.device))).softmax(dim=1).cpu()
-            for pixels, _ in DataLoader(images, batch_sampler=batches, num_workers=workers)
-        ]
-        return torch.cat(found)
+        loader = DataLoader(images, batch_sampler=batches, num_workers=workers)
+        return torch.cat([self._of_pixels(pixels) for pixels, _ in loader])
+
+    @torch.inference_mode()
+    def of_images(self, images: Sequence[Image.Image], *, batch_size: int = 64) -> Tensor:
+        """Class probabilities (B, N) of 8-bit RGB images, on the CPU; see `predict`.
+
+        Args:
+            batch_size: Images that the model sees at a time.
+        """
+        starts = range(0, len(images), batch_size)
+        parts = (map(self._pixel_values, images[s : s + batch_size]) for s in starts)
+        return torch.cat([self._of_pixels(torch.stack(list(part))) for part in parts])
+
+    def _of_pixels(self, pixel_values: Tensor) -> Tensor:
+        return self.logits(self._encode(pixel_values.to(self.model.device))).softmax(dim=1).cpu()
 
     def _pixel_values(self, image: Image.Image) -> Tensor:
         return self.image_processor(images=image, return_tensors="pt").pixel_values[0]

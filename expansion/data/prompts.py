@@ -117,6 +117,11 @@ def preset_prompts(name: str, prompt_name: str) -> list[str]:
     return [pattern.replace("{class}", prompt_name) for pattern in patterns]
 
 
+def preset_names() -> list[str]:
+    """The names that `preset_prompts` takes."""
+    return sorted(path.stem for path in (CONFIG_DIR / "prompts").glob("*.yaml"))
+
+
 def read_prompts(path: str | Path, scope: PromptScope, per: str, seed: int) -> Prompts:
     """Read the candidates in a prompts file, whose forms are at the head of this module.
 

@@ -117,11 +117,17 @@ class ExpandConfig:
         "class; those are listed in selected.json, for train_expand.py --selection",
     )
     judge: str | None = option(
-        None, "run folder of the classifier, of real images alone, that --until_kept goes by"
+        None,
+        "what --until_kept goes by: run folder of a classifier of real images alone, or "
+        "clip:ID_OR_FOLDER, a zero-shot CLIP",
+    )
+    judge_template: str | None = option(
+        None, "what a CLIP as --judge is told of a class, with {}; default: the dataset's prompt"
     )
     judge_at_least: float = option(
         0.5,
-        "smallest probability, 0 to 1, that --judge gives to the own class of an accepted image",
+        "smallest probability, 0 to 1, that --judge gives to the own class of an accepted image; "
+        "LECF's, for a CLIP: 1 / number of classes",
     )
     most_variants: int = option(64, "most variants of each real image under --until_kept")
     device: str = option("auto", "cuda, cpu, ...; auto: a GPU if there is one")
@@ -162,6 +168,10 @@ class ExpandConfig:
         require(
             (self.until_kept is None) == (self.judge is None),
             "give --until_kept and --judge, the run folder of a classifier, together",
+        )
+        require(
+            self.judge_template is None or (self.judge or "").startswith("clip:"),
+            f"judge_template {self.judge_template!r} is for a CLIP; give --judge clip:ID_OR_FOLDER",
         )
         if self.until_kept is None:
             return

@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured = read_images(MeasureConfig(**{**given, "exp": (config.exp,)}))
     image_set = measured.sets[0]
     candidates, measured_by = read_candidates(image_set, _evaluate_command(config))
+    _check_measured(config, candidates)
     paths = _output_paths(config, image_set.folder)
 
     # What is kept.
@@ -78,6 +79,19 @@ def _evaluate_command(config: FilterConfig) -> str:
     words = ["python", "-m", "expansion.evaluate", "-d", config.dataset, "--exp", config.exp]
     words += ["--data_dir", config.data_dir] if config.data_dir != FilterConfig.data_dir else []
     return shlex.join(words)
+
+
+def _check_measured(config: FilterConfig, candidates: Sequence[Candidate]) -> None:
+    """Raise InputError if the rule goes by what nobody judged, with the command that does."""
+    command = _evaluate_command(config)
+    by_run = f"finish a run of train_original.py, then run {command}"
+    for title, remedy in (("clip_", f"run {command} --features clip"), ("", by_run)):
+        for name in (f"{title}own_probability", f"{title}entropy"):
+            asked = name in (config.by_figure, *(bound.name for bound in config.bounds))
+            require(
+                not asked or any(name in each.figures for each in candidates),
+                f"{config.exp} was measured without {name}; {remedy}",
+            )
 
 
 def _output_paths(config: FilterConfig, folder: Path) -> list[Path]:

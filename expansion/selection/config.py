@@ -11,6 +11,8 @@ from expansion.common.config import option
 from expansion.common.errors import require
 from expansion.data.datasets import DEFAULT_DATASET
 
+GUESS = "1/C"  # as a bound: what an even guess among the classes gives each of them
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -20,17 +22,21 @@ class Bound:
         name: Of the figure.
         value: A number, or a share of the images of the class if `is_quantile`.
         is_least: Whether the value is the least; else it is the most.
+        is_guess: Whether the value is still to be divided by the number of classes.
     """
 
     name: str
     value: float
     is_quantile: bool
     is_least: bool
+    is_guess: bool = False
 
     @classmethod
     def parse(cls, text: str, is_least: bool) -> Bound:
-        """From NAME=NUMBER or NAME=qSHARE; raises InputError for anything else."""
+        """From NAME=NUMBER, NAME=qSHARE or NAME=1/C; raises InputError for anything else."""
         name, equals, value = text.partition("=")
+        if name and value == GUESS:
+            return cls(name, 1.0, False, is_least, is_guess=True)
         is_quantile = value.startswith("q")
         try:
             number = float(value.removeprefix("q"))
@@ -49,6 +55,8 @@ class Bound:
 
     @property
     def _limit(self) -> str:
+        if self.is_guess:
+            return GUESS
         return f"quantile {self.value:g} of its class" if self.is_quantile else f"{self.value:g}"
 
     @property
@@ -81,8 +89,9 @@ class FilterConfig:
     )
     at_least: tuple[str, ...] = option(
         (),
-        "keep images whose figure is no less: NAME=NUMBER, or NAME=q0.05 for a quantile of the "
-        "images of each class; names: as in evaluation.jsonl, and the method's own in the manifest",
+        "keep images whose figure is no less: NAME=NUMBER, NAME=q0.05 for a quantile of the images "
+        "of each class, or NAME=1/C for one over the number of classes; names: as in "
+        "evaluation.jsonl, and the method's own in the manifest",
     )
     at_most: tuple[str, ...] = option((), "keep images whose figure is no more, likewise")
     no_copies: bool = option(False, "drop copies of training images")
@@ -98,7 +107,13 @@ class FilterConfig:
         None,
         "how many images of a class are kept: equal, as many as the smallest class has left; "
         "inverse, the fewer the more real images it has, for as many real + generated images of "
-        "each as there can be; or a JSON file {class: number}. The first ones --by, else at random",
+        "each as there can be; a number; or a JSON file {class: number}. The first ones --by, else "
+        "at random",
+    )
+    top_up: bool = option(
+        False,
+        "where --at_least leaves a class fewer than --per_class N, take the best of the others by "
+        "the same figure",
     )
     random_control: bool = option(
         False,
@@ -124,6 +139,10 @@ class FilterConfig:
         )
         require(self.by is None or self.by_figure != "", "--by: give the name of a figure")
         require(
+            not self.top_up or (self.number is not None and len(self.at_least) == 1),
+            "--top_up: up to how many, and by which figure? give --per_class N and one --at_least",
+        )
+        require(
             self.output is None or self.output.endswith(".json"),
             f"--output {self.output}: give a name that ends in .json",
         )
@@ -138,6 +157,12 @@ class FilterConfig:
         """All bounds."""
         least = [Bound.parse(text, True) for text in self.at_least]
         return (*least, *(Bound.parse(text, False) for text in self.at_most))
+
+    @property
+    def number(self) -> int | None:
+        """What `per_class` gives every class, if it is a number."""
+        is_number = self.per_class is not None and self.per_class.isdecimal()
+        return int(self.per_class) if is_number else None
 
     @property
     def by_figure(self) -> str:
@@ -155,4 +180,5 @@ class FilterConfig:
         parts += [f"{self.top} of each class {order}"] if self.top else []
         if self.per_class:
             parts.append(f"number per class: {Path(self.per_class).name}, {order}")
+        parts += ["topped up by the figure"] * self.top_up
         return "; ".join(parts)

@@ -1,7 +1,8 @@
 """From the figures of images to which of them are kept.
 
 The steps, each on what the steps before it left: figures that are missing, bounds, copies, leaks,
-twins, the top of each class, numbers per class. Quantiles are of all images of a class.
+twins, the top of each class, numbers per class; a bound that is topped up comes after the twins.
+Quantiles are of all images of a class.
 """
 
 from __future__ import annotations
@@ -61,10 +62,14 @@ def select(
     names = [*(bound.name for bound in config.bounds), *filter(None, [config.by_figure])]
     _check_names(names, candidates)
     steps: list[Callable[[Sequence[Candidate]], Dropped]] = [lambda left: _unknown(left, names)]
-    steps += [_by_bound(bound, candidates) for bound in config.bounds]
+    bounds = [_by_bound(bound, candidates, len(num_real)) for bound in config.bounds]
+    topped_up = bounds.pop(0) if config.top_up else None  # the one of --at_least
+    steps += bounds
     steps += [lambda left: {c.file_name: COPY for c in left if c.is_copy}] * config.no_copies
     steps += [lambda left: {c.file_name: LEAK for c in left if c.is_leak}] * config.no_leaks
     steps += [lambda left: _twins(left, candidates)] * config.no_twins
+    if topped_up is not None:
+        steps.append(_topped_up(topped_up, names[0], config.number))
     if config.top:
         top = dict.fromkeys(num_real, config.top)
         steps.append(lambda left: _beyond(_in_order(left, config), top, NOT_TOP))
@@ -105,8 +110,8 @@ def numbers_per_class(
     one or more.
 
     Args:
-        per_class: "equal", "inverse", or the path of a JSON file {class: number}; a class that it
-            leaves out keeps all.
+        per_class: "equal", "inverse", a number for all, or the path of a JSON file
+            {class: number}; a class that it leaves out keeps all.
         left: The images that there are.
         num_real: Class -> number of real images; names all classes.
     """
@@ -117,6 +122,9 @@ def numbers_per_class(
         fewest = min(there[name] + number for name, number in num_real.items())
         full = max(fewest, 1 + max(num_real.values()))
         return {name: full - number for name, number in num_real.items()}
+    if per_class.isdecimal():
+        require(int(per_class) > 0, f"--per_class {per_class}: give a number from 1")
+        return dict.fromkeys(num_real, int(per_class))
     given = keyed_by(num_real, read_json(Path(per_class), dict), per_class)
     unknown = [str(name) for name in given if name not in num_real]
     require(
@@ -156,14 +164,15 @@ def _unknown(left: Iterable[Candidate], names: Iterable[str]) -> Dropped:
 
 
 def _by_bound(
-    bound: Bound, candidates: Iterable[Candidate]
+    bound: Bound, candidates: Iterable[Candidate], num_classes: int
 ) -> Callable[[Sequence[Candidate]], Dropped]:
+    number = bound.value / num_classes if bound.is_guess else bound.value
     values: dict[str, list[float]] = defaultdict(list)
     for each in candidates:
         if bound.name in each.figures:
             values[each.class_name].append(each.figures[bound.name])
     limits = {
-        name: float(np.quantile(found, bound.value)) if bound.is_quantile else bound.value
+        name: float(np.quantile(found, bound.value)) if bound.is_quantile else number
         for name, found in values.items()
     }
 
@@ -172,6 +181,23 @@ def _by_bound(
         return value < limit if bound.is_least else value > limit
 
     return lambda left: {each.file_name: bound.reason for each in left if fails(each)}
+
+
+def _topped_up(
+    by_bound: Callable[[Sequence[Candidate]], Dropped], figure: str, number: int
+) -> Callable[[Sequence[Candidate]], Dropped]:
+    """A bound's step that spares the best by its figure where a class would keep fewer images."""
+
+    def step(left: Sequence[Candidate]) -> Dropped:
+        dropped = by_bound(left)
+        kept = Counter(each.class_name for each in left if each.file_name not in dropped)
+        for each in sorted(left, key=lambda c: (-c.figures[figure], c.file_name)):
+            if each.file_name in dropped and kept[each.class_name] < number:
+                kept[each.class_name] += 1
+                del dropped[each.file_name]
+        return dropped
+
+    return step
 
 
 def _twins(left: Iterable[Candidate], candidates: Sequence[Candidate]) -> Dropped:

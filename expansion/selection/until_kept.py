@@ -11,12 +11,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from expansion.common.config import load_yaml
 from expansion.common.devices import device_and_dtype
 from expansion.common.errors import InputError, require, shown
 from expansion.common.sharding import make_units
+from expansion.data.prompts import class_prompt
 from expansion.generation.plan import ExpandConfig, Plan, exp_name, make_plan
 from expansion.generation.run import run
 from expansion.images.records import ImageRecord
@@ -27,9 +30,12 @@ from expansion.store.places import generated_record
 from expansion.store.selection import Selection, numbers_by_class
 
 if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from expansion.classifier.clip import ClipClassifier
     from expansion.diffusion.sampler import Sampler
     from expansion.diffusion.sampler_config import SamplerConfig
-    from expansion.predict.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +43,30 @@ FILE_NAME = "selected.json"
 BATCH = 256  # images that the judge sees at a time
 BELOW = "own-class probability below the judge's limit"
 ENOUGH = "its class has enough"
+CLIP = "clip:"  # begins a judge that is a zero-shot CLIP: hub id or folder
+
+
+class Judge(Protocol):
+    """What says how probable the classes are for images; no image's answer depends on others."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The classes, by the columns of `probabilities`."""
+
+    def probabilities(self, images: Sequence[Image.Image]) -> Tensor:
+        """Probabilities (B, N) for B RGB images, on the CPU."""
+
+
+@dataclass(frozen=True)
+class ClipJudge:
+    """A zero-shot CLIP, as LECF's filter has it."""
+
+    clip: ClipClassifier
+    class_names: Sequence[str]
+
+    def probabilities(self, images: Sequence[Image.Image]) -> Tensor:
+        """See `Judge`."""
+        return self.clip.of_images(images)
 
 
 def make_until_kept(
@@ -109,8 +139,10 @@ def _records(plan: Plan, stored: StoredSet) -> dict[Variant, ImageRecord]:
     return records
 
 
-def _load_judge(plan: Plan) -> Predictor:
+def _load_judge(plan: Plan) -> Judge:
     """The judge; raises InputError if it learnt from generated images or lacks classes."""
+    if plan.config.judge.startswith(CLIP):
+        return _load_clip(plan)
     from expansion.predict.predictor import Predictor
 
     runs = find_runs(plan.config.judge)
@@ -132,9 +164,25 @@ def _load_judge(plan: Plan) -> Predictor:
     return judge
 
 
-def _accepted(
-    records: dict[Variant, ImageRecord], judge: Predictor, plan: Plan
-) -> dict[Variant, bool]:
+def _load_clip(plan: Plan) -> ClipJudge:
+    """A CLIP that knows the classes by a text about each; raises InputError if it cannot be had."""
+    config, dataset = plan.config, plan.dataset
+    template = config.judge_template or dataset.config.prompt_template
+    class_prompt(template, "")  # it is checked before anything heavy is loaded
+    from expansion.classifier.clip import ClipClassifier
+
+    device, _ = device_and_dtype(config.device, "float32")
+    clip = ClipClassifier.load(
+        config.judge.removeprefix(CLIP),
+        dataset.prompt_names,
+        [template],
+        device=device,
+        option="--judge clip:FOLDER",
+    )
+    return ClipJudge(clip, dataset.class_names)
+
+
+def _accepted(records: dict[Variant, ImageRecord], judge: Judge, plan: Plan) -> dict[Variant, bool]:
     """Whether the judge gives an image's own class the probability that is asked for."""
     names, accepted = list(judge.class_names), {}
     for unit in make_units(list(records), BATCH):
@@ -166,9 +214,11 @@ def _select(
         kept |= {v.file_name: _sha256(records[v]) for v in chosen}
         others = [variant for variant in mine if variant.file_name not in kept]
         dropped |= {v.file_name: ENOUGH if accepted[v] else BELOW for v in others}
-    names = ("until_kept", "judge", "judge_at_least", "most_variants")
     config = plan.config
-    rule = f"own_probability at least {config.judge_at_least:g}, {config.until_kept} of each class"
+    names = ["until_kept", "judge", "judge_at_least", "most_variants"]
+    names += ["judge_template"] * (config.judge_template is not None)
+    figure = "clip_own_probability" if config.judge.startswith(CLIP) else "own_probability"
+    rule = f"{figure} at least {config.judge_at_least:g}, {config.until_kept} of each class"
     return Selection(
         dataset=plan.dataset.name,
         set_name=plan.output_dir.resolve().name,

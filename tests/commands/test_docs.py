@@ -17,8 +17,8 @@ import expand
 import parse_logs
 import train_expand
 import train_original
-from dreamda import prompts
 from dreamda.finetune import __main__ as finetune
+from dreamda.prompts import __main__ as prompts
 from expansion.benchmarks import sampling as benchmark
 from expansion.benchmarks import training as benchmark_training
 from expansion.data import __main__ as check_command
@@ -134,6 +134,7 @@ def workplace(tmp_path, monkeypatch, make_folder, digits_dir) -> Path:
         ("caltech-101", "dreamda_10x"),
         ("folder", "dreamda_10x"),
         ("folder", "dreamda_20x"),
+        ("folder", "lecf_5x"),
     ):
         _expansion(tmp_path / "data" / f"{name}_expansion" / shots, name)
     monkeypatch.chdir(tmp_path)
@@ -228,7 +229,7 @@ def test_every_yaml_file_resolves(path, workplace):
     elif kind == "prompts":
         assert all("cat" in prompt for prompt in preset_prompts(path.stem, "cat"))
     elif kind == "dreamda" and path.stem != "default":
-        parse = prompts.parse if path.stem == "prompts" else finetune.parse
+        parse = prompts.parse if path.stem in ("prompts", "lecf") else finetune.parse
         assert parse(["--config", str(path)])
     else:
         arguments = ["-d", "digits", "--config", str(path), "--dry_run"]

@@ -15,8 +15,8 @@ import torchvision
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import constants
 
-from dreamda.prompts import load_model
-from dreamda.prompts_config import PromptsConfig
+from dreamda.prompts.config import PromptsConfig
+from dreamda.prompts.language_model import load_keyword_model, load_model
 from expansion.classifier.clip import ClipClassifier
 from expansion.classifier.clip_backbone import load_tower
 from expansion.common import hub
@@ -82,6 +82,12 @@ LOADS = {
     "language model": (
         lambda tmp_path: load_model(PromptsConfig(model="owner/no-such-model")),
         ("owner/no-such-model", "--model"),
+    ),
+    "keyword model": (
+        lambda tmp_path: load_keyword_model(
+            PromptsConfig(preset="lecf", model="owner/no-such-model")
+        ),
+        ("owner/no-such-model", "--model", "encoder-decoder"),
     ),
     "tiny decoder": (
         lambda tmp_path: load_tiny_decoder("owner/taesd", load_pipeline(str(TINY_MODEL))),

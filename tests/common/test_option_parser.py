@@ -12,8 +12,8 @@ import expand
 import parse_logs
 import train_expand
 import train_original
-from dreamda import prompts
 from dreamda.finetune import __main__ as finetune
+from dreamda.prompts import __main__ as prompts
 from expansion.benchmarks import sampling as benchmark
 from expansion.benchmarks import training as benchmark_training
 from expansion.classifier.recipe import Recipe
@@ -253,7 +253,7 @@ OWN_FILES = {
     },
     **{f"classifiers/{p.name}": [Recipe] for p in CONFIG_DIR.glob("classifiers/*.yaml")},
     **{f"studies/{scale}.yaml": [study.StudyConfig] for scale in study.SCALES},
-    "dreamda/prompts.yaml": [prompts.PromptsConfig],
+    **{f"dreamda/{name}.yaml": [prompts.PromptsConfig] for name in ("prompts", "lecf")},
 }
 
 

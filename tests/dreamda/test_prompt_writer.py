@@ -13,8 +13,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import expand
-from dreamda import prompts as writer
-from dreamda.prompts_config import PromptsConfig
+from dreamda.prompts import __main__ as writer
+from dreamda.prompts import language_model, word_lists
+from dreamda.prompts.answers import ask_for_prompts, parse_answer
+from dreamda.prompts.config import PromptsConfig
 from expansion.common.errors import InputError
 from expansion.data.datasets import load_dataset
 from tests.helpers.prompt_files import write
@@ -48,7 +50,7 @@ def changed(config: PromptsConfig, **values: object) -> PromptsConfig:
 
 
 def test_word_lists_give_every_combination_once_without_the_period(short, dataset):
-    texts = writer.combine_words(short, dataset)["bee_fly"]
+    texts = word_lists.combine_words(short, dataset)["bee_fly"]
     subject = "a photo of a bee fly"
     expected = {
         f"{subject}, {v}, {s}" for v in ("near", "far", "halfway") for s in ("here", "there")
@@ -58,7 +60,7 @@ def test_word_lists_give_every_combination_once_without_the_period(short, datase
 
 def test_combinations_depend_on_seed_and_class_alone(short):
     def order(class_name: str, **values: object) -> list[str]:
-        return writer.word_list_prompts(changed(short, **values), class_name, "x.")
+        return word_lists.word_list_prompts(changed(short, **values), class_name, class_name, "x.")
 
     assert order("ant") == order("ant")
     assert order("ant", seed=1) != order("ant") != order("bee")
@@ -77,12 +79,12 @@ def test_combinations_depend_on_seed_and_class_alone(short):
 )
 def test_word_lists_that_do_not_suffice_are_named(values, words, short):
     with pytest.raises(InputError) as error:
-        writer.word_list_prompts(changed(short, **values), "ant", "an ant")
+        word_lists.word_list_prompts(changed(short, **values), "ant", "ant", "an ant")
     assert all(word in str(error.value) for word in words), error.value
 
 
 def test_braces_in_a_class_name_are_no_placeholder():
-    assert writer.fill("{a}, {b}", {"a": "{b}", "b": "x"}, "pattern") == "{b}, x"
+    assert word_lists.fill("{a}, {b}", {"a": "{b}", "b": "x"}, "pattern") == "{b}, x"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_braces_in_a_class_name_are_no_placeholder():
     ],
 )
 def test_the_prompts_of_an_answer_are_found(answer, expected):
-    assert writer.parse_answer(answer, min_words=4) == expected
+    assert parse_answer(answer, min_words=4) == expected
 
 
 def test_a_class_is_asked_for_until_there_are_enough(short):
@@ -131,7 +133,7 @@ def test_a_class_is_asked_for_until_there_are_enough(short):
         seeds.append(seed)
         return answers[len(requests) - 1]
 
-    texts, dropped = writer.ask_for_prompts(ask, changed(short, num_prompts=4), "ant", "ant")
+    texts, dropped = ask_for_prompts(ask, changed(short, num_prompts=4), "ant", "ant")
     assert texts == [
         "An ant on sand",
         "Ants on wet sand",
@@ -144,13 +146,13 @@ def test_a_class_is_asked_for_until_there_are_enough(short):
 
 def test_no_more_requests_than_allowed(short):
     asked = []
-    texts, _ = writer.ask_for_prompts(lambda *a: asked.append(a) or "", short, "ant", "ant")
+    texts, _ = ask_for_prompts(lambda *a: asked.append(a) or "", short, "ant", "ant")
     assert texts == [] and len(asked) == 3
 
 
 def test_missing_prompts_are_topped_up_and_announced(dataset, monkeypatch, tmp_path, caplog):
     answer = "1. One bee fly on sand here\n2. One ant on sand here\n3. One ant on leaf here"
-    monkeypatch.setattr(writer, "load_model", lambda config: lambda request, seed: answer)
+    monkeypatch.setattr(language_model, "load_model", lambda config: lambda request, seed: answer)
     line = (
         f"-d {dataset.root} --output {tmp_path}/new/p.json --model m --num_prompts 2 --min_words 4"
     )
@@ -172,7 +174,7 @@ def test_missing_prompts_are_topped_up_and_announced(dataset, monkeypatch, tmp_p
 
 
 def test_added_words_repeat_no_prompt_of_the_model():
-    prompts, added = writer.top_up(
+    prompts, added = word_lists.top_up(
         {"a": ["X", "y"], "b": ["1", "2", "3"]}, {"a": ["x", "Y", "z"], "b": []}, 3
     )
     assert prompts == {"a": ["X", "y", "z"], "b": ["1", "2", "3"]} and added == {"a": 1}
@@ -229,7 +231,7 @@ def test_a_wrong_option_of_the_writer_is_named(options, words, tmp_path, dataset
 
 
 @pytest.fixture(scope="module")
-def language_model(tmp_path_factory) -> Path:
+def causal_dir(tmp_path_factory) -> Path:
     """A random GPT-2 of 12 tokens: list markers, line ends and a few words."""
     words = ["<end>", "\n", "1.", "2.", " ant", " bee", " fly", " on", " a", " leaf", " 4", " of"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<end>"))
@@ -253,14 +255,14 @@ def language_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def settings(language_model) -> PromptsConfig:
+def settings(causal_dir) -> PromptsConfig:
     return PromptsConfig(
-        model=str(language_model), request=" {num} of {class}", device="cpu", max_new_tokens=50
+        model=str(causal_dir), request=" {num} of {class}", device="cpu", max_new_tokens=50
     )
 
 
 def test_a_language_model_answers_the_same_for_the_same_seed(settings):
-    ask = writer.load_model(settings)
+    ask = language_model.load_model(settings)
     before = torch.get_rng_state()
     first, again = ([ask(" 4 of ant", seed) for seed in range(6)] for _ in range(2))
     assert first == again and len(set(first)) > 3
@@ -270,7 +272,7 @@ def test_a_language_model_answers_the_same_for_the_same_seed(settings):
 
 
 def test_an_answer_stays_in_the_window_and_loses_its_cut_off_line(settings, monkeypatch):
-    ask = writer.load_model(settings)
+    ask = language_model.load_model(settings)
     limits = []
 
     def generate(input_ids, max_new_tokens, **_):
@@ -289,7 +291,7 @@ def test_an_answer_stays_in_the_window_and_loses_its_cut_off_line(settings, monk
 
 
 def test_a_chat_template_is_used_when_there_is_one(settings, monkeypatch):
-    ask = writer.load_model(settings)
+    ask = language_model.load_model(settings)
     seen = []
 
     def generate(input_ids, **_):
@@ -307,8 +309,8 @@ def test_a_chat_template_is_used_when_there_is_one(settings, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_language_model_on_disk_writes_the_prompts(language_model, dataset, tmp_path):
-    line = ["-d", dataset.root, "--model", language_model, "--device", "cpu", "--num_prompts", 4]
+def test_a_language_model_on_disk_writes_the_prompts(causal_dir, dataset, tmp_path):
+    line = ["-d", dataset.root, "--model", causal_dir, "--device", "cpu", "--num_prompts", 4]
     line += ["--min_words", 3, "--max_requests", 6, "--request", " {num} of {class}"]
     for name in ("one", "two"):
         writer.main([*map(str, line), "--output", str(tmp_path / name)])
@@ -319,8 +321,8 @@ def test_a_language_model_on_disk_writes_the_prompts(language_model, dataset, tm
     assert own and all("ant" in text.split() for text in own)
 
 
-def test_damaged_weights_of_a_language_model_are_named(language_model, tmp_path, dataset):
-    for file in language_model.iterdir():
+def test_damaged_weights_of_a_language_model_are_named(causal_dir, tmp_path, dataset):
+    for file in causal_dir.iterdir():
         content = file.read_bytes()
         (tmp_path / file.name).write_bytes(
             content[:500] if file.suffix == ".safetensors" else content

@@ -182,6 +182,51 @@ def test_numbers_per_class(made, tmp_path):
     assert list(found.kept)[18:20] == ["bee/0_expand_0.png", "bee/0_expand_1.png"]
 
 
+def test_a_bound_may_be_one_over_the_number_of_classes(made):
+    found = selected(made, "--at_least", "own_probability=1/C")  # 13 of 18 ants have 0.35 or more
+    assert numbers(found) == {"ant": 13, "bee": 9, "cat": 9}
+    assert found.rule == "own_probability at least 1/C"
+    assert set(found.dropped.values()) == {"own_probability below 1/C"}
+
+
+def test_a_threshold_of_zero_keeps_all(made):
+    assert numbers(selected(made, "--at_least", "own_probability=0")) == {
+        name: 3 * count for name, count in REAL.items()
+    }
+
+
+def test_a_number_of_each_class_is_drawn_among_those_that_a_bound_left(made):
+    options = ("--at_least", "own_probability=0.7", "--per_class", "4")
+    left = set(selected(made, *options[:2]).kept)
+    found = selected(made, *options)
+    assert numbers(found) == {"ant": 4, "bee": 4, "cat": 4} and set(found.kept) < left
+    assert selected(made, *options, "--seed", "1").kept != found.kept
+    # Six reach it: those who ask for more get six, unless they ask for a top-up.
+    options = ("--at_least", "own_probability=0.7", "--per_class", "8")
+    assert numbers(selected(made, *options)) == {"ant": 6, "bee": 6, "cat": 6}
+
+
+def test_a_class_with_too_few_is_topped_up_by_the_best_of_the_others(made):
+    options = ("--at_least", "own_probability=0.7", "--top_up", "--per_class")
+    best = selected(made, "--top", "8", "--by", "own_probability")
+    found = selected(made, *options, "8")
+    assert found.kept == best.kept and found.rule.endswith("topped up by the figure")
+    # Where enough reach it, those are drawn from; where there are no more, all are kept.
+    enough = selected(made, *options, "4")
+    assert enough.kept == selected(made, *options[:2], "--per_class", "4").kept
+    assert numbers(selected(made, *options, "12")) == {"ant": 12, "bee": 9, "cat": 9}
+
+
+def test_a_top_up_brings_back_no_copy(made):
+    rows, content = read_measurement(made)
+    content["copies"] = [{"file_name": "ant/0_expand_0.png", "of": "x", "distance": 0}]
+    write_measurement(made, rows, content)
+    options = ("--at_least", "own_probability=0.8", "--no_copies", "--top_up", "--per_class", "8")
+    found = selected(made, *options)
+    assert numbers(found) == {"ant": 8, "bee": 8, "cat": 8}
+    assert found.dropped["ant/0_expand_0.png"] == "copy of a training image"
+
+
 def test_a_class_that_cannot_be_filled_up_keeps_all_and_no_class_loses_all(made):
     """Bees reach 3 + 2 only, so the others come to one more than the 6 real ants."""
     rows, content = read_measurement(made)
@@ -232,6 +277,13 @@ def test_a_dry_run_writes_nothing(made, capsys):
         (("--at_least", "own_probability=0.96"), "no image is left of class ant, bee, cat (18 own"),
         (("--at_least", "own_probability=0.5", "--output", "x.txt"), "ends in .json"),
         (("--per_class", "absent.json"), "cannot read absent.json"),
+        (("--per_class", "0"), "--per_class 0: give a number from 1"),
+        (("--at_least", "own_probability=1/2"), "give NAME=VALUE"),
+        (("--at_least", "own_probability=0.5", "--top_up"), "give --per_class N and one"),
+        (("--per_class", "3", "--top_up"), "give --per_class N and one --at_least"),
+        (("--at_least", "clip_own_probability=1/C"), "without clip_own_probability; run python -m"),
+        (("--top", "2", "--by", "-clip_entropy"), "--features clip"),
+        (("--at_most", "entropy=1"), "without entropy; finish a run of train_original.py, then"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_ends_in_one_line_and_leaves_no_file(made, options, expected):

@@ -12,8 +12,12 @@ import torch
 import expand
 import train_expand
 import train_original
+from expansion.classifier.clip import ClipClassifier
 from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
+from expansion.data.datasets import load_dataset
+from expansion.images.records import ImageRecord
+from tests.helpers.clip_folders import clip_dir  # noqa: F401
 
 CLASSIFIER = "-a resnet10_tiny --image_size 32 --resize_size 36 --workers 0 --seeds 1"
 
@@ -107,6 +111,9 @@ def test_too_few_in_the_end_are_named_and_no_selection_is_left(digits_dir, judge
             "one of webdataset cannot be extended",
         ),
         ("", "give --until_kept and --judge"),
+        ("--until_kept 2 --judge_template a{}", "for a CLIP; give --judge clip:ID_OR_FOLDER"),
+        ("--until_kept 2 --judge clip:no --judge_template a", "'a': write {} once"),
+        ("--until_kept 2 --judge clip:./no", "clip:FOLDER"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(digits_dir, tmp_path, options, message):
@@ -139,3 +146,43 @@ def test_a_judge_that_does_not_fit_is_refused_before_anything_is_made(
     with pytest.raises(InputError, match=fault):
         grow(digits_dir, tmp_path / "set", other, "--until_kept", 2)
     assert not (tmp_path / "set").exists()
+
+
+def own_by_clip(clip: ClipClassifier, output: Path) -> dict[str, float]:
+    """The probability of every image's own class."""
+    rows = (output / "metadata.jsonl").read_text().splitlines()
+    records = [
+        ImageRecord(output / row["file_name"], row["file_name"], row["label"], row["class"], "s")
+        for row in map(json.loads, rows)
+    ]
+    found = clip.predict(records).tolist()
+    return {r.file_name: own[r.label] for r, own in zip(records, found, strict=True)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("template", [None, "the number {}"])
+def test_a_clip_may_be_the_judge(digits_dir, clip_dir, tmp_path, template):  # noqa: F811
+    dataset = load_dataset("digits", digits_dir)
+    told = template or dataset.config.prompt_template
+    clip = ClipClassifier.load(str(clip_dir), dataset.prompt_names, [told])
+    options = ["--until_kept", 1, "--num_images_per_prompt", 4, "--most_variants", 4]
+    options += ["--judge_template", template] if template else []
+    output = tmp_path / "set"
+    assert not grow(digits_dir, output, f"clip:{clip_dir}", *options, "--judge_at_least", 1e-9)
+    # The largest limit that an image of every class reaches, and some are below it.
+    own = own_by_clip(clip, output)
+    limit = min(max(p for name, p in own.items() if name[0] == str(i)) for i in range(10)) - 1e-6
+    assert not grow(digits_dir, output, f"clip:{clip_dir}", *options, "--judge_at_least", limit)
+    selection = json.loads((output / "selected.json").read_text())
+    assert all(each["kept"] == 1 for each in selection["classes"].values())
+    assert selection["rule"].startswith("clip_own_probability at least ")
+    assert selection["settings"].get("judge_template") == template
+    below = {name for name, why in selection["dropped"].items() if "below" in why}
+    assert below == {name for name, p in own.items() if p < limit} and below
+
+
+def test_images_in_memory_and_files_get_the_same_probabilities(digits_dir, clip_dir):  # noqa: F811
+    records = load_dataset("digits", digits_dir).records("train")[:5]
+    clip = ClipClassifier.load(str(clip_dir), ["a", "b", "c"], ["{}"])
+    found = clip.of_images([record.load() for record in records], batch_size=2)
+    assert found.shape == (5, 3) and torch.allclose(found, clip.predict(records), atol=1e-6)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from expansion.common.config import option
-from expansion.common.errors import require
+from expansion.common.errors import require, unknown_name
 from expansion.data.datasets import DEFAULT_DATASET
+from expansion.data.prompts import preset_names
+
+LECF = "lecf"  # the preset that a model may make anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +23,16 @@ class PromptsConfig:
     )
     output: str | None = option(None, "JSON file to write: {class: [prompts]}")
     overwrite: bool = option(False, "replace the output file if it exists")
-    num_prompts: int = option(100, "prompts per class")
+    num_prompts: int = option(100, "prompts per class; default with --preset lecf and a model: 200")
     seed: int = option(42, "decides the combinations of words and the model's samples")
+    preset: str | None = option(
+        None,
+        f"write a method's own prompts, from configs/prompts: {', '.join(preset_names())}; with "
+        "lecf, --model may make others",
+    )
     pattern: str = option(
         "",
-        "prompt from word lists: {subject} is the dataset's own prompt; "
+        "prompt from word lists: {subject} is the dataset's own prompt, {class} the class's name; "
         "{scene} {viewpoint} {light} {medium} are drawn",
     )
     scenes: tuple[str, ...] = option((), "words for {scene}")
@@ -32,7 +40,9 @@ class PromptsConfig:
     lights: tuple[str, ...] = option((), "words for {light}")
     media: tuple[str, ...] = option((), "words for {medium}")
     model: str | None = option(
-        None, "causal language model that writes the prompts: hub id or folder; default: word lists"
+        None,
+        "language model that writes the prompts, hub id or folder: a causal one, or with --preset "
+        "lecf one that makes sentences of keywords; default: word lists",
     )
     request: str = option("", "what the model is asked, with {class}, {num} and {min_words}")
     min_words: int = option(15, "words of the shortest prompt to take from a model")
@@ -54,3 +64,20 @@ class PromptsConfig:
             )
         require(self.min_words >= 0, f"min_words {self.min_words}: give a number from 0")
         require(0 < self.top_p <= 1, f"top_p {self.top_p}: give a number above 0, at most 1")
+        if self.preset is not None:
+            self._check_preset(self.preset)
+
+    def _check_preset(self, preset: str) -> None:
+        """Raise InputError if there is no such preset, or for options that do not go with it."""
+        known = preset_names()
+        if preset not in known:
+            raise unknown_name("preset", preset, known)
+        others = ("pattern", "scenes", "viewpoints", "lights", "media", "request")
+        given = [name for name in others if getattr(self, name)]
+        require(
+            not given, f"--preset {preset} has its own prompts; leave out --{', --'.join(given)}"
+        )
+        require(
+            self.model is None or preset == LECF,
+            f"--preset {preset} takes no --model; {LECF} alone does",
+        )

@@ -1,0 +1,1 @@
+"""Prompt files: from word lists, presets, and two kinds of language models."""
