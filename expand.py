@@ -38,6 +38,14 @@ SAMPLERS = {
     ),
     "bot": ("baselines.bot_config:BoTConfig", "baselines.bot:BoTSampler"),
     "lecf": ("baselines.lecf_config:LECFConfig", "baselines.text2img:Text2ImgSampler"),
+    "da_fusion": (
+        "baselines.da_fusion_config:DAFusionConfig",
+        "baselines.da_fusion:DAFusionSampler",
+    ),
+    "diffusion_inversion": (
+        "baselines.diffusion_inversion.config:DiffusionInversionConfig",
+        "baselines.diffusion_inversion.sampler:DiffusionInversionSampler",
+    ),
     "distdiff": ("distdiff.config:DistDiffConfig", "distdiff.sampler:DistDiffSampler"),
     "dreamda": ("dreamda.config:DreamDAConfig", "dreamda.sampler:DreamDASampler"),
 }

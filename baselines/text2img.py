@@ -23,6 +23,16 @@ class Text2ImgSampler(Img2ImgSampler):
     images only the size counts, never a pixel.
     """
 
+    def noise(self, batch: Batch, generators: Sequence[Generator]) -> Tensor:
+        """Standard normal latents (B, 4, h, w), of which each generator draws its variant's."""
+        height, width = (side // self.pipeline.vae_scale_factor for side in batch.images.shape[-2:])
+        return randn_tensor(
+            (len(batch), self.pipeline.unet.config.in_channels, height, width),
+            generator=list(generators),
+            device=self.pipeline.device,
+            dtype=torch.float32,
+        )
+
     def start(self, batch: Batch, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
         """Where the steps begin; each generator draws the noise of its variant.
 
@@ -30,11 +40,4 @@ class Text2ImgSampler(Img2ImgSampler):
             Latents (B, 4, h, w), standard normal, and the prompt embeddings as `embed_prompts`
             gives them.
         """
-        height, width = (side // self.pipeline.vae_scale_factor for side in batch.images.shape[-2:])
-        latents = randn_tensor(
-            (len(batch), self.pipeline.unet.config.in_channels, height, width),
-            generator=list(generators),
-            device=self.pipeline.device,
-            dtype=torch.float32,
-        )
-        return latents, self.embed_prompts(batch.prompts)
+        return self.noise(batch, generators), self.embed_prompts(batch.prompts)

@@ -28,6 +28,7 @@ from expansion.common.errors import require
 from expansion.common.files import write_atomic
 from expansion.common.seeding import stable_seed
 from expansion.data.batches import StreamBatches, stream_loader
+from expansion.diffusion.losses import squared_errors
 from expansion.diffusion.stable_diffusion import default_resolution
 from expansion.images.records import ImageRecord
 from expansion.training.divergence import LossWatch, remedy
@@ -103,13 +104,7 @@ def diffusion_losses(
         noise: Standard normal, like `latents`.
         timesteps: (B,), one per image.
     """
-    noisy = scheduler.add_noise(latents, noise, timesteps)
-    if scheduler.config.prediction_type == "v_prediction":
-        target = scheduler.get_velocity(latents, noise, timesteps)
-    else:
-        target = noise
-    prediction = unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample
-    errors = (prediction.float() - target).square().mean(dim=(1, 2, 3))
+    errors = squared_errors(unet, scheduler, latents, prompt_embeds, noise, timesteps)
     return weights.to(latents.device)[timesteps] * errors
 
 

@@ -57,13 +57,21 @@ RIVALS = {
 }
 
 
+def _needs_training(method: str) -> bool:
+    fields = dataclasses.fields(import_object(expand.SAMPLERS[method][0]))
+    return "embeddings" in {field.name for field in fields}
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
     """Settings of the benchmark."""
 
     dataset: str = option("digits", "dataset name or folder that is expanded", flags=("-d",))
     data_dir: str = option("data", "where named datasets lie")
-    methods: tuple[str, ...] = option(tuple(expand.SAMPLERS), "what is measured")
+    methods: tuple[str, ...] = option(
+        tuple(name for name in expand.SAMPLERS if not _needs_training(name)),
+        "what is measured; default: methods without embeddings that must be trained before",
+    )
     pretrained_model_name_or_path: str | None = option(
         None, "Stable Diffusion checkpoint; default: the dataset's"
     )

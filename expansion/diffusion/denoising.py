@@ -9,6 +9,7 @@ a_t is the cumulative alpha-bar; x0hat is the predicted clean image, `pred_origi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import (
@@ -17,7 +18,8 @@ from diffusers import (
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
-from torch import Tensor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Generator, Tensor
 
 from expansion.common.phases import phase
 from expansion.diffusion.model_configs import check_steps, noise_schedule
@@ -159,8 +161,10 @@ class Denoiser:
         timesteps: Sequence[int],
         prompt_embeds: Tensor,
         guidance_scale: Tensor | None = None,
+        eta: float = 0.0,
+        generators: Sequence[Generator] = (),
     ) -> tuple[Tensor, list[Tensor]]:
-        """Take deterministic steps (with DDIM: eta 0) at `timesteps`, in this order.
+        """Take steps at `timesteps`, in this order; they are deterministic unless `eta` says else.
 
         Solvers of second order begin every call anew, with a step of first order.
 
@@ -169,6 +173,9 @@ class Denoiser:
             timesteps: A stretch of `self.timesteps`; nothing happens without any.
             prompt_embeds: As in `predict`.
             guidance_scale: As in `predict`.
+            eta: Of DDIM (arXiv 2010.02502, Eq. 16): share, 0 to 1, of the noise that the full
+                reverse process adds in a step.
+            generators: B, of which each draws its sample's noise at every step if `eta` is not 0.
 
         Returns:
             Latents (B, 4, h, w) after the last step, and x0hat of every step.
@@ -179,7 +186,13 @@ class Denoiser:
             solver.set_begin_index(self.all_timesteps.index(timesteps[0]))
         for timestep in timesteps:
             noise_pred = self.predict(latents, timestep, prompt_embeds, guidance_scale)
-            step = solver.step(noise_pred, timestep, latents)
+            fresh: dict[str, Any] = {}
+            if eta:
+                noise = randn_tensor(
+                    latents.shape, generator=list(generators), device=latents.device
+                )
+                fresh = {"eta": eta, "variance_noise": noise}
+            step = solver.step(noise_pred, timestep, latents, **fresh)
             latents = step.prev_sample
             if solver is self.scheduler:
                 predictions.append(step.pred_original_sample)

@@ -111,6 +111,22 @@ class SamplerConfig:
         """
         return self.rows_of_steps(self.executed_steps - 1, self.executed_steps)
 
+    @property
+    def training_rows(self) -> float:
+        """U-Net rows, forward and backward, that training what the settings name took before."""
+        return 0.0
+
+    def prompt_names(
+        self, class_names: Sequence[str], prompt_names: Sequence[str]
+    ) -> Sequence[str]:
+        """What prompts call the classes, by label, if the method has names of its own.
+
+        Args:
+            class_names: As the dataset has them.
+            prompt_names: As prompts have them with other methods.
+        """
+        return prompt_names
+
     def class_prompts(self, class_name: str, prompt_name: str) -> Sequence[str]:
         """The method's own prompts of a class, of which each variant takes one; empty: none.
 

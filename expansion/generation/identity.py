@@ -16,7 +16,7 @@ from expansion.images.content import content_summary
 def facts_of(plan: Plan) -> dict[str, Any]:
     """Facts for reports: where real images and model are, and what an image costs."""
     config, model = plan.config, plan.model
-    return {
+    facts = {
         "model": os.path.relpath(model, plan.output_dir) if os.path.isdir(model) else model,
         "dataset": config.dataset,
         "data_dir": os.path.relpath(config.data_dir, plan.output_dir),
@@ -25,6 +25,9 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "batch_size": plan.batch_size,
         "unet_rows_per_image": plan.method_config.unet_rows_per_image(config.num_images_per_prompt),
     }
+    if plan.method_config.training_rows:
+        facts["training_unet_rows"] = plan.method_config.training_rows
+    return facts
 
 
 def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:

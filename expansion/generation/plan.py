@@ -375,17 +375,18 @@ def _prompts(
     records: list[ImageRecord],
 ) -> Prompts:
     """The prompts: from a file or template if one is given, else the method's or dataset's own."""
+    prompt_names = method_config.prompt_names(dataset.class_names, dataset.prompt_names)
     if config.prompts_file is None and config.prompt_template is None:
-        names = zip(dataset.class_names, dataset.prompt_names, strict=True)
+        names = zip(dataset.class_names, prompt_names, strict=True)
         own = [method_config.class_prompts(*each) for each in names]
         if all(own):
             return Prompts(own, per="variant", seed=config.seed)
     if config.prompts_file is None:
         template = config.prompt_template or dataset.config.prompt_template
-        return template_prompts(template, dataset.prompt_names)
+        return template_prompts(template, prompt_names)
     scope = PromptScope(
         class_names=dataset.class_names,
-        prompt_names=dataset.prompt_names,
+        prompt_names=prompt_names,
         labels={record.file_name: record.label for record in everything},
         wanted=[record.file_name for record in records],
     )

@@ -20,6 +20,10 @@ def describe(plan: Plan) -> str:
     else:
         mine = len(plan.shard_variants)
         share = f"{mine} images in {len(plan.shard_units)} units of up to {plan.batch_size}"
+    trained = plan.method_config.training_rows
+    training = (
+        f"training: {trained:.10g} U-Net rows, {trained / len(plan.variants):.3g} per image\n"
+    )
     gigabytes = mine * resolution**2 * 1.7e-9  # a PNG takes about 1.7 bytes per pixel
     return (
         f"{to_yaml(settings)}\n"
@@ -29,6 +33,7 @@ def describe(plan: Plan) -> str:
         f"images to generate: {len(plan.variants)}, {resolution}x{resolution} pixels\n"
         f"{plan.shard}: {share}\n"
         f"U-Net rows: {rows:g} per image, {rows * mine:.3g} for this shard\n"
+        f"{training if trained else ''}"
         f"disk space: about {gigabytes:.2g} GB for this shard\n"
         f"output: {plan.output_dir}{f'/{plan.tars.pattern}' if plan.tars else ''}"
     )

@@ -17,6 +17,8 @@ import expand
 import parse_logs
 import train_expand
 import train_original
+from baselines.diffusion_inversion import __main__ as diffusion_inversion
+from baselines.textual_inversion import __main__ as textual_inversion
 from dreamda.finetune import __main__ as finetune
 from dreamda.prompts import __main__ as prompts
 from expansion.benchmarks import sampling as benchmark
@@ -32,6 +34,7 @@ from expansion.selection import command as filter_command
 from expansion.store.selection import Selection
 from expansion.study import config as study_config
 from tests.conftest import ROOT
+from tests.helpers.embeddings import stand_in_embeddings
 from tests.helpers.stand_ins import WRITERS, folders, stand_in
 from tests.rigs import fault_rig, fuzz
 
@@ -47,6 +50,8 @@ MORE_OPTIONS = {
     train_expand.main: [["--labels", labels] for labels in train_expand.OBJECTIVES],
 }
 PARSERS = {
+    "baselines.textual_inversion": textual_inversion.parse,
+    "baselines.diffusion_inversion": diffusion_inversion.parse,
     "dreamda.finetune": finetune.parse,
     "dreamda.prompts": prompts.parse,
     "expansion.benchmark": benchmark.parse,
@@ -60,6 +65,8 @@ PARSERS = {
 }
 # What must be known of a command's parsed options.
 FOUND = {
+    "baselines.textual_inversion": lambda parsed: parsed[0].output_dir,
+    "baselines.diffusion_inversion": lambda parsed: parsed[0].output_dir,
     "dreamda.finetune": lambda parsed: parsed[0].output_dir,
     "dreamda.prompts": lambda parsed: parsed.output,
     "expansion.benchmark": lambda parsed: parsed.methods,
@@ -78,7 +85,7 @@ def python_commands(path: Path) -> list[str]:
     text = path.read_text().replace("\\\\\n", "\\\n")
     lines = re.sub(r"\\\n(#|\s)*", " ", text).splitlines()
     commands = [
-        re.search(r"^[#\s]*(python (?:\w+\.py|-m (?:dreamda|expansion)\.).*)$", line)
+        re.search(r"^[#\s]*(python (?:\w+\.py|-m (?:baselines|dreamda|expansion)\.).*)$", line)
         for line in lines
     ]
     return [c[1].split("  #")[0].strip() for c in commands if c]
@@ -137,6 +144,8 @@ def workplace(tmp_path, monkeypatch, make_folder, digits_dir) -> Path:
         ("folder", "lecf_5x"),
     ):
         _expansion(tmp_path / "data" / f"{name}_expansion" / shots, name)
+    for kind, name in (("textual_inversion", "words"), ("diffusion_inversion", "inverted")):
+        stand_in_embeddings(tmp_path / "checkpoint" / f"digits-{name}", kind, digits_dir)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return tmp_path

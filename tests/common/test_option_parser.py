@@ -12,6 +12,8 @@ import expand
 import parse_logs
 import train_expand
 import train_original
+from baselines.diffusion_inversion import __main__ as diffusion_inversion
+from baselines.textual_inversion import __main__ as textual_inversion
 from dreamda.finetune import __main__ as finetune
 from dreamda.prompts import __main__ as prompts
 from expansion.benchmarks import sampling as benchmark
@@ -42,6 +44,8 @@ COMMANDS = {
     "train_expand.py": (train_expand.main, "", "--labels"),
     "dreamda.finetune": (finetune.parse, FINETUNE, "--max_train_steps"),
     "dreamda.prompts": (prompts.parse, "", "--num_prompts"),
+    "textual_inversion": (textual_inversion.parse, "--output_dir o", "--templates"),
+    "diffusion_inversion": (diffusion_inversion.parse, "--output_dir o", "--visits_per_image"),
     "study": (lambda words: study.read_command_line(words, ""), "digits", "--seeds"),
     "benchmark": (benchmark.parse, "", "--rounds"),
     "benchmark_training": (benchmark_training.parse_options, "", "--rounds"),
@@ -55,7 +59,10 @@ COMMANDS = {
     "measures.bias": (bias.parse, "", "--num_draws"),
     "recognised": (recognised.main, "run set", "--device"),
 }
-TWO_LAYERS = ("expand.py", "train_original.py", "train_expand.py", "dreamda.finetune", "study")
+TWO_LAYERS = (
+    *("expand.py", "train_original.py", "train_expand.py", "dreamda.finetune", "study"),
+    *("textual_inversion", "diffusion_inversion"),
+)
 
 
 def trained(config_class, choose, words):
@@ -75,6 +82,8 @@ SETTINGS = {
     ),
     "dreamda.finetune": (finetune.parse, "max_train_steps"),
     "dreamda.prompts": (lambda words: [prompts.parse(words)], "num_prompts"),
+    "textual_inversion": (textual_inversion.parse, "max_train_steps"),
+    "diffusion_inversion": (diffusion_inversion.parse, "visits_per_image"),
     "study": (
         lambda words: [study.settle(study.read_command_line(words, ""), "tiny").config],
         "subset_seed",

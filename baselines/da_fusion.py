@@ -1,0 +1,97 @@
+"""DA-Fusion (arXiv 2302.07944): img2img with a learnt word and a strength drawn per variant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+from safetensors.torch import load_file
+from torch import Generator, Tensor
+
+from baselines.da_fusion_config import DAFusionConfig
+from baselines.words import add_words
+from expansion.diffusion.img2img import Img2ImgSampler
+from expansion.diffusion.samples import Batch, Samples
+
+
+class DAFusionSampler(Img2ImgSampler):
+    """img2img that begins at the step of the variant's own strength.
+
+    Args:
+        pipeline: The checkpoint; it gets the words of `config.embeddings`, if there are any.
+        config: Settings of the method.
+    """
+
+    config: DAFusionConfig
+
+    def __init__(self, pipeline: StableDiffusionPipeline, config: DAFusionConfig):
+        super().__init__(pipeline, config)
+        if config.embeddings is not None:
+            trained = config.trained
+            rows: dict[str, Tensor] = {}
+            for name in trained.class_names:
+                rows |= load_file(trained.file_of(name))
+            add_words(pipeline, {word: row.flatten() for word, row in rows.items()})
+
+    @classmethod
+    def build(
+        cls,
+        config: Any,
+        class_names: Sequence[str],
+        prompt_names: Sequence[str],
+        load_pipeline: Callable[[], StableDiffusionPipeline],
+    ) -> DAFusionSampler:
+        config.check_run()
+        return cls(load_pipeline(), config)
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
+        """Noise each real image by its variant's strength, then denoise; see `Sampler.sample`.
+
+        A generator draws the posterior and the noise, as those of img2img do, then the strength.
+        """
+        latents = self.codec.encode(batch, generators)
+        noise = randn_tensor(latents.shape, generator=list(generators), device=latents.device)
+        choices = self.config.all_strengths
+        drawn = [int(torch.randint(len(choices), (), generator=g)) for g in generators]
+        steps = torch.tensor([self.config.steps_of(choices[i]) for i in drawn])
+        latents = self._denoise(latents, noise, steps, self.embed_prompts(batch.prompts))
+        strengths = torch.tensor([choices[i] for i in drawn]).to(latents)
+        return Samples(self.codec.decode(latents), {"strength": strengths})
+
+    def _denoise(
+        self, latents: Tensor, noise: Tensor, steps: Tensor, prompt_embeds: Tensor
+    ) -> Tensor:
+        """Noise each of B latents to the first of its last `steps` steps, and run these.
+
+        Args:
+            latents: Of the real images, (B, 4, h, w).
+            noise: Standard normal, same shape.
+            steps: (B,), on the CPU.
+            prompt_embeds: As `embed_prompts` gives them.
+
+        Returns:
+            Clean latents (B, 4, h, w).
+        """
+        denoiser, schedule = self.denoiser, self.denoiser.all_timesteps
+        first = torch.tensor([schedule[-count] for count in steps.tolist()])
+        latents = denoiser.scheduler.add_noise(latents, noise, first)
+        if self.config.solver == "ddim":  # it keeps no memory, so that rows may join at any step
+            stretches = [(steps >= count, schedule[-count:][:1]) for count in _down_from(steps)]
+        else:
+            counts = steps.unique().tolist()
+            stretches = [(steps == count, schedule[-count:]) for count in counts]
+        for chosen, timesteps in stretches:
+            rows = chosen.nonzero().flatten().to(latents.device)
+            embeds = prompt_embeds.unflatten(0, (-1, len(latents)))[:, rows].flatten(0, 1)
+            latents = latents.clone()
+            latents[rows], _ = denoiser.run(latents[rows], timesteps, embeds)
+        return latents
+
+
+def _down_from(steps: Tensor) -> range:
+    """Number of steps that are left before each step of the longest stretch."""
+    return range(int(steps.max()), 0, -1)
