@@ -46,6 +46,7 @@ SAMPLERS = {
         "baselines.diffusion_inversion.config:DiffusionInversionConfig",
         "baselines.diffusion_inversion.sampler:DiffusionInversionSampler",
     ),
+    "gif": ("baselines.gif.config:GIFConfig", "baselines.gif.sampler:GIFSampler"),
     "distdiff": ("distdiff.config:DistDiffConfig", "distdiff.sampler:DistDiffSampler"),
     "dreamda": ("dreamda.config:DreamDAConfig", "dreamda.sampler:DreamDASampler"),
 }

@@ -14,32 +14,16 @@ import torch
 from torch import Generator, Tensor
 
 from distdiff.config import DistDiffConfig
+from expansion.diffusion.channel_transform import (
+    draw_transform,
+    finite_or_zero,
+    project,
+    transform_latents,
+)
 from expansion.diffusion.denoising import Denoiser
 
 # Mean energy (B,) over the images predicted by a stretch of steps: the list of x0hat -> energy.
 PredictionEnergy = Callable[[Sequence[Tensor], Tensor], Tensor]
-
-
-def transform_latents(latents: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """tau(z) = (1 + w) z + b (Eq. 5).
-
-    Args:
-        latents: z, (B, 4, h, w).
-        scale: w, (B, 4, 1, 1).
-        shift: b, (B, 4, 1, 1).
-    """
-    return (1 + scale) * latents + shift
-
-
-def project(latents: Tensor, center: Tensor, radius: float) -> Tensor:
-    """Limit each element of `latents` to within `radius` of `center` (an l-infinity ball).
-
-    Args:
-        latents: (B, 4, h, w), VAE-scaled.
-        center: Latents before guidance, same shape.
-        radius: Largest change of an element, the paper's epsilon; 0 returns `center`.
-    """
-    return center + (latents - center).clamp(-radius, radius)
 
 
 def gradient_step(gradient: Tensor, rho: float, mode: str) -> Tensor:
@@ -57,17 +41,6 @@ def gradient_step(gradient: Tensor, rho: float, mode: str) -> Tensor:
         length = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
         return rho * gradient / length.clamp_min(1e-12).view(-1, *[1] * (gradient.dim() - 1))
     return rho * gradient
-
-
-def finite_or_zero(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace the gradient of samples in which it is not finite by zero.
-
-    Returns:
-        The gradient (B, ...), and (B,) with 1.0 for each sample that was replaced.
-    """
-    unusable = ~gradient.isfinite().flatten(1).all(dim=1)
-    kept = torch.where(unusable.view(-1, *[1] * (gradient.dim() - 1)), 0.0, gradient)
-    return kept, unusable.float()
 
 
 @dataclass(frozen=True)
@@ -187,19 +160,6 @@ class Guidance:
             "update_skipped": skipped,
         }
         return Guided(latents, figures)
-
-
-def draw_transform(latents: Tensor, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
-    """Draw w ~ U(0, 1) and b ~ N(0, 1), each (B, 4, 1, 1): one number per sample and channel.
-
-    Args:
-        latents: (B, 4, h, w); only their shape and device are used.
-        generators: B, one per sample, on the CPU.
-    """
-    channels = latents.shape[1]
-    scale = torch.stack([torch.rand(channels, 1, 1, generator=g) for g in generators])
-    shift = torch.stack([torch.randn(channels, 1, 1, generator=g) for g in generators])
-    return scale.to(latents.device), shift.to(latents.device)
 
 
 def _share(mask: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ class Bench:
 
     Args:
         config: Settings.
-        folder: Temporary folder for a guide classifier with random weights.
+        folder: Temporary folder for guides with random weights.
     """
 
     def __init__(self, config: BenchmarkConfig, folder: Path):
@@ -221,7 +221,9 @@ class Bench:
         return lines
 
     def _plan(self, method: str) -> Plan:
-        """The plan of expand.py; a guided method gets a classifier with random weights."""
+        """The plan of expand.py; a classifier or CLIP that guides has random weights."""
+        from expansion.benchmarks.sampling_arms import random_clip
+
         config = self.config
         given = {
             "dataset": config.dataset,
@@ -235,8 +237,11 @@ class Bench:
             "total_split": 1,
         }
         fields = dataclasses.fields(import_object(expand.SAMPLERS[method][0]))
-        if "encoder_weight_path" in {field.name for field in fields}:
+        names = {field.name for field in fields}
+        if "encoder_weight_path" in names:
             given["encoder_weight_path"] = self._random_guide()
+        if "clip_model" in names:
+            given["clip_model"] = random_clip(self.folder / "clip", config.full_size)
         line = [f"--{name}={value}" for name, value in given.items() if value is not None]
         run_config, method_config, _ = expand.parse(line)
         return make_plan(run_config, method_config)

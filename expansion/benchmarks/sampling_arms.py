@@ -24,8 +24,17 @@ from diffusers import (
 )
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
 
+from expansion.common.config import PROJECT_ROOT
 from expansion.common.phases import PhaseClock
 from expansion.common.sharding import make_units
 from expansion.diffusion.sampler import Sampler
@@ -204,6 +213,29 @@ def random_stable_diffusion(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def random_clip(folder: Path, full_size: bool) -> Path:
+    """Save a CLIP with random weights for a method that scores images with one; returns its folder.
+
+    Args:
+        folder: Where it is saved.
+        full_size: As large as ViT-B/32, for images of 224 pixels; else tiny, for 32.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(PROJECT_ROOT / "assets/tiny-sd-digits/tokenizer")
+    ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
+    tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    tiny = {} if full_size else {**tiny, "num_attention_heads": 2}
+    side = 224 if full_size else 32
+    text = CLIPTextConfig(vocab_size=len(tokenizer), **ids, **tiny)
+    vision = CLIPVisionConfig(image_size=side, patch_size=32 if full_size else 8, **tiny)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
+    for part in (tokenizer, processor):
+        part.save_pretrained(folder)
+    return folder
 
 
 def unet_flops(unet: UNet2DConditionModel, side: int) -> int:

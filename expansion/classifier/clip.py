@@ -7,6 +7,7 @@ a checkpoint: safetensors only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from expansion.classifier.clip_backbone import cannot_load
+from expansion.classifier.clip_files import cannot_load
 from expansion.common.hub import only_cached, why_not_loaded
 from expansion.common.quiet import quiet_libraries
 from expansion.data.batches import SeededImages
@@ -81,7 +82,11 @@ class ClipClassifier:
             with quiet_libraries():
                 source = {"revision": revision, "local_files_only": only_cached(name_or_path)}
                 model, found = CLIPModel.from_pretrained(
-                    name_or_path, **source, use_safetensors=True, output_loading_info=True
+                    name_or_path,
+                    **source,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    dtype=torch.float32,
                 )
                 tokenizer = CLIPTokenizer.from_pretrained(name_or_path, **source)
                 processor = CLIPImageProcessor.from_pretrained(name_or_path, **source)
@@ -96,9 +101,26 @@ class ClipClassifier:
             raise cannot_load(name_or_path, reason, option)
         return cls(model.to(device), tokenizer, processor, prompt_names, templates)
 
-    def image_features(self, images: Tensor) -> Tensor:
-        """Unit-length features (B, D) of images (B, 3, H, W) in [0, 1]."""
-        pixels = self.image_processor(images=images, do_rescale=False, return_tensors="pt")
+    def to(self, device: str | torch.device) -> ClipClassifier:
+        """Move everything to the device that is to compute; returns the classifier."""
+        self.model.to(device)
+        self.text_features = self.text_features.to(device)
+        return self
+
+    def image_features(self, images: Tensor, **processing: Any) -> Tensor:
+        """Unit-length features (B, D) of images (B, 3, H, W) in [0, 1], differentiable.
+
+        They are resized on their own device, bicubic with antialiasing, and never rounded.
+
+        Args:
+            images: Any size and device; the model's device computes.
+            processing: Settings of the image processor in place of the model's own, such as
+                `do_normalize` or `image_mean`.
+        """
+        images = images.to(self.model.device)
+        pixels = self.image_processor(
+            images=images, do_rescale=False, return_tensors="pt", **processing
+        )
         return self._encode(pixels.pixel_values)
 
     def logits(self, image_features: Tensor) -> Tensor:

@@ -12,13 +12,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from expansion.classifier.clip_files import cannot_load
 from expansion.classifier.transforms import IMAGENET_MEAN, IMAGENET_STD
-from expansion.common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-LONGEST_REASON = 200  # characters of transformers' messages
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -131,18 +129,3 @@ def _config(arch: str) -> CLIPVisionConfig:
     from transformers import CLIPVisionConfig
 
     return CLIPVisionConfig(**TOWERS[arch].fields)
-
-
-def cannot_load(name_or_path: str, reason: str, option: str = "--weights") -> InputError:
-    """What to raise where a CLIP model cannot be used.
-
-    Args:
-        name_or_path: Hub id or local folder.
-        reason: Why.
-        option: Gives another one.
-    """
-    return InputError(
-        f"cannot load the CLIP model {name_or_path}: {reason[:LONGEST_REASON]}; download it once "
-        "while connected (0.6 GB, as in: hf download openai/clip-vit-base-patch32), or give a "
-        f"local folder by {option}"
-    )

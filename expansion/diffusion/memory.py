@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import ModelMixin, StableDiffusionPipeline
 from torch import Generator, Tensor
 
 from expansion.common.errors import InputError
@@ -114,6 +115,19 @@ def fitting_batch_size(
     while 2 * size <= limit and _fits(sampler, make_batch(2 * size)):
         size *= 2
     return max(size, sampler.config.variants_per_group)
+
+
+@contextmanager
+def recomputing(*networks: ModelMixin) -> Iterator[None]:
+    """Inside, the networks recompute activations for gradients: less memory, more time."""
+    switched = [network for network in networks if not network.is_gradient_checkpointing]
+    for network in switched:
+        network.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for network in switched:
+            network.disable_gradient_checkpointing()
 
 
 def _fits(sampler: CanSample, batch: Batch) -> bool:

@@ -72,10 +72,11 @@ class Batch:
         units = [list(members) for _, members in rows]
         return [range(unit[0], unit[-1] + 1) for unit in units]
 
-    def group_of(self, size: int) -> Callable[[int], tuple[int, int]]:
+    def group_of(self, size: int) -> Callable[[int], tuple[str, int]]:
         """Tells the group that a row belongs to; see `groups`."""
-        sources = self.source_index.tolist()
-        return lambda row: (sources[row], self.numbers[row] // size)
+        # By file: with a random crop each variant has a source of its own.
+        files = [self.files[source] for source in self.source_index.tolist()]
+        return lambda row: (files[row], self.numbers[row] // size)
 
 
 @dataclass(frozen=True)

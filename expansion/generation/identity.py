@@ -58,6 +58,11 @@ def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
     if plan.config.lora is not None:
         identity["lora"] = file_fingerprint(find_lora(plan.config.lora))
         identity["lora_scale"] = plan.config.lora_scale
+    # The last group of a real image is smaller where groups do not divide the number of variants,
+    # so its images depend on that number.
+    number, size = plan.config.num_images_per_prompt, plan.method_config.variants_per_group
+    if size > 1:
+        identity["num_images_per_prompt"] = number if number % size else f"a multiple of {size}"
     if plan.method_config.depends_on_dataset:
         identity["images"] = content_summary(plan.records)
     return identity

@@ -86,6 +86,13 @@ def make_until_kept(
         InputError: The judge does not fit, or the most variants do not bring enough.
     """
     config = dataclasses.replace(config, exp=exp_name(config))
+    size = method_config.variants_per_group
+    for name in ("num_images_per_prompt", "most_variants"):
+        require(
+            getattr(config, name) % size == 0,
+            f"{name} {getattr(config, name)}: --until_kept makes more of the same set, and "
+            f"{config.method} computes variants in groups of {size}; give a multiple",
+        )
     judge = None
     while True:
         # One round: a whole set of so many variants of each real image. Whether the judge fits is

@@ -40,11 +40,13 @@ def test_every_method_stands_beside_the_pipeline_that_does_the_same(figures):
         ("diffusers StableDiffusionImg2ImgPipeline", 2),
         ("distdiff", 2),
         ("dreamda", 2),
+        ("gif", 2),
         ("diffusers CycleDiffusionPipeline", 1),
     }
     rows = {line["name"]: line["rows_per_image"] for line in figures["lines"]}
     assert rows["img2img"] == rows["diffusers StableDiffusionImg2ImgPipeline"] == 2 * 20
     assert rows["distdiff"] == 2 * 20 + 2 * 2  # a look-ahead of two steps
+    assert rows["gif"] == 2 * 36
     assert rows["dreamda"] == 2 * 32 + 32 / 2  # one inversion for two variants
     assert rows["diffusers CycleDiffusionPipeline"] == 4 * 32
 
@@ -55,7 +57,7 @@ def test_phases_make_up_the_time(figures):
             continue
         seconds = line["seconds_per_image"]
         assert seconds["denoise"] > seconds["decode"] > 0 and seconds["write"] > 0
-        assert (seconds["guide"] > 0) == (line["name"] == "distdiff")
+        assert (seconds["guide"] > 0) == (line["name"] in ("distdiff", "gif"))
         in_turn = sum(value for name, value in seconds.items() if name not in ("load", "write"))
         outside = seconds["other"] + seconds["idle"]
         assert line["overhead"] == pytest.approx(outside / in_turn, rel=0.05)

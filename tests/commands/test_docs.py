@@ -118,7 +118,8 @@ def workplace(tmp_path, monkeypatch, make_folder, digits_dir) -> Path:
     }
     make_folder("data/caltech-101", tree)
     make_folder("path/to/folder", tree)
-    folders(tmp_path / "path" / "to" / "classes", {"ant": 5, "yin_yang": 5})
+    for name in ("classes", "images"):
+        folders(tmp_path / "path" / "to" / name, {"ant": 5, "yin_yang": 5})
     (tmp_path / "data" / "digits").symlink_to(digits_dir / "digits")
     for dataset in ("caltech-101", "folder", "digits"):
         runs = tmp_path / "checkpoint" / dataset

@@ -144,3 +144,26 @@ def test_a_slurm_array_of_any_start_and_step_takes_each_shard_once(task_ids):
 def test_an_impossible_shard_is_refused_with_its_numbers(split, total_split, environ, named):
     with pytest.raises(InputError, match=named):
         resolve_shard(split, total_split, environ)
+
+
+def test_a_unit_never_cuts_a_group_and_is_as_full_as_groups_allow():
+    items = [(image, k) for image in "abcd" for k in range(5)]
+    for size, batch_size in itertools.product((1, 2, 3, 5), (5, 6, 7, 20, 50)):
+        group_of = lambda item, size=size: (item[0], item[1] // size)  # noqa: E731
+        units = make_units(items, batch_size, group_of)
+        assert [item for unit in units for item in unit] == items
+        assert all(len(unit) <= batch_size for unit in units)
+        groups = [{group_of(item) for item in unit} for unit in units]
+        assert not any(a & b for a, b in itertools.combinations(groups, 2))
+        # The next group would not have fitted.
+        for unit, following in itertools.pairwise(units):
+            first = sum(group_of(item) == group_of(following[0]) for item in items)
+            assert len(unit) + first > batch_size
+    assert make_units(items, 6, lambda item: item) == make_units(items, 6)
+
+
+def test_a_group_that_no_unit_can_hold_is_one_line_of_error():
+    with pytest.raises(InputError, match="--batch_size 2: 3 variants .* give 3 or more") as error:
+        make_units(range(6), 2, lambda item: item // 3)
+    assert "\n" not in str(error.value)
+    assert make_units([], 2, lambda item: item) == []

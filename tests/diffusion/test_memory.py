@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -38,10 +39,14 @@ def generators(count: int):
     return lambda: [torch.Generator().manual_seed(i) for i in range(count)]
 
 
+class GroupsOfThree(SamplerConfig):
+    variants_per_group = 3
+
+
 class ScarceSampler:
     """Has memory for `room` images at a time; `savings` times it can find room for one more."""
 
-    config = SamplerConfig()
+    config: SamplerConfig = SamplerConfig()
 
     def __init__(self, room: int, savings: int = 0, error: Exception | None = None):
         self.room, self.savings = room, savings
@@ -109,6 +114,55 @@ def test_other_errors_are_no_shortage():
     with pytest.raises(RuntimeError, match="shapes"):
         scarce = ScarceSampler(0, error=RuntimeError("shapes cannot be multiplied"))
         FittingSampler(scarce).sample(make_batch(1, [0]), generators(1))
+
+
+def grouped(room: int) -> ScarceSampler:
+    scarce = ScarceSampler(room)
+    scarce.config = GroupsOfThree()
+    return scarce
+
+
+def test_a_batch_knows_its_groups_also_where_it_begins_within_an_image():
+    batch = make_batch(2, [0] * 5 + [1] * 4)
+    assert batch.numbers == [0, 1, 2, 3, 4, 0, 1, 2, 3]
+    assert batch.groups(3) == [range(0, 3), range(3, 5), range(5, 8), range(8, 9)]
+    part = batch.part(3, 8)
+    assert part.numbers == [3, 4, 0, 1, 2] and part.groups(3) == [range(0, 2), range(2, 5)]
+    assert batch.groups(1) == [range(i, i + 1) for i in range(9)]
+    assert batch.groups(50) == [range(0, 5), range(5, 9)]
+    group_of = batch.group_of(3)
+    assert [group_of(row) for row in (0, 2, 3, 5)] == [("s0", 0), ("s0", 0), ("s0", 1), ("s1", 0)]
+
+
+def test_variants_of_a_file_are_a_group_though_each_has_its_own_crop():
+    batch = dataclasses.replace(make_batch(4, [0, 1, 2, 3]), files=["a", "a", "a", "b"])
+    batch = dataclasses.replace(batch, numbers=[0, 1, 2, 0])
+    assert batch.groups(3) == [range(0, 3), range(3, 4)] and batch.part(1, 3).groups(3) == [
+        range(0, 2)
+    ]
+
+
+@pytest.mark.parametrize(("room", "sizes"), [(9, [9]), (5, [9, 5, 4]), (3, [9, 5, 3, 2, 3, 1])])
+def test_a_shortage_never_cuts_a_group(room, sizes):
+    """Of images with 5 and 4 variants: groups of 3, 2, 3 and 1."""
+    batch, scarce = make_batch(2, [0] * 5 + [1] * 4), grouped(room)
+    samples = FittingSampler(scarce).sample(batch, generators(9))
+    assert scarce.sizes == sizes
+    assert torch.equal(samples.images, ScarceSampler(9).sample(batch, generators(9)()).images)
+
+
+def test_a_group_that_does_not_fit_ends_with_a_remedy_that_tells_its_size():
+    scarce = grouped(2)
+    with pytest.raises(InputError, match="3 of the images that are computed together exceed"):
+        FittingSampler(scarce).sample(make_batch(1, [0] * 6), generators(6))
+    assert min(scarce.sizes) == 3
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_batch_size_that_is_found_holds_a_group_at_least(device):
+    scarce = grouped(0)
+    scarce.pipeline = SimpleNamespace(device=torch.device(device))
+    assert fitting_batch_size(scarce, lambda n: make_batch(1, [0] * n, 2048), 1000) == 3
 
 
 def samplers(pipeline):
