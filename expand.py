@@ -47,6 +47,10 @@ SAMPLERS = {
         "baselines.diffusion_inversion.sampler:DiffusionInversionSampler",
     ),
     "gif": ("baselines.gif.config:GIFConfig", "baselines.gif.sampler:GIFSampler"),
+    "diffusemix": (
+        "baselines.diffusemix.config:DiffuseMixConfig",
+        "baselines.diffusemix.sampler:DiffuseMixSampler",
+    ),
     "distdiff": ("distdiff.config:DistDiffConfig", "distdiff.sampler:DistDiffSampler"),
     "dreamda": ("dreamda.config:DreamDAConfig", "dreamda.sampler:DreamDASampler"),
 }

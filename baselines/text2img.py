@@ -27,7 +27,7 @@ class Text2ImgSampler(Img2ImgSampler):
         """Standard normal latents (B, 4, h, w), of which each generator draws its variant's."""
         height, width = (side // self.pipeline.vae_scale_factor for side in batch.images.shape[-2:])
         return randn_tensor(
-            (len(batch), self.pipeline.unet.config.in_channels, height, width),
+            (len(batch), self.pipeline.vae.config.latent_channels, height, width),
             generator=list(generators),
             device=self.pipeline.device,
             dtype=torch.float32,

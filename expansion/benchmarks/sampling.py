@@ -57,9 +57,11 @@ RIVALS = {
 }
 
 
-def _needs_training(method: str) -> bool:
-    fields = dataclasses.fields(import_object(expand.SAMPLERS[method][0]))
-    return "embeddings" in {field.name for field in fields}
+def _on_plain_checkpoint(method: str) -> bool:
+    """Whether a method needs neither embeddings that are trained before nor a U-Net for edits."""
+    config = import_object(expand.SAMPLERS[method][0])
+    trained = "embeddings" in {field.name for field in dataclasses.fields(config)}
+    return not trained and not config.needs_image_unet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,8 @@ class BenchmarkConfig:
     dataset: str = option("digits", "dataset name or folder that is expanded", flags=("-d",))
     data_dir: str = option("data", "where named datasets lie")
     methods: tuple[str, ...] = option(
-        tuple(name for name in expand.SAMPLERS if not _needs_training(name)),
-        "what is measured; default: methods without embeddings that must be trained before",
+        tuple(name for name in expand.SAMPLERS if _on_plain_checkpoint(name)),
+        "what is measured; default: methods that run on a plain checkpoint",
     )
     pretrained_model_name_or_path: str | None = option(
         None, "Stable Diffusion checkpoint; default: the dataset's"
@@ -266,12 +268,14 @@ class Bench:
         from expansion.benchmarks.sampling_arms import random_stable_diffusion
         from expansion.diffusion.stable_diffusion import ddim_scheduler, load_pipeline
 
-        model = next(iter(self.plans.values())).model
-        pipeline = load_pipeline(model, self.dtype, self.device)
+        # One checkpoint for all: the plans refused methods that need another kind.
+        first = next(iter(self.plans.values()))
+        image_unet = first.method_config.needs_image_unet
+        pipeline = load_pipeline(first.model, self.dtype, self.device, image_unet=image_unet)
         if self.config.full_size:
             scheduler = ddim_scheduler(pipeline)
             pipeline = random_stable_diffusion(
-                pipeline.tokenizer, scheduler, self.dtype, self.device
+                pipeline.tokenizer, scheduler, self.dtype, self.device, image_unet
             )
             pipeline.set_progress_bar_config(disable=True)
         if self.config.compile:

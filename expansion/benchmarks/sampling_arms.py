@@ -170,7 +170,11 @@ def diffusers_pipeline(name: str, pipeline: StableDiffusionPipeline) -> StableDi
 
 
 def random_stable_diffusion(
-    tokenizer: CLIPTokenizer, scheduler: DDIMScheduler, dtype: str, device: str
+    tokenizer: CLIPTokenizer,
+    scheduler: DDIMScheduler,
+    dtype: str,
+    device: str,
+    image_unet: bool = False,
 ) -> StableDiffusionPipeline:
     """Stable Diffusion 1.x at its full size (1.07 billion parameters) with random weights.
 
@@ -179,6 +183,7 @@ def random_stable_diffusion(
         scheduler: Gives the noise schedule.
         dtype: A key of `DTYPES`.
         device: Where the weights are made.
+        image_unet: Whether the U-Net takes the latents of an image beside its own.
     """
     # Networks of the published sizes.
     down = ("DownEncoderBlock2D",) * 4
@@ -188,7 +193,10 @@ def random_stable_diffusion(
     with torch.device(device):
         parts = {
             "unet": UNet2DConditionModel(
-                sample_size=64, cross_attention_dim=768, attention_head_dim=8
+                sample_size=64,
+                in_channels=8 if image_unet else 4,
+                cross_attention_dim=768,
+                attention_head_dim=8,
             ),
             "vae": AutoencoderKL(
                 block_out_channels=(128, 256, 512, 512),

@@ -92,10 +92,19 @@ class LatentCodec:
             image: (3, H, W) in [0, 1].
             generator: Draws the posterior sample.
         """
-        posterior = self.posteriors.get(
-            (source, weight_dtype(self.vae)), lambda: self._posterior(image[None] * 2 - 1)
-        )
+        posterior = self._posterior_of(source, image)
         return posterior.sample(generator).float() * self.vae.config.scaling_factor
+
+    def modes(self, batch: Batch) -> Tensor:
+        """The likeliest latents of every variant's real image: (B, 4, h, w), float32, not scaled.
+
+        This is how a U-Net that takes an image beside its latents is given it.
+        """
+        modes = [
+            self._posterior_of(source, image).mode().float()
+            for source, image in zip(batch.sources, batch.images, strict=True)
+        ]
+        return torch.cat(modes)[batch.source_index.to(modes[0].device)]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents (B, 4, h, w) to images (B, 3, H, W) in [0, 1], float32."""
@@ -107,6 +116,11 @@ class LatentCodec:
         scaled = (latents / self.vae.config.scaling_factor).to(weight_dtype(self.vae))
         parts = scaled.split(decoded_at_once(latents))
         return torch.cat([self.vae.decode(part).sample.float() for part in parts])
+
+    def _posterior_of(self, source: str, image: Tensor) -> DiagonalGaussianDistribution:
+        return self.posteriors.get(
+            (source, weight_dtype(self.vae)), lambda: self._posterior(image[None] * 2 - 1)
+        )
 
     def _posterior(self, pixel_values: Tensor) -> DiagonalGaussianDistribution:
         with phase("encode"):

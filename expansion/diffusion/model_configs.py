@@ -229,7 +229,7 @@ def check_networks(folder: Path, image_unet: bool = False) -> None:
     require(
         not image_unet or channels == 2 * latents,
         f"the model {folder} cannot edit images: its unet takes {brief(channels)} channels, not "
-        f"{brief(2 * latents)}; this method needs {IMAGE_UNETS}",
+        f"{brief(2 * latents)}; this method needs {IMAGE_UNETS} as a diffusers folder or hub id",
     )
     require(
         image_unet or channels == latents,

@@ -8,6 +8,7 @@ a diffusers folder.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +29,7 @@ from expansion.diffusion.weight_files import (
     check_single_file,
     weight_files,
 )
+from expansion.images.file_trees import walk
 
 if TYPE_CHECKING:
     from expansion.diffusion.sampler_config import SamplerConfig
@@ -272,3 +274,12 @@ def file_fingerprint(path: str | Path) -> str:
     """SHA-256 of a file's content, shortened."""
     with open(path, "rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+
+
+def folder_fingerprint(folder: str | Path) -> str:
+    """SHA-256 of names and contents of all files below a folder, shortened; litter is left out."""
+    tree = walk(Path(folder))
+    digest = hashlib.sha256()
+    for path in sorted([*tree.images, *tree.others]):
+        digest.update(os.fsencode(path.relative_to(folder)) + file_fingerprint(path).encode())
+    return f"sha256:{digest.hexdigest()[:16]}"

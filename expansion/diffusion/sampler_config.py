@@ -51,6 +51,8 @@ class SamplerConfig:
     depends_on_dataset: ClassVar[bool] = False
     # True if the U-Net takes the latents of the real image beside those that it denoises.
     needs_image_unet: ClassVar[bool] = False
+    # U-Net rows of an image in a step that is guided.
+    guided_rows: ClassVar[int] = 2
 
     def __post_init__(self):
         require(
@@ -96,13 +98,13 @@ class SamplerConfig:
         return self.guidance_scale > 1 and low - 1e-9 <= step < high - 1e-9
 
     def rows_of_steps(self, first: int, count: int) -> int:
-        """U-Net rows of an image in `count` steps: two for each that is guided, else one.
+        """U-Net rows of an image in `count` steps: `guided_rows` for each that is guided, else one.
 
         Args:
             first: The first of the steps, the noisiest, as `is_guided` counts them.
             count: How many there are.
         """
-        return sum(2 if self.is_guided(first - i) else 1 for i in range(count))
+        return sum(self.guided_rows if self.is_guided(first - i) else 1 for i in range(count))
 
     def unet_rows_per_image(self, num_variants: int) -> float:
         """Rows that go through the U-Net for each generated image; reports show it as the cost.
@@ -157,4 +159,8 @@ class SamplerConfig:
 
     def input_files(self) -> Mapping[str, str]:
         """Option -> file, for the files whose content decides the images."""
+        return {}
+
+    def input_folders(self) -> Mapping[str, str]:
+        """Option -> folder, for the folders whose files decide the images."""
         return {}

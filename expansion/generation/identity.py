@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from expansion.common.config import config_hash, deciding
-from expansion.diffusion.model_files import file_fingerprint, model_fingerprint
+from expansion.diffusion.model_files import file_fingerprint, folder_fingerprint, model_fingerprint
 from expansion.diffusion.weight_files import find_lora
 from expansion.generation.plan import Plan, own_resolution
 from expansion.images.content import content_summary
@@ -40,6 +40,8 @@ def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
     settings = deciding(plan.method_config)
     for name, path in plan.method_config.input_files().items():
         settings[name] = file_fingerprint(path)
+    for name, path in plan.method_config.input_folders().items():
+        settings[name] = folder_fingerprint(path)
     trained_for = own_resolution(plan)
     identity = {
         "method": plan.config.method,

@@ -286,6 +286,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     folders = ordered_folders(dataset.class_names)
     output_dir = output_folder(config, dataset.name)
     check_outside(output_dir, {"the dataset": dataset.root, "the model": model})
+    check_outside(output_dir, method_config.input_folders())
     _check_folders(output_dir, folders.values())
     method_config.check_images(records, dataset.class_names, model)
     prompts = _prompts(config, method_config, dataset, everything, records)

@@ -20,6 +20,7 @@ from expansion.benchmarks.sampling_arms import (
 from expansion.common.errors import InputError
 from expansion.images.records import ImageRecord
 from expansion.images.variants import Variant
+from tests.helpers.checkpoint_stand_ins import editing_model
 
 pytestmark = pytest.mark.slow  # whole benchmarks
 
@@ -88,6 +89,18 @@ def test_the_full_size_network_has_the_parts_of_stable_diffusion_1(pipeline):
         for name in ("unet", "vae", "text_encoder")
     }
     assert sizes == {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
+    parts = pipeline.tokenizer, pipeline.scheduler, "float32", "meta"
+    assert random_stable_diffusion(*parts, image_unet=True).unet.conv_in.in_channels == 8
+
+
+@pytest.mark.slow
+def test_a_method_that_edits_images_is_measured_on_a_checkpoint_for_it(
+    digits_dir, tmp_path, capsys
+):
+    line = f"--data_dir {digits_dir} --methods diffusemix --batch_sizes 2 --num_inference_steps 2"
+    line += " --rounds 1 --device cpu --num_images_per_prompt 2 --pretrained_model_name_or_path"
+    benchmark.main([*line.split(), str(editing_model(tmp_path / "model"))])
+    assert len(re.findall(r"^diffusemix +2 ", capsys.readouterr().out, re.M)) == 2
 
 
 def test_few_variants_are_made_again_under_other_names():

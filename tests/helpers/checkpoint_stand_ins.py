@@ -42,6 +42,27 @@ def copy_model(folder: Path, **changes: dict[str, Any]) -> Path:
     return folder
 
 
+def editing_model(folder: Path) -> Path:
+    """The tiny checkpoint in the form of InstructPix2Pix: its U-Net also takes an image's latents.
+
+    Their weights are random, so that they matter.
+    """
+    copy_model(folder, unet={"in_channels": 8})
+    copy = folder / "model_index.json"
+    index = {
+        **json.loads(copy.read_text()),
+        "_class_name": "StableDiffusionInstructPix2PixPipeline",
+    }
+    copy.write_text(json.dumps({**index, "image_encoder": [None, None]}))
+    path = next((folder / "unet").glob("*.safetensors"))
+    state = load_file(path)
+    own = state["conv_in.weight"]
+    further = torch.randn(own.shape, generator=torch.Generator().manual_seed(3)) * 0.02
+    state["conv_in.weight"] = torch.cat([own, further.to(own)], dim=1)
+    save_file(state, path, {"format": "pt"})
+    return folder
+
+
 def as_variant(folder: Path, part: str, variant: str) -> None:
     """Rename a component's weights to those of a variant."""
     path = next((folder / part).glob("*.safetensors"))
