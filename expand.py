@@ -19,8 +19,9 @@ from expansion.common.config import import_object
 from expansion.common.errors import run_command
 from expansion.data.datasets import dataset_title
 from expansion.diffusion.sampler_config import SamplerConfig
+from expansion.generation.config import ExpandConfig
 from expansion.generation.options import Instead, parse_expansion
-from expansion.generation.plan import ExpandConfig, make_plan, output_folder
+from expansion.generation.plan import make_plan, output_folder
 from expansion.generation.run import run
 from expansion.generation.status import status_text
 from expansion.generation.summary import describe

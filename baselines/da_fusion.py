@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Generator, Tensor
 
 from baselines.da_fusion_config import DAFusionConfig
-from baselines.words import add_words
+from baselines.embeddings.words import add_words
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.samples import Batch, Samples
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from baselines.embedding_sets import EmbeddingSet
+from baselines.embeddings.sets import EmbeddingSet
 from expansion.common.config import option
 from expansion.common.errors import require, shown
 from expansion.data.prompts import class_prompt

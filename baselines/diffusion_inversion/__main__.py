@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from baselines.diffusion_inversion.config import InversionTrainingConfig
-from baselines.embedding_command import COMMON, ClassTrainer, run, with_dataset
+from baselines.embeddings.command import COMMON, ClassTrainer, run, with_dataset
 from expansion.common.errors import run_command
 from expansion.common.option_parser import OptionParser
 

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from baselines.embedding_config import EmbeddingTrainingConfig
-from baselines.embedding_sets import EmbeddingSet, images_from_text
+from baselines.embeddings.config import EmbeddingTrainingConfig
+from baselines.embeddings.sets import EmbeddingSet, images_from_text
 from baselines.text2img_config import Text2ImgConfig
 from expansion.common.config import option
 from expansion.common.errors import require, shown

@@ -11,8 +11,8 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from baselines.diffusion_inversion.config import InversionTrainingConfig
-from baselines.embedding_sets import images_to_text
-from baselines.embedding_training import AfterStep, EmbeddingTrainer, Task, Visit
+from baselines.embeddings.sets import images_to_text
+from baselines.embeddings.training import AfterStep, EmbeddingTrainer, Task, Visit
 from expansion.common.seeding import stable_seed
 from expansion.images.records import ImageRecord
 

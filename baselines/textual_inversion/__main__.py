@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from baselines.embedding_command import COMMON, ClassTrainer, run, with_dataset
+from baselines.embeddings.command import COMMON, ClassTrainer, run, with_dataset
 from baselines.textual_inversion.config import TextualInversionConfig
 from expansion.common.errors import run_command
 from expansion.common.option_parser import OptionParser

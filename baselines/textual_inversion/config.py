@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from baselines.embedding_config import EmbeddingTrainingConfig
+from baselines.embeddings.config import EmbeddingTrainingConfig
 from expansion.common.config import option
 from expansion.common.errors import require
 from expansion.data.prompts import class_prompt

@@ -9,10 +9,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from baselines.embedding_sets import token
-from baselines.embedding_training import AfterStep, EmbeddingTrainer, Task, Visit
+from baselines.embeddings.sets import token
+from baselines.embeddings.training import AfterStep, EmbeddingTrainer, Task, Visit
+from baselines.embeddings.words import add_words
 from baselines.textual_inversion.config import TextualInversionConfig
-from baselines.words import add_words
 from expansion.common.errors import require
 from expansion.common.seeding import stable_seed
 from expansion.data.prompts import class_prompt

@@ -10,7 +10,7 @@ from expansion.common.errors import require, unknown_name
 from expansion.common.option_parser import OptionParser
 from expansion.data.datasets import dataset_of
 from expansion.diffusion.sampler_config import SamplerConfig
-from expansion.generation.plan import ExpandConfig
+from expansion.generation.config import ExpandConfig
 
 COMMON = frozenset(  # what --help shows
     "dataset method num_images_per_prompt pretrained_model_name_or_path lora encoder_weight_path "

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from expansion.common.config import option
 from expansion.common.errors import require
 from expansion.common.files import check_outside
 from expansion.common.sharding import Shard, make_units, resolve_shard, take_shard
 from expansion.data.datasets import (
-    DEFAULT_DATASET,
     ImageDataset,
     check_classes,
     choose_subset,
@@ -21,7 +19,6 @@ from expansion.data.datasets import (
 )
 from expansion.data.naming import image_stems, ordered_folders
 from expansion.data.prompts import (
-    PROMPT_PER,
     Prompts,
     PromptScope,
     read_prompts,
@@ -29,7 +26,6 @@ from expansion.data.prompts import (
 )
 from expansion.diffusion.lora import check_lora
 from expansion.diffusion.model_files import (
-    LARGEST_RESOLUTION,
     check_model_folder,
     check_model_steps,
     locate_model,
@@ -37,6 +33,7 @@ from expansion.diffusion.model_files import (
 )
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.generation.batch_size import remembered_batch_size
+from expansion.generation.config import ExpandConfig
 from expansion.images.content import readable_records
 from expansion.images.records import ImageRecord
 from expansion.images.variants import Variant, group_by, variant_name
@@ -45,150 +42,6 @@ from expansion.store.places import expansion_folder
 from expansion.store.tars import TarLayout, tar_prefix
 
 IDENTITY_FILE = "expansion.yaml"
-LARGEST_COUNT = 1_000_000  # variants of an image, or images of a batch; all variants are listed
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpandConfig:
-    """Settings of a run that every method shares."""
-
-    dataset: str = option(DEFAULT_DATASET, "dataset name or folder", flags=("-d",))
-    method: str | None = option(None, "how images are generated; the methods are listed below")
-    data_dir: str = option("data", "where named datasets lie")
-    name: str | None = option(
-        None, "what folders of results call the dataset; default: its name or last folder"
-    )
-    exp: str | None = option(None, "name of the expanded set; default: <method>_<n>x")
-    output_dir: str | None = option(
-        None, "folder of the expanded set; default: <data_dir>/<dataset>_expansion/<exp>"
-    )
-    num_images_per_prompt: int = option(5, "n: variants of each real image")
-    pretrained_model_name_or_path: str = option(
-        "CompVis/stable-diffusion-v1-4",
-        "Stable Diffusion checkpoint: hub id, diffusers folder or single .safetensors file",
-    )
-    revision: str | None = option(None, "branch, tag or commit of a hub id")
-    single_file_config: str | None = option(
-        None, "diffusers folder with the configs and tokenizer for a checkpoint that is one file"
-    )
-    lora: str | None = option(
-        None, "adapters that are added to the checkpoint: folder or .safetensors file; needs peft"
-    )
-    lora_scale: float = option(1.0, "factor on what --lora adds")
-    resolution: int | None = option(
-        None, "side of the images, pixels; default: the checkpoint's own"
-    )
-    prompt_template: str | None = option(
-        None, "prompt, {} is the class name; default: the dataset's"
-    )
-    prompts_file: str | None = option(
-        None, "JSON {class: [prompts]} or JSON lines {file_name, text}; default: the template"
-    )
-    prompt_per: str = option(
-        "image",
-        "one prompt drawn per real image, shared by its variants, or one per variant",
-        choices=PROMPT_PER,
-    )
-    batch_size: int | str = option(
-        8,
-        "images that are denoised together; auto: as many as fit, found once for the folder",
-        words=("auto",),
-    )
-    seed: int = option(42, "run seed; with the real image's path and n it decides the noise")
-    shots: int | None = option(None, "use only this many real images per class")
-    subset_seed: int = option(0, "which images --shots keeps")
-    subset_file: str | None = option(
-        None, "JSON list of the images that --shots kept: read if it exists, else written"
-    )
-    test_fraction: float | None = option(
-        None, "share of each class for testing, of a dataset without a test split"
-    )
-    output_format: str = option(
-        "images",
-        "a PNG file per image, or tar shards as the webdataset library reads them",
-        choices=("images", "webdataset"),
-    )
-    images_per_tar: int = option(500, "images of each tar of --output_format webdataset")
-    split: int | None = option(None, "number of this shard, from 0")
-    total_split: int | None = option(None, "number of shards")
-    until_kept: int | None = option(
-        None,
-        "double the variants of each real image until --judge accepts so many images of every "
-        "class; those are listed in selected.json, for train_expand.py --selection",
-    )
-    judge: str | None = option(
-        None,
-        "what --until_kept goes by: run folder of a classifier of real images alone, or "
-        "clip:ID_OR_FOLDER, a zero-shot CLIP",
-    )
-    judge_template: str | None = option(
-        None, "what a CLIP as --judge is told of a class, with {}; default: the dataset's prompt"
-    )
-    judge_at_least: float = option(
-        0.5,
-        "smallest probability, 0 to 1, that --judge gives to the own class of an accepted image; "
-        "LECF's, for a CLIP: 1 / number of classes",
-    )
-    most_variants: int = option(64, "most variants of each real image under --until_kept")
-    device: str = option("auto", "cuda, cpu, ...; auto: a GPU if there is one")
-    dtype: str = option(
-        "auto",
-        "number format of the networks; auto: float16 on a GPU, else float32",
-        choices=("auto", "float32", "float16", "bfloat16"),
-    )
-    compile: bool = option(
-        False, "torch.compile the U-Net's transformer blocks: slow start, then faster"
-    )
-    on_error: str = option("fail", "what an unreadable real image does", choices=("fail", "skip"))
-
-    def __post_init__(self):
-        for name in ("num_images_per_prompt", "batch_size", "images_per_tar"):
-            value = getattr(self, name)
-            if value != "auto":
-                require(value > 0, f"{name} {value}: give a positive number")
-                require(value <= LARGEST_COUNT, f"{name} {value}: give at most {LARGEST_COUNT}")
-        self._check_until_kept()
-        resolution = self.resolution
-        require(
-            resolution is None or 0 < resolution <= LARGEST_RESOLUTION,
-            f"resolution {resolution}: give 1 to {LARGEST_RESOLUTION} pixels",
-        )
-        require(
-            self.prompts_file is None or self.prompt_template is None,
-            f"prompts_file {self.prompts_file} and prompt_template {self.prompt_template!r}: "
-            "give only one of them",
-        )
-        require(
-            self.lora is not None or self.lora_scale == 1,
-            f"lora_scale {self.lora_scale} scales what --lora adds; give --lora too",
-        )
-
-    def _check_until_kept(self) -> None:
-        """Raise InputError for options of `until_kept` that do not go together."""
-        require(
-            (self.until_kept is None) == (self.judge is None),
-            "give --until_kept and --judge, the run folder of a classifier, together",
-        )
-        require(
-            self.judge_template is None or (self.judge or "").startswith("clip:"),
-            f"judge_template {self.judge_template!r} is for a CLIP; give --judge clip:ID_OR_FOLDER",
-        )
-        if self.until_kept is None:
-            return
-        require(self.until_kept > 0, f"until_kept {self.until_kept}: give a positive number")
-        require(
-            0 < self.judge_at_least <= 1,
-            f"judge_at_least {self.judge_at_least}: give more than 0 and at most 1",
-        )
-        require(
-            self.num_images_per_prompt <= self.most_variants,
-            f"most_variants {self.most_variants}: give num_images_per_prompt or more",
-        )
-        require(
-            self.output_format == "images",
-            f"until_kept extends a set, and one of {self.output_format} cannot be extended; leave "
-            "out --output_format",
-        )
 
 
 @dataclass(frozen=True)

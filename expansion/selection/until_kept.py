@@ -20,7 +20,8 @@ from expansion.common.devices import device_and_dtype
 from expansion.common.errors import InputError, require, shown
 from expansion.common.sharding import make_units
 from expansion.data.prompts import class_prompt
-from expansion.generation.plan import ExpandConfig, Plan, exp_name, make_plan
+from expansion.generation.config import ExpandConfig
+from expansion.generation.plan import Plan, exp_name, make_plan
 from expansion.generation.run import run
 from expansion.images.records import ImageRecord
 from expansion.images.variants import Variant

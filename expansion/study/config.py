@@ -30,7 +30,7 @@ from expansion.common.config import (
 )
 from expansion.common.errors import InputError, brief, require, unknown_name
 from expansion.common.option_parser import OptionParser
-from expansion.generation.plan import ExpandConfig
+from expansion.generation.config import ExpandConfig
 
 COMMON = frozenset(  # what --help shows
     "methods num_images_per_prompt model arch seeds scale output_dir shots test_fraction "

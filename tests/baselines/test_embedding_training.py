@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from baselines import embedding_training
 from baselines.diffusion_inversion import __main__ as diffusion_inversion
 from baselines.diffusion_inversion.config import InversionTrainingConfig
 from baselines.diffusion_inversion.trainer import InversionTrainer, cut_groups
-from baselines.embedding_sets import images_from_text
-from baselines.embedding_training import EmbeddingTrainer, Task, visits_of
+from baselines.embeddings import training as embedding_training
+from baselines.embeddings.sets import images_from_text
+from baselines.embeddings.training import EmbeddingTrainer, Task, visits_of
 from baselines.textual_inversion import __main__ as textual_inversion
 from baselines.textual_inversion.config import TEMPLATES, TextualInversionConfig
 from baselines.textual_inversion.trainer import WordTrainer, embedding_of

@@ -27,7 +27,8 @@ from expansion.data.readers.array_files import ArrayFiles, read_cifar10, read_id
 from expansion.diffusion.model_files import check_model_folder, model_fingerprint
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.stable_diffusion import load_pipeline
-from expansion.generation.plan import ExpandConfig, make_plan
+from expansion.generation.config import ExpandConfig
+from expansion.generation.plan import make_plan
 from expansion.images.pixels import FORMATS, IMAGE_SUFFIXES
 from expansion.images.records import ImageRecord
 from tests.conftest import TINY_MODEL

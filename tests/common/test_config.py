@@ -23,7 +23,7 @@ from expansion.common.config import (
 from expansion.common.errors import InputError, unknown_name
 from expansion.common.option_parser import OptionParser
 from expansion.diffusion.sampler_config import SamplerConfig
-from expansion.generation.plan import ExpandConfig
+from expansion.generation.config import ExpandConfig
 from expansion.training.options import TrainConfig
 from train_expand import TrainExpandConfig
 

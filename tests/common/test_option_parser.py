@@ -25,7 +25,7 @@ from expansion.common.errors import InputError
 from expansion.common.option_parser import OptionParser
 from expansion.data import __main__ as check
 from expansion.export import __main__ as export
-from expansion.generation.plan import ExpandConfig
+from expansion.generation.config import ExpandConfig
 from expansion.measures import bias
 from expansion.measures import command as evaluate
 from expansion.metrics import coverage

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from baselines.diffusion_inversion import __main__ as diffusion_inversion
-from baselines.embedding_command import REMEDY, make_work
-from baselines.embedding_sets import IDENTITY_FILE, images_to_text
+from baselines.embeddings.command import REMEDY, make_work
+from baselines.embeddings.sets import IDENTITY_FILE, images_to_text
 from baselines.textual_inversion import __main__ as textual_inversion
 from expansion.common.files import claim_folder
 

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Generator, Tensor, nn
 
-from baselines.embedding_config import EmbeddingTrainingConfig
+from baselines.embeddings.config import EmbeddingTrainingConfig
 from expansion.common.errors import InputError
 from expansion.common.files import write_atomic
 from expansion.common.seeding import stable_seed

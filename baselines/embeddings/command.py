@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from baselines.embedding_config import ROWS_PER_VISIT, EmbeddingTrainingConfig
-from baselines.embedding_sets import IDENTITY_FILE, UNFINISHED, EmbeddingSet
+from baselines.embeddings.config import ROWS_PER_VISIT, EmbeddingTrainingConfig
+from baselines.embeddings.sets import IDENTITY_FILE, UNFINISHED, EmbeddingSet
 from expansion.common.config import Layers, Source, deciding
 from expansion.common.devices import keep_freed_memory, usable_device
 from expansion.common.errors import require
