@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
@@ -19,6 +19,7 @@ from expansion.classifier.backbones import Classifier, load_classifier
 from expansion.common.errors import require, shown
 from expansion.common.phases import phase
 from expansion.diffusion.img2img import Img2ImgSampler
+from expansion.diffusion.memory import recomputing
 from expansion.diffusion.samples import Batch, Samples
 from expansion.diffusion.stable_diffusion import load_tiny_decoder, weight_dtype
 from expansion.images.records import ImageRecord
@@ -200,17 +201,7 @@ class DistDiffSampler(Img2ImgSampler):
                 figures["energy_end"] = guidance.energy(predictions, targets)
         return latents, figures
 
-    @contextmanager
-    def _gradient_checkpointing(self) -> Iterator[None]:
+    def _gradient_checkpointing(self) -> AbstractContextManager[None]:
         """Inside, U-Net and decoder recompute activations if `self.checkpoints` says so."""
-        switched = []
-        if self.checkpoints:
-            networks = (self.pipeline.unet, self.pipeline.vae)
-            switched = [network for network in networks if not network.is_gradient_checkpointing]
-        for network in switched:
-            network.enable_gradient_checkpointing()
-        try:
-            yield
-        finally:
-            for network in switched:
-                network.disable_gradient_checkpointing()
+        networks = (self.pipeline.unet, self.pipeline.vae) if self.checkpoints else ()
+        return recomputing(*networks)
