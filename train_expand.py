@@ -250,7 +250,7 @@ def generated_records(
     """
     # Variants of an image that is not trained on would carry it in (--shots, --val_fraction).
     trained_on = {record.file_name: record for record in data.train}
-    rest = [*data.dataset.records("train"), *data.val]
+    rest = [*data.dataset.records("train"), *data.val, *data.test]
     others = {record.file_name: record for record in rest}
     kept = read_expansion(
         expanded_dir, trained_on, config.on_incomplete, others, config.max_variants
@@ -279,13 +279,11 @@ def generated_records(
 def _check_other_set(
     generated: Sequence[ImageRecord], config: TrainExpandConfig, data: TrainData, folder: Path
 ) -> None:
-    """Check what the images of another tool, whose real images are not known, cannot promise.
+    """Check what only sets by expand.py promise: no leaks, and known real images.
 
     Raises:
         InputError: One is an image that is tested on, or the recipe needs the real images.
     """
-    if all(record.source for record in generated):
-        return
     held_out = {record.content for record in (*data.val, *data.test)}
     leaks = [record.file_name for record in generated if record.content in held_out]
     require(
@@ -293,6 +291,8 @@ def _check_other_set(
         f"{folder}: {len(leaks)} images are copies of images that are tested on: {shown(leaks, 3)};"
         " remove them",
     )
+    if all(record.source for record in generated):
+        return
     require(
         not config.replace_probability,
         f"{folder} does not say which real images its images stand for, so replace_probability "

@@ -19,6 +19,7 @@ from expansion.common.errors import JSON_ERRORS, InputError
 from expansion.images.records import ImageRecord
 from expansion.report.sets import ExpandedSet, set_folder
 from expansion.report.verdict import Arm
+from expansion.store.other_sets import UNKNOWN
 
 SIDE = 112  # longer side of an image in the page, pixels; shown at half of it or more
 SMALL = 64  # images with sides up to this are kept as they are, pixels
@@ -191,6 +192,9 @@ def _sources_by_class(sets: Sequence[ExpandedSet]) -> dict[str, list[str]]:
             label = row.get("label")
             labels.setdefault(row["class"], label if type(label) is int else 0)
             classes.setdefault(row["class"], set()).add(source)
+    for sources in classes.values():
+        if len(sources) > 1:
+            sources.discard(UNKNOWN)  # images by other tools stand beside any real one
     names = sorted(classes, key=lambda name: (labels[name], name))
     return {n: sorted(classes[n], key=lambda source: (-counts[source], source)) for n in names}
 

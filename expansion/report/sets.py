@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,10 +57,12 @@ class ExpandedSet:
 
     @property
     def unet_rows(self) -> float | None:
-        """U-Net rows that all images took; None if that is not known."""
+        """U-Net rows that all images took, and what was trained for them; None if not known."""
         per_image = self.facts.get("unet_rows_per_image")
         known = type(per_image) in (int, float) and 0 <= per_image < 1e9
-        return per_image * len(self.rows) if known else None
+        training = self.facts.get("training_unet_rows")
+        before = training if type(training) in (int, float) and 0 <= training < 1e15 else 0
+        return per_image * len(self.rows) + before if known else None
 
     def variant(self, source: str, class_name: str, number: int) -> Mapping[str, Any] | None:
         """The row of a variant of a real image; of a set that tells no real images, of its class.
@@ -167,9 +170,12 @@ def read_set(folder: Path, dataset: str = "") -> ExpandedSet:
 
 
 def _rows_of_others(folder: Path) -> dict[VariantKey, Mapping[str, Any]]:
-    """Rows of a set that expand.py did not make, numbered through."""
+    """Rows of a set that expand.py did not make, numbered for each real image."""
     rows: dict[VariantKey, Mapping[str, Any]] = {}
-    for number, (name, class_name, source) in enumerate(images_of_others(folder)):
+    seen: Counter[str] = Counter()
+    for name, class_name, source in images_of_others(folder):
+        number = seen[source]
+        seen[source] += 1
         row = {"file_name": name, "class": class_name, "source": source, "variant": number}
         rows[source, number] = row
     return rows

@@ -269,7 +269,7 @@ def read_expansion(
         sources: The real images whose variants are wanted, as they are today, by file name.
         on_incomplete: What happens if images are missing that were asked for: "fail" raises, "use"
             goes on with the others after a warning.
-        others: Further real images of the dataset; their variants are left out.
+        others: Further real images of the dataset, for testing too; their variants are left out.
         max_variants: The set counts as if no more variants of each image had been asked for.
 
     Raises:
@@ -280,7 +280,7 @@ def read_expansion(
     # The rows that count.
     rows = read_manifest(output_dir)
     if not rows:
-        return _records_of_others(output_dir, {**(others or {}), **sources}, max_variants)
+        return _records_of_others(output_dir, sources, others or {}, max_variants)
     asked = Asked.read(output_dir)
     num_variants = asked.num_variants if asked else None
     if max_variants is not None:
@@ -310,9 +310,9 @@ def read_expansion(
 
 
 def _records_of_others(
-    output_dir: Path, known: Sources, max_variants: int | None
+    output_dir: Path, sources: Sources, others: Sources, max_variants: int | None
 ) -> list[ImageRecord]:
-    """The images of a set that expand.py did not make."""
+    """The images of a set that expand.py did not make, but those of `others`."""
     ours = (output_dir / PLAN_FILE).is_file()
     if ours or not output_dir.is_dir():
         raise InputError(f"{output_dir} holds no expanded set; make it first with expand.py")
@@ -321,9 +321,14 @@ def _records_of_others(
         f"{output_dir} was not made by expand.py, so its images have no numbers; leave out "
         "--max_variants",
     )
+    known = {**others, **sources}
     labels = {record.label: record.class_name for record in known.values()}
     classes = {labels[label]: label for label in sorted(labels)}
-    return read_other_set(output_dir, classes, known)
+    records = read_other_set(output_dir, classes, known)
+    kept = [r for r in records if r.source not in known or r.source in sources]
+    if len(kept) < len(records):
+        logger.info(f"{output_dir}: {len(records) - len(kept)} images are left out, {OTHERS}")
+    return kept
 
 
 def _records_that_are_there(

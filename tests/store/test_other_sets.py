@@ -15,6 +15,8 @@ import train_expand
 import train_original
 from expansion.common.errors import InputError
 from expansion.measures import command as evaluate
+from expansion.report.gallery import Budget, variants_beside_real
+from expansion.report.sets import ExpandedSet, read_set
 from expansion.store.expanded_set import read_expansion
 from expansion.store.other_sets import read_other_set
 
@@ -155,3 +157,72 @@ def test_a_copy_of_a_test_image_is_refused(digits_dir, tmp_path, theirs):
 def test_held_out_images_may_be_among_the_unknown_ones(digits_dir, tmp_path, theirs, caplog):
     train(digits_dir, tmp_path, "--expanded_dir", theirs, "--dry_run")
     assert "held-out ones may be among them" in caplog.text
+
+
+def list_of(folder: Path, rows: list[tuple[str, str, str]]) -> None:
+    lines = [{"file_name": n, "label": label, "source": source} for n, label, source in rows]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+
+
+@pytest.fixture
+def listed(digits_dir, theirs) -> list[tuple[str, str, str]]:
+    """A metadata file that names the real image of each of `theirs`; returns its rows."""
+    names = sorted(path.relative_to(theirs).as_posix() for path in theirs.rglob("*.png"))
+    rows = [(name, name.split("/")[0], f"train/{name}") for name in names]
+    list_of(theirs, rows)
+    return rows
+
+
+def test_images_of_real_ones_that_are_not_trained_on_are_left_out(
+    digits_dir, tmp_path, theirs, listed, caplog
+):
+    with caplog.at_level("INFO"):
+        train(digits_dir, tmp_path, "--expanded_dir", theirs, "--shots", 10)
+    (left_out,) = re.findall(r"(\d+) images are left out, of real images that are not", caplog.text)
+    results = next((tmp_path / "checkpoint").glob("digits/*theirs*/seed1/results.yaml")).read_text()
+    assert f"num_generated: {40 - int(left_out)}" in results and int(left_out) > 4
+
+
+def test_images_of_test_images_are_left_out(digits_dir, tmp_path, theirs, listed):
+    test_image = sorted((digits_dir / "digits" / "test" / "5").glob("*.png"))[0]
+    made = theirs / "5" / "turned.png"
+    Image.open(test_image).rotate(5).save(made)
+    list_of(theirs, [*listed, ("5/turned.png", "5", f"test/5/{test_image.name}")])
+    train(digits_dir, tmp_path, "--expanded_dir", theirs, "--shots", 20)
+    results = next((tmp_path / "checkpoint").glob("digits/*theirs*/seed1/results.yaml")).read_text()
+    assert "num_generated: 40" in results
+
+
+def test_a_copy_of_a_test_image_is_refused_though_all_real_images_are_named(
+    digits_dir, tmp_path, theirs, listed
+):
+    test_image = sorted((digits_dir / "digits" / "test" / "5").glob("*.png"))[0]
+    shutil.copy(test_image, theirs / listed[-1][0])
+    with pytest.raises(InputError, match="copies of images .* tested on"):
+        train(digits_dir, tmp_path, "--expanded_dir", theirs, "--shots", 20)
+
+
+def test_images_without_a_real_one_stand_beside_those_of_expand_py_class_by_class(tmp_path):
+    rows = {}
+    for number, class_name in enumerate(["ant", "bee"]):
+        name = image(tmp_path / f"ours/{class_name}/1.png").relative_to(tmp_path / "ours")
+        row = {"file_name": str(name), "class": class_name, "label": number, "variant": 0}
+        rows[f"train/{class_name}/1.jpg", 0] = {**row, "source": f"train/{class_name}/1.jpg"}
+        image(tmp_path / f"theirs/{class_name}/x.png")
+    ours = ExpandedSet(tmp_path / "ours", "insects", {}, {}, rows, None, 0)
+    gallery = variants_beside_real([ours, read_set(tmp_path / "theirs", "insects")], Budget())
+    assert [class_name for class_name, _ in gallery.rows] == ["ant", "bee"]
+    for _, columns in gallery.rows:
+        assert [len(column) for column in columns] == [1, 1]
+        assert all(column[0].data for column in columns)
+
+
+def test_a_set_that_names_real_images_shows_each_beside_its_own(tmp_path):
+    for number in range(4):
+        image(tmp_path / f"theirs/{number}.png")
+    list_of(tmp_path / "theirs", [(f"{n}.png", "ant", f"train/ant/{n % 2}.jpg") for n in range(4)])
+    found = read_set(tmp_path / "theirs", "insects")
+    for real in (0, 1):
+        rows = [found.variant(f"train/ant/{real}.jpg", "ant", k) for k in range(3)]
+        names = [row and row["file_name"] for row in rows]
+        assert names == [f"{real}.png", f"{real + 2}.png", None]
