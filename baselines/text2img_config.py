@@ -22,3 +22,8 @@ class Text2ImgConfig(SamplerConfig):
             f"strength {self.strength}: text-to-image starts from noise alone; give --method "
             "img2img for less than 1",
         )
+        require(
+            self.resize_mode == type(self).resize_mode,
+            f"resize_mode {self.resize_mode}: text-to-image does not look at real images; leave it "
+            "out",
+        )

@@ -105,6 +105,14 @@ class DistDiffConfig(SamplerConfig):
         energies = self.energies
         require(self.group_size > 0, f"group_size {self.group_size}: give a positive number")
         require(
+            "chamfer" in energies or self.group_size == type(self).group_size,
+            f"group_size {self.group_size} is for the energy chamfer; leave it out",
+        )
+        require(
+            self.optimize_targets != "none" or self.energy == type(self).energy,
+            f"energy {self.energy}: optimize_targets none is plain img2img, without any; give one",
+        )
+        require(
             self.energy_compat == "paper" or set(energies) <= {"prototypes"},
             f"energy {self.energy}: energy_compat released is for prototypes alone",
         )

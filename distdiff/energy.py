@@ -164,7 +164,8 @@ class ChamferEnergy:
             real = self.references[int(labels[0])]
             distances = torch.linalg.vector_norm(members[:, None] - real, dim=-1)  # (G, R)
             nearest, owner = distances.min(dim=0)
-            covered = nearest.new_zeros(len(members)).index_add(0, owner, nearest)
+            mine = owner == torch.arange(len(members), device=owner.device)[:, None]
+            covered = torch.where(mine, nearest, 0.0).sum(dim=1)
             energies.append(distances.min(dim=1).values + covered * len(members) / len(real))
         return torch.cat(energies)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from expansion.classifier.clip_files import check_clip, clip_weights
+from expansion.classifier.clip_files import check_clip, clip_files
 from expansion.common.config import option
 from expansion.common.errors import require
 from expansion.data.prompts import class_prompt, preset_prompts
@@ -70,6 +71,8 @@ class GIFConfig(SamplerConfig):
         choices=("clip", "released"),
     )
 
+    tells_clip_the_classes: ClassVar[bool] = True
+
     def __post_init__(self):
         super().__post_init__()
         require(
@@ -92,6 +95,6 @@ class GIFConfig(SamplerConfig):
         check_clip(self.clip_model, OPTION)
 
     def input_files(self) -> Mapping[str, str]:
-        files = clip_weights(self.clip_model, OPTION)  # none for a hub id, which says what it is
+        files = clip_files(self.clip_model, OPTION)  # none for a hub id, which says what it is
         names = ["clip_model", *(f"clip_model_{i}" for i in range(1, len(files)))]
         return {name: str(path) for name, path in zip(names, files, strict=False)}

@@ -274,7 +274,9 @@ class Bench:
                 sampler.prepare(plan.records)
                 return our_run(sampler, drawing)
 
-            for size in self.config.batch_sizes:
+            # A batch holds whole groups.
+            least = plan.method_config.variants_per_group
+            for size in sorted({max(size, least) for size in self.config.batch_sizes}):
                 contenders.append(Contender(method, size, self.pipeline, ours))
             if method in RIVALS and self.config.rivals:
                 name, batches, arguments = RIVALS[method]

@@ -42,7 +42,7 @@ from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.stable_diffusion import DTYPES
 from expansion.diffusion.variants import Drawing, square_image
 from expansion.generation.loop import generate
-from expansion.images.variants import Variant
+from expansion.images.variants import Variant, group_by
 from expansion.store.manifest import MadeWith
 from expansion.store.writer import ExpansionWriter
 
@@ -107,7 +107,7 @@ def our_run(sampler: Sampler, drawing: Drawing) -> Run:
     """
 
     def run(variants: Sequence[Variant], folder: Path, batch_size: int) -> None:
-        units = make_units(variants, batch_size)
+        units = make_units(variants, batch_size, group_by(sampler.config.variants_per_group))
         made_with = MadeWith("benchmark", "benchmark", "benchmark", drawing.seed)
         with ExpansionWriter(folder, made_with) as writer:
             outcome = generate(sampler, drawing, units, variants, writer, lambda count: None)

@@ -11,6 +11,7 @@ from expansion.common.texts import read_json
 LONGEST_REASON = 200  # characters of transformers' messages
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+SETTINGS = ("config.json", "preprocessor_config.json")
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either is enough
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -42,16 +43,16 @@ def check_clip(name_or_path: str, option: str) -> None:
         if not HUB_ID.fullmatch(name_or_path) or name_or_path.startswith("."):
             raise cannot_load(name_or_path, "there is no such folder", option)
         return
-    for name in ("config.json", "preprocessor_config.json"):
+    for name in SETTINGS:
         if not (folder / name).is_file():
             raise cannot_load(name_or_path, f"it lacks {name}", option)
     if not any(all((folder / name).is_file() for name in files) for files in TOKENIZERS):
         raise cannot_load(name_or_path, "it lacks tokenizer.json", option)
-    clip_weights(name_or_path, option)
+    clip_files(name_or_path, option)
 
 
-def clip_weights(name_or_path: str, option: str) -> list[Path]:
-    """The files of a local CLIP's weights, sorted: one, or an index and its shards.
+def clip_files(name_or_path: str, option: str) -> list[Path]:
+    """The files that a local CLIP is read from: weights, one file or several, then settings.
 
     Args:
         name_or_path: Hub id, which has none, or local folder.
@@ -63,8 +64,10 @@ def clip_weights(name_or_path: str, option: str) -> list[Path]:
     folder = Path(name_or_path)
     if not folder.is_dir():
         return []
+    settings = sorted({*SETTINGS, *(name for names in TOKENIZERS for name in names)})
+    beside = [folder / name for name in settings if (folder / name).is_file()]
     if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
+        return [folder / WEIGHTS, *beside]
     if not (folder / INDEX).is_file():
         raise cannot_load(name_or_path, f"it lacks {WEIGHTS}", option)
     shards = read_json(folder / INDEX, dict).get("weight_map")
@@ -73,4 +76,4 @@ def clip_weights(name_or_path: str, option: str) -> list[Path]:
     for path in paths:
         if not path.is_file():
             raise cannot_load(name_or_path, f"it lacks {path.name}", option)
-    return [folder / INDEX, *paths]
+    return [folder / INDEX, *paths, *beside]

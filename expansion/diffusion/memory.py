@@ -67,7 +67,7 @@ class FittingSampler:
         Raises:
             InputError: A single image, or group of variants, does not fit into the memory.
         """
-        smallest = self.sampler.config.variants_per_group
+        smallest = max(map(len, batch.groups(self.sampler.config.variants_per_group)))
         while True:
             size = min(self.largest or len(batch), len(batch))
             samples = _in_parts(self.sampler, batch, generators(), size)

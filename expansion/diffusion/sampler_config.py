@@ -51,6 +51,8 @@ class SamplerConfig:
     depends_on_dataset: ClassVar[bool] = False
     # True if the U-Net takes the latents of the real image beside those that it denoises.
     needs_image_unet: ClassVar[bool] = False
+    # True if what prompts call the classes decides the images beyond the prompts themselves.
+    tells_clip_the_classes: ClassVar[bool] = False
     # U-Net rows of an image in a step that is guided.
     guided_rows: ClassVar[int] = 2
 

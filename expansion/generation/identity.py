@@ -65,6 +65,8 @@ def identity_of(plan: Plan, dtype: str) -> dict[str, Any]:
     number, size = plan.config.num_images_per_prompt, plan.method_config.variants_per_group
     if size > 1:
         identity["num_images_per_prompt"] = number if number % size else f"a multiple of {size}"
+    if plan.method_config.tells_clip_the_classes:
+        identity["prompt_names"] = config_hash(plan.dataset.prompt_names)
     if plan.method_config.depends_on_dataset:
         identity["images"] = content_summary(plan.records)
     return identity

@@ -92,7 +92,8 @@ def _details(samples: Samples) -> list[dict[str, float]]:
     """The figures about each image, copied from the device in one go."""
     if not samples.details:
         return [{}] * len(samples.images)
-    rows = torch.stack(list(samples.details.values()), dim=1).tolist()
+    figures = [figure.to(samples.images) for figure in samples.details.values()]
+    rows = torch.stack(figures, dim=1).tolist()
     return [
         {
             name: round(x, 6)

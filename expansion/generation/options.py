@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from expansion.common.config import CONFIG_DIR, Source, import_object, load_yaml, option
 from expansion.common.errors import require, unknown_name
@@ -56,9 +56,13 @@ def parse_expansion(
     given = parser.read(arguments, classes)
     name, dataset = dataset_of(given)
     method_file = CONFIG_DIR / method / "default.yaml"
+    # Where images must not be mirrored for classifiers, a method that mirrors does not either.
+    mirrors = "flip" in {field.name for field in fields(config_class)}
+    handed = (dataset.classifier or {}).get("horizontal_flip") is False
     beneath = [
         *([load_yaml(method_file)] if method_file.is_file() else []),
         Source({"method": method}, "method"),
+        Source({"flip": False} if mirrors and handed else {}, f"dataset {name}: classifier"),
         Source(dataset.expand or {}, f"dataset {name}: expand"),
         Source((dataset.methods or {}).get(method) or {}, f"dataset {name}: methods: {method}"),
     ]

@@ -155,9 +155,15 @@ def test_lecfs_filter_with_and_without_top_up(data):
     assert few < 5 < max(numbers(passed))  # the tiny CLIP is sure of some digits
 
     # As DistDiff ran it: the threshold alone, where no class loses all.
+    least = min(
+        max(p for name, p in own.items() if name.startswith(f"{digit}/")) for digit in range(10)
+    )
+    kept = selected(data, "--at_least", f"clip_own_probability={least}").kept
+    assert set(kept) == {name for name, p in own.items() if p >= least} and len(kept) < 80
     rule = ("--at_least", "clip_own_probability=1/C")
-    if few:
-        assert set(selected(data, *rule).kept) == passed
+    if not few:
+        with pytest.raises(InputError, match="no image is left of class"):
+            selected(data, *rule)
     # The released rule: five of those who pass, at random, or else the top five.
     found = selected(data, *rule, "--per_class", "5", "--top_up")
     assert numbers(found.kept) == [5] * 10

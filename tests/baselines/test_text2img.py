@@ -139,6 +139,7 @@ def test_shards_and_batches_of_text_to_image_make_the_same_images(digits_dir, tm
     "config_class, options, message",
     [
         (Text2ImgConfig, {"strength": 0.5}, "strength 0.5: .*--method img2img"),
+        (BoTConfig, {"resize_mode": "squash"}, "resize_mode squash: .*does not look at real"),
         (BoTConfig, {"guidance_scale": 0.5}, "guidance_scale 0.5: give 1 or more"),
     ],
 )

@@ -151,6 +151,14 @@ def test_a_shortage_never_cuts_a_group(room, sizes):
     assert torch.equal(samples.images, ScarceSampler(9).sample(batch, generators(9)()).images)
 
 
+def test_groups_that_are_smaller_than_they_may_be_are_divided_further():
+    """One variant of each of four images: no group has more than one."""
+    batch, scarce = make_batch(4, [0, 1, 2, 3]), grouped(1)
+    samples = FittingSampler(scarce).sample(batch, generators(4))
+    assert scarce.sizes[-4:] == [1, 1, 1, 1]
+    assert torch.equal(samples.images, ScarceSampler(4).sample(batch, generators(4)()).images)
+
+
 def test_a_group_that_does_not_fit_ends_with_a_remedy_that_tells_its_size():
     scarce = grouped(2)
     with pytest.raises(InputError, match="3 of the images that are computed together exceed"):

@@ -123,13 +123,13 @@ def test_chamfer_guidance_does_not_depend_on_other_groups(pipeline, guide):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("energy", ["chamfer", "prototypes:1+entropy:0.1"])
+@pytest.mark.parametrize("energy", ["chamfer --group_size 3", "prototypes:1+entropy:0.1"])
 def test_shards_of_a_set_with_another_energy_make_the_same_images(
     digits_dir, guide_path, tmp_path, energy
 ):
     line = f"-d digits --data_dir {digits_dir} --method distdiff --shots 1 --device cpu"
     line += " --num_images_per_prompt 3 --num_inference_steps 6 --guidance_step 2 --batch_size 7"
-    line += f" --encoder_weight_path {guide_path} --energy {energy} --group_size 3"
+    line += f" --encoder_weight_path {guide_path} --energy {energy}"
     for folder, shards in (("whole", ["0/1"]), ("parts", ["1/2", "0/2"])):
         for shard in shards:
             split, total = shard.split("/")
@@ -150,6 +150,8 @@ def test_shards_of_a_set_with_another_energy_make_the_same_images(
         ("entropy:nan", {}, "write NAME:WEIGHT"),
         ("entropy", {"energy_compat": "released"}, "released is for prototypes alone"),
         ("chamfer", {"group_size": 0}, "group_size 0"),
+        ("prototypes", {"group_size": 2}, "group_size 2 is for the energy chamfer"),
+        ("chamfer", {"optimize_targets": "none"}, "optimize_targets none is plain img2img"),
     ],
 )
 def test_an_energy_that_cannot_be_is_refused_in_one_line(energy, options, message):
