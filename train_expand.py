@@ -26,9 +26,9 @@ from expansion.data.datasets import classes_without_images
 from expansion.data.label_noise import with_label_noise
 from expansion.data.soft_labels import with_soft_labels
 from expansion.generation.plan import IDENTITY_FILE
-from expansion.images.content import readable_records
+from expansion.images.content import readable_records, same_pixels
 from expansion.images.records import ImageRecord
-from expansion.store.expanded_set import read_expansion
+from expansion.store.expanded_set import is_other_set, read_expansion
 from expansion.store.places import expansion_folder
 from expansion.store.selection import Selection, select_images
 from expansion.training.experiment import Arm, TrainData, arm_name, load_data, run_dir, train_seeds
@@ -259,7 +259,8 @@ def generated_records(
         bool(kept), f"{expanded_dir} holds no variants of the {len(trained_on)} training images"
     )
     kept, _ = readable_records(kept, config.on_error)
-    _check_other_set(kept, config, data, expanded_dir)
+    if is_other_set(expanded_dir):
+        _check_other_set(kept, config, data, expanded_dir)
     if config.selection is not None:
         kept = select_images(config.selection, kept, expanded_dir, trained_on)
     absent = classes_without_images(data.dataset.class_names, kept)
@@ -284,8 +285,7 @@ def _check_other_set(
     Raises:
         InputError: One is an image that is tested on, or the recipe needs the real images.
     """
-    held_out = {record.content for record in (*data.val, *data.test)}
-    leaks = [record.file_name for record in generated if record.content in held_out]
+    leaks = same_pixels(generated, [*data.val, *data.test])
     require(
         not leaks,
         f"{folder}: {len(leaks)} images are copies of images that are tested on: {shown(leaks, 3)};"

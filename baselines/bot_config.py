@@ -26,7 +26,10 @@ class BoTConfig(Text2ImgConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.guidance_scale >= 1, f"guidance_scale {self.guidance_scale}: give 1 or more")
+        require(
+            self.guidance_scale >= 1 and self.guidance_scale == int(self.guidance_scale),
+            f"guidance_scale {self.guidance_scale}: give a whole number from 1",
+        )
 
     def class_prompts(self, class_name: str, prompt_name: str) -> Sequence[str]:
         return preset_prompts("bot", prompt_name)

@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -162,3 +162,21 @@ def _root(record: ImageRecord) -> Path:
     depth = record.file_name.count("/")
     parents = record.path.parents
     return parents[min(depth, len(parents) - 1)]
+
+
+def same_pixels(records: Sequence[ImageRecord], others: Iterable[ImageRecord]) -> list[str]:
+    """File names of the records that show what one of `others` shows, pixel by pixel.
+
+    Files may differ in format, compression and metadata. All images are decoded.
+
+    Args:
+        records: Images in question.
+        others: Images that none of them may be.
+    """
+
+    def fingerprint(record: ImageRecord) -> str:
+        image = record.load()
+        return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+
+    known = set(map(fingerprint, others))
+    return [record.file_name for record in records if fingerprint(record) in known]

@@ -26,7 +26,7 @@ from expansion.common.texts import read_json
 from expansion.data.splits import listed_names
 from expansion.images.records import ImageRecord, PackedRecord
 from expansion.images.variants import Variant, VariantKey
-from expansion.store.manifest import ManifestReader, read_manifest
+from expansion.store.manifest import ManifestReader, manifest_paths, read_manifest
 from expansion.store.other_sets import read_other_set
 from expansion.store.places import Place, generated_record, holds_image, image_place
 
@@ -309,12 +309,16 @@ def read_expansion(
     return list(records.values())
 
 
+def is_other_set(output_dir: Path) -> bool:
+    """Whether a folder holds what another tool made: neither a manifest nor a plan is there."""
+    return not (output_dir / PLAN_FILE).is_file() and not manifest_paths(output_dir)
+
+
 def _records_of_others(
     output_dir: Path, sources: Sources, others: Sources, max_variants: int | None
 ) -> list[ImageRecord]:
     """The images of a set that expand.py did not make, but those of `others`."""
-    ours = (output_dir / PLAN_FILE).is_file()
-    if ours or not output_dir.is_dir():
+    if not is_other_set(output_dir) or not output_dir.is_dir():
         raise InputError(f"{output_dir} holds no expanded set; make it first with expand.py")
     require(
         max_variants is None,

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from expansion.common.errors import InputError, brief, require, shown
@@ -17,6 +17,7 @@ from expansion.data.naming import ordered_folders
 from expansion.data.readers.class_folders import images_of_class
 from expansion.data.readers.list_files import read_list
 from expansion.data.readers.rows import is_inside, row_path
+from expansion.data.readers.split_folders import split_of
 from expansion.images.file_trees import folders_in
 from expansion.images.records import ImageRecord
 
@@ -26,7 +27,7 @@ UNKNOWN = ""  # `source` of a generated image whose real image is not known
 
 
 def read_other_set(
-    folder: Path, classes: Mapping[str, int], sources: Collection[str]
+    folder: Path, classes: Mapping[str, int], sources: Mapping[str, ImageRecord]
 ) -> list[ImageRecord]:
     """The images of a set that this project did not make, as records of generated images.
 
@@ -37,7 +38,7 @@ def read_other_set(
     Args:
         folder: Folder of the set.
         classes: Name of a class -> its label, in the dataset.
-        sources: file_names of the dataset's real images, which a column `source` may name.
+        sources: The dataset's real images by file_name, which a column `source` may name.
 
     Returns:
         Records sorted by file name; `source` is empty where the real image is not known.
@@ -74,6 +75,13 @@ def read_other_set(
         f"{folder} holds no images; give an expanded set, or a folder with a folder of images for "
         "each class",
     )
+    others = [r for r in records.values() if r.source and r.label != sources[r.source].label]
+    if others:
+        logger.warning(
+            f"{folder}: {len(others)} images have another label than their real image, such as "
+            f"{others[0].file_name}: {others[0].class_name!r}, "
+            f"{sources[others[0].source].class_name!r}"
+        )
     logger.info(
         f"{folder}: {len(records)} images that were not made by expand.py, of "
         f"{len({record.label for record in records.values()})} of {len(classes)} classes"
@@ -98,7 +106,13 @@ def images_of_others(folder: Path) -> Iterator[tuple[str, str, str]]:
 def _in_folders(folder: Path) -> Iterator[tuple[str, str, str]]:
     """(file name, class, source) of the images in class folders."""
     inner = folders_in(folder)
-    if [path.name for path in inner] == ["train"]:
+    splits = {split_of(path.name) for path in inner}
+    require(
+        "train" not in splits or len(inner) == 1 or None in splits,
+        f"{folder} is divided into {shown(path.name for path in inner)}; give the folder for "
+        "training alone",
+    )
+    if splits == {"train"}:
         inner = folders_in(inner[0])
     for place in inner:
         for path in images_of_class(place):

@@ -140,7 +140,8 @@ def test_shards_and_batches_of_text_to_image_make_the_same_images(digits_dir, tm
     [
         (Text2ImgConfig, {"strength": 0.5}, "strength 0.5: .*--method img2img"),
         (BoTConfig, {"resize_mode": "squash"}, "resize_mode squash: .*does not look at real"),
-        (BoTConfig, {"guidance_scale": 0.5}, "guidance_scale 0.5: give 1 or more"),
+        (BoTConfig, {"guidance_scale": 0.5}, "guidance_scale 0.5: give a whole number"),
+        (BoTConfig, {"guidance_scale": 2.7}, "guidance_scale 2.7: give a whole number"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(config_class, options, message):

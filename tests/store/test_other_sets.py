@@ -14,6 +14,7 @@ import parse_logs
 import train_expand
 import train_original
 from expansion.common.errors import InputError
+from expansion.images.records import ImageRecord
 from expansion.measures import command as evaluate
 from expansion.report.gallery import Budget, variants_beside_real
 from expansion.report.sets import ExpandedSet, read_set
@@ -30,7 +31,8 @@ def image(path: Path, colour: int = 90) -> Path:
 
 
 def read(folder: Path, sources: tuple[str, ...] = ()) -> list[tuple[str, int, str | None]]:
-    return [(r.file_name, r.label, r.source) for r in read_other_set(folder, CLASSES, sources)]
+    known = {name: ImageRecord(Path(name), name, 1, "bee") for name in sources}
+    return [(r.file_name, r.label, r.source) for r in read_other_set(folder, CLASSES, known)]
 
 
 @pytest.mark.parametrize("parent", ["", "train/"])
@@ -149,7 +151,7 @@ def test_what_needs_the_real_images_of_a_set_is_refused(
 
 def test_a_copy_of_a_test_image_is_refused(digits_dir, tmp_path, theirs):
     test_image = sorted((digits_dir / "digits" / "test" / "5").glob("*.png"))[0]
-    shutil.copy(test_image, theirs / "5" / "leak.png")
+    Image.open(test_image).convert("RGB").save(theirs / "5" / "leak.png", compress_level=1)
     with pytest.raises(InputError, match="1 images are copies of images .* tested on: 5/leak"):
         train(digits_dir, tmp_path, "--expanded_dir", theirs)
 
@@ -226,3 +228,16 @@ def test_a_set_that_names_real_images_shows_each_beside_its_own(tmp_path):
         rows = [found.variant(f"train/ant/{real}.jpg", "ant", k) for k in range(3)]
         names = [row and row["file_name"] for row in rows]
         assert names == [f"{real}.png", f"{real + 2}.png", None]
+
+
+def test_another_label_than_that_of_the_real_image_is_told(tmp_path, caplog):
+    image(tmp_path / "1.png")
+    list_of(tmp_path, [("1.png", "ant", "train/bee/x.jpg")])
+    assert read(tmp_path, ("train/bee/x.jpg",)) == [("1.png", 0, "train/bee/x.jpg")]
+    assert "1 images have another label than their real image, such as 1.png: 'ant'" in caplog.text
+
+
+def test_a_divided_folder_is_refused(tmp_path):
+    image(tmp_path / "train/ant/1.png"), image(tmp_path / "test/ant/1.png")
+    with pytest.raises(InputError, match="is divided into test, train; give the folder for train"):
+        read(tmp_path)
