@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -35,17 +34,6 @@ class DAFusionSampler(Img2ImgSampler):
             for name in trained.class_names:
                 rows |= load_file(trained.file_of(name))
             add_words(pipeline, {word: row.flatten() for word, row in rows.items()})
-
-    @classmethod
-    def build(
-        cls,
-        config: Any,
-        class_names: Sequence[str],
-        prompt_names: Sequence[str],
-        load_pipeline: Callable[[], StableDiffusionPipeline],
-    ) -> DAFusionSampler:
-        config.check_run()
-        return cls(load_pipeline(), config)
 
     @torch.no_grad()
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:

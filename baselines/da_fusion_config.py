@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from typing import ClassVar
 
-from baselines.embeddings.sets import EmbeddingSet
+from baselines.embeddings.sets import NeedsEmbeddings
 from expansion.common.config import option
-from expansion.common.errors import require, shown
+from expansion.common.errors import InputError, require, shown
 from expansion.data.prompts import class_prompt
 from expansion.diffusion.sampler_config import SamplerConfig
+from expansion.images.content import content_summary
 from expansion.images.records import ImageRecord
 
 
 @dataclass(frozen=True, kw_only=True)
-class DAFusionConfig(SamplerConfig):
+class DAFusionConfig(NeedsEmbeddings, SamplerConfig):
     """DA-Fusion (arXiv 2302.07944): img2img with a word that was learnt for each class.
 
     The prompt is "a photo of a <class folder>" unless a template or a file is given; in a template
@@ -32,6 +32,8 @@ class DAFusionConfig(SamplerConfig):
         (),
         "strengths of which each variant draws one, such as 0.25 0.5 0.75 1; default: --strength",
     )
+
+    trained_by: ClassVar[str] = "textual_inversion"
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,33 +68,27 @@ class DAFusionConfig(SamplerConfig):
         steps = [self.steps_of(strength) for strength in self.all_strengths]
         return sum(self.rows_of_steps(n - 1, n) for n in steps) / len(steps)
 
-    @property
-    def training_rows(self) -> float:
-        return self.trained.unet_rows if self.embeddings is not None else 0.0
-
-    @cached_property
-    def trained(self) -> EmbeddingSet:
-        """The folder with the words."""
-        return EmbeddingSet(Path(self.embeddings), "textual_inversion")
-
     def prompt_names(self, class_names: Sequence[str], prompt_names: Sequence[str]) -> list[str]:
         return [self.trained.token_of(name) for name in class_names]
 
     def class_prompts(self, class_name: str, prompt_name: str) -> Sequence[str]:
         return (class_prompt("a photo of a {}", prompt_name),)
 
-    def check_run(self) -> None:
-        require(
-            self.embeddings is not None,
-            "--method da_fusion needs --embeddings, the folder with a word for each class; train "
-            "them: python -m baselines.textual_inversion --output_dir FOLDER",
-        )
-        self.trained.check_finished()
-
     def check_images(
-        self, records: Sequence[ImageRecord], class_names: Sequence[str], model: str
+        self,
+        records: Sequence[ImageRecord],
+        class_names: Sequence[str],
+        model: str,
+        revision: str | None,
     ) -> None:
-        self.trained.check_fits(class_names, model)
+        self.trained.check_fits(class_names, model, revision)
+        found, wanted = self.trained.identity.get("training_images"), content_summary(records)
+        require(
+            found == wanted,
+            f"--embeddings {self.embeddings}: its words were trained on other images ({found}) "
+            f"than those that are expanded ({wanted}); give both commands the same --shots, "
+            "--subset_seed and --subset_file",
+        )
         wordless = [
             name
             for name in class_names
@@ -104,5 +100,12 @@ class DAFusionConfig(SamplerConfig):
             "word of their class; remove them, and the command that trained them makes them again",
         )
 
-    def input_files(self) -> Mapping[str, str]:
-        return self.trained.files()
+    def check_prompts(self, given: Collection[tuple[str, str]]) -> None:
+        without = sorted(pair for pair in given if pair[1] not in pair[0])
+        if without:
+            words = shown(sorted({word for _, word in given}))
+            text, word = without[0]
+            raise InputError(
+                f"{len(without)} of {len(given)} prompts lack the word of their class, such as "
+                f"{text!r} without {word}; write the words into them: {words}"
+            )

@@ -9,36 +9,28 @@ or among the processes of `accelerate launch`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from baselines.diffusion_inversion.config import InversionTrainingConfig
-from baselines.embeddings.command import COMMON, ClassTrainer, run, with_dataset
+from baselines.embeddings.command import ClassTrainer, Command
 from expansion.common.errors import run_command
-from expansion.common.option_parser import OptionParser
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train as the command line says; `arguments` defaults to the process's own."""
-    config = parse(arguments)[0]
+def make_trainer(
+    pipeline: StableDiffusionPipeline, config: InversionTrainingConfig, folders: Mapping[str, str]
+) -> ClassTrainer:
+    """What trains a class; see `Command`."""
+    from baselines.diffusion_inversion.trainer import InversionTrainer
 
-    def make(pipeline: StableDiffusionPipeline, folders: Mapping[str, str]) -> ClassTrainer:
-        from baselines.diffusion_inversion.trainer import InversionTrainer
-
-        return InversionTrainer(pipeline, config)
-
-    run(config, make)
+    return InversionTrainer(pipeline, config)
 
 
-def parse(arguments: Sequence[str] | None) -> tuple[InversionTrainingConfig]:
-    """Command line over YAML over the dataset's file over defaults."""
-    parser = OptionParser(prog=InversionTrainingConfig.command, description=__doc__, common=COMMON)
-    given = parser.read(arguments, {"training": InversionTrainingConfig})
-    return tuple(with_dataset(given).compose(InversionTrainingConfig))
-
+COMMAND = Command(InversionTrainingConfig, make_trainer, __doc__)
+main, parse = COMMAND.main, COMMAND.parse
 
 if __name__ == "__main__":
     run_command(main)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import ClassVar
 
 from baselines.embeddings.config import EmbeddingTrainingConfig
-from baselines.embeddings.sets import EmbeddingSet, images_from_text
+from baselines.embeddings.sets import NeedsEmbeddings
 from baselines.text2img_config import Text2ImgConfig
 from expansion.common.config import option
-from expansion.common.errors import require, shown
+from expansion.common.errors import InputError, require, shown
 from expansion.images.records import ImageRecord
 
 KIND = "diffusion_inversion"
@@ -51,13 +49,13 @@ class InversionTrainingConfig(EmbeddingTrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionInversionConfig(Text2ImgConfig):
+class DiffusionInversionConfig(NeedsEmbeddings, Text2ImgConfig):
     """Diffusion Inversion (arXiv 2305.15316) with its released values.
 
     c = (1 - a) e_i + a e_j + s N(0, I) takes the place of the text encoder's output; e_i and e_j
     are embeddings of the real image and of one of its class, a `interpolation`, s
-    `embedding_noise`. Unconditional is the mean embedding of the image's group. Prompts have no
-    effect. Departure: the partner j is never of another class, which the released code falls back
+    `embedding_noise`. Unconditional is the mean embedding of the image's group. Prompts are
+    refused. Departure: the partner j is never of another class, which the released code falls back
     to in small groups.
     """
 
@@ -75,6 +73,7 @@ class DiffusionInversionConfig(Text2ImgConfig):
     )
 
     depends_on_dataset: ClassVar[bool] = True
+    trained_by: ClassVar[str] = KIND
 
     def __post_init__(self):
         super().__post_init__()
@@ -91,28 +90,21 @@ class DiffusionInversionConfig(Text2ImgConfig):
             "negative_prompt: diffusion_inversion has embeddings in place of prompts; leave it out",
         )
 
-    @property
-    def training_rows(self) -> float:
-        return self.trained.unet_rows if self.embeddings is not None else 0.0
-
-    @cached_property
-    def trained(self) -> EmbeddingSet:
-        """The folder with the embeddings."""
-        return EmbeddingSet(Path(self.embeddings), KIND)
-
-    def check_run(self) -> None:
-        require(
-            self.embeddings is not None,
-            "--method diffusion_inversion needs --embeddings, the folder with one for each real "
-            "image; train them: python -m baselines.diffusion_inversion --output_dir FOLDER",
-        )
-        self.trained.check_finished()
-
     def check_images(
-        self, records: Sequence[ImageRecord], class_names: Sequence[str], model: str
+        self,
+        records: Sequence[ImageRecord],
+        class_names: Sequence[str],
+        model: str,
+        revision: str | None,
     ) -> None:
-        self.trained.check_fits(class_names, model)
+        self.trained.check_fits(class_names, model, revision)
         self.groups_of(records)
+
+    def check_prompts(self, given: Collection[tuple[str, str]]) -> None:
+        raise InputError(
+            "prompt_template, prompts_file: diffusion_inversion has embeddings in place of "
+            "prompts; leave them out"
+        )
 
     def groups_of(self, records: Sequence[ImageRecord]) -> dict[str, tuple[str, int]]:
         """File name of each real image -> class and number of its group.
@@ -125,7 +117,7 @@ class DiffusionInversionConfig(Text2ImgConfig):
         """
         names = sorted({record.class_name for record in records})
         known = [name for name in names if name in self.trained.class_names]
-        trained = {name: images_from_text(self.trained.metadata_of(name)) for name in known}
+        trained = {name: self.trained.images_of(name) for name in known}
         absent, changed, groups = [], [], {}
         for record in records:
             found = trained.get(record.class_name, {}).get(record.file_name)
@@ -143,6 +135,3 @@ class DiffusionInversionConfig(Text2ImgConfig):
                 "those that were trained on (--shots, --subset_file)",
             )
         return groups
-
-    def input_files(self) -> Mapping[str, str]:
-        return self.trained.files()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -35,17 +34,6 @@ class DiffusionInversionSampler(Text2ImgSampler):
         self.group_of: dict[str, tuple[str, int]] = {}  # file name -> class, number of its group
         self.members: dict[tuple[str, int], list[str]] = {}  # group -> file names
         self.mean_of: dict[tuple[str, int], Tensor] = {}  # group -> (tokens, D)
-
-    @classmethod
-    def build(
-        cls,
-        config: Any,
-        class_names: Sequence[str],
-        prompt_names: Sequence[str],
-        load_pipeline: Callable[[], StableDiffusionPipeline],
-    ) -> DiffusionInversionSampler:
-        config.check_run()
-        return cls(load_pipeline(), config)
 
     def prepare(self, records: Sequence[ImageRecord]) -> None:
         """Load the embeddings of the real images, and group them.

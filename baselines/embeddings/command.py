@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from baselines.embeddings.config import ROWS_PER_VISIT, EmbeddingTrainingConfig
 from baselines.embeddings.sets import IDENTITY_FILE, UNFINISHED, EmbeddingSet
-from expansion.common.config import Layers, Source, deciding
+from expansion.common.config import Layers, Source
 from expansion.common.devices import keep_freed_memory, usable_device
 from expansion.common.errors import require
 from expansion.common.files import (
@@ -26,6 +26,7 @@ from expansion.common.files import (
     remove_partial_files,
     write_atomic,
 )
+from expansion.common.option_parser import OptionParser
 from expansion.common.progress import SteadyBar
 from expansion.common.sharding import Shard, resolve_shard, take_shard
 from expansion.data.datasets import (
@@ -70,7 +71,35 @@ class ClassTrainer(Protocol):
     ) -> tuple[dict[str, Tensor], dict[str, str], float]: ...
 
 
-MakeTrainer = Callable[["StableDiffusionPipeline", Mapping[str, str]], ClassTrainer]
+# Makes what trains a class, of the checkpoint, the settings and the classes' folders.
+MakeTrainer = Callable[["StableDiffusionPipeline", Any, Mapping[str, str]], ClassTrainer]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that trains embeddings.
+
+    Attributes:
+        config_class: Its settings.
+        make_trainer: Makes what trains a class; called once there is something to train.
+        description: What it is, for --help.
+    """
+
+    config_class: type[EmbeddingTrainingConfig]
+    make_trainer: MakeTrainer
+    description: str
+
+    def main(self, arguments: Sequence[str] | None = None) -> None:
+        """Train as the command line says; `arguments` defaults to the process's own."""
+        run(self.parse(arguments)[0], self.make_trainer)
+
+    def parse(self, arguments: Sequence[str] | None) -> tuple[EmbeddingTrainingConfig]:
+        """Command line over YAML over the dataset's file over defaults."""
+        parser = OptionParser(
+            prog=self.config_class.command, description=self.description, common=COMMON
+        )
+        given = parser.read(arguments, {"training": self.config_class})
+        return tuple(with_dataset(given).compose(self.config_class))
 
 
 @dataclass(frozen=True)
@@ -103,7 +132,7 @@ def run(config: EmbeddingTrainingConfig, make_trainer: MakeTrainer) -> None:
 
     Args:
         config: Settings of the training.
-        make_trainer: Makes what trains a class, of the checkpoint and the classes' folders.
+        make_trainer: As in `Command`.
 
     Raises:
         InputError: Something is missing or wrong, or the folder belongs to other settings.
@@ -163,8 +192,8 @@ def make_work(config: EmbeddingTrainingConfig) -> Work:
     check_outside(output_dir, {"the dataset": dataset.root, "the model": model})
     identity = {
         "kind": config.kind,
-        "settings": deciding(config),
-        "model": model_fingerprint(model),
+        "settings": config.settings(),
+        "model": model_fingerprint(model, config.revision),
         "classes": list(dataset.class_names),
         "training_images": content_summary(records),
     }
@@ -201,7 +230,8 @@ def _train(
 
     from expansion.diffusion.stable_diffusion import load_pipeline
 
-    trainer = make_trainer(load_pipeline(work.model, "float32", device), work.made.folders)
+    pipeline = load_pipeline(work.model, "float32", device, config.revision)
+    trainer = make_trainer(pipeline, config, work.made.folders)
     total = 0.0
     for name in todo:
         records, path = work.records[name], work.made.file_of(name)

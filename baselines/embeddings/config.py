@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from expansion.common.config import option
+from expansion.common.config import deciding, option
 from expansion.common.errors import require
 from expansion.data.datasets import DEFAULT_DATASET
 from expansion.diffusion.model_files import LARGEST_RESOLUTION
@@ -27,6 +27,7 @@ class EmbeddingTrainingConfig:
         "checkpoint, which stays as it is: hub id, diffusers folder or single .safetensors file",
         decides=False,
     )
+    revision: str | None = option(None, "branch, tag or commit of a hub id", decides=False)
     shots: int | None = option(None, "use only this many images per class", decides=False)
     subset_seed: int = option(0, "which images --shots keeps", decides=False)
     subset_file: str | None = option(
@@ -94,6 +95,10 @@ class EmbeddingTrainingConfig:
     def step_size(self) -> float:
         """The learning rate that AdamW gets."""
         return self.learning_rate
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the embeddings, but for the checkpoint and the images."""
+        return deciding(self)
 
     def visits(self, num_images: int) -> int:
         """How often the U-Net sees an image of a class, forward and backward, all together.

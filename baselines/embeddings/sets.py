@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from expansion.common.config import load_yaml
-from expansion.common.errors import InputError, require, shown
+from expansion.common.errors import JSON_ERRORS, InputError, require, shown
 from expansion.common.texts import parse_json, read_json
 from expansion.data.naming import ordered_folders
 from expansion.diffusion.model_files import model_fingerprint
@@ -97,8 +97,14 @@ class EmbeddingSet:
             "goes on where it stopped",
         )
 
-    def check_fits(self, class_names: Sequence[str], model: str) -> None:
-        """The embeddings belong to these classes, by label, and to this checkpoint."""
+    def check_fits(self, class_names: Sequence[str], model: str, revision: str | None) -> None:
+        """The embeddings belong to these classes, by label, and to this checkpoint.
+
+        Args:
+            class_names: By label.
+            model: The checkpoint: hub id or path.
+            revision: Branch, tag or commit of a hub id.
+        """
         if self.class_names != tuple(class_names):
             there, here = set(self.class_names), set(class_names)
             which = "has the classes in another order"
@@ -108,20 +114,27 @@ class EmbeddingSet:
                 f"--embeddings {self.folder} was trained on another dataset: it {which}; train "
                 "embeddings on this one"
             )
-        found, wanted = self.identity.get("model"), model_fingerprint(model)
+        found, wanted = self.identity.get("model"), model_fingerprint(model, revision)
         require(
             found == wanted,
             f"--embeddings {self.folder} was trained with another checkpoint ({found}) than "
             f"{model} ({wanted}); give that one, or train embeddings with this one",
         )
 
-    def metadata_of(self, class_name: str) -> Mapping[str, str]:
-        """What the file of a class says beside its tensors."""
-        return self._look(class_name)[1]
-
     def tensors_of(self, class_name: str) -> Sequence[str]:
         """Names of the tensors in the file of a class."""
         return self._look(class_name)[0]
+
+    def images_of(self, class_name: str) -> dict[str, tuple[int, str | None]]:
+        """The real images that have an embedding in the file of a class, see `images_from_text`."""
+        tensors, metadata = self._look(class_name)
+        try:
+            images = images_from_text(metadata)
+        except (*JSON_ERRORS, AttributeError, TypeError) as error:
+            raise self._damaged(class_name) from error
+        if not images.keys() <= set(tensors):
+            raise self._damaged(class_name)
+        return images
 
     @cached_property
     def unet_rows(self) -> float:
@@ -138,9 +151,13 @@ class EmbeddingSet:
             with safe_open(path, framework="numpy") as file:
                 return list(file.keys()), file.metadata() or {}
         except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"{path} is damaged; remove it, and the command that trained it makes it again"
-            ) from error
+            raise self._damaged(class_name) from error
+
+    def _damaged(self, class_name: str) -> InputError:
+        return InputError(
+            f"{self.file_of(class_name)} is damaged; remove it, and the command that trained it "
+            "makes it again"
+        )
 
     @property
     def _command(self) -> str:
@@ -163,4 +180,37 @@ def images_from_text(metadata: Mapping[str, str]) -> dict[str, tuple[int, str | 
     Empty for a file that another program has written.
     """
     facts = parse_json(metadata.get("images", "{}"))
-    return {name: (group, sha) for name, (group, sha) in facts.items()}
+    return {name: (int(group), sha) for name, (group, sha) in facts.items()}
+
+
+class NeedsEmbeddings:
+    """What the settings of a method that needs a folder of embeddings say of it.
+
+    It stands before `SamplerConfig` among the bases of a config that has the option `embeddings`.
+    """
+
+    embeddings: str | None
+    trained_by: ClassVar[str]  # as `EmbeddingSet.kind`
+
+    @cached_property
+    def trained(self) -> EmbeddingSet:
+        """The folder with the embeddings."""
+        return EmbeddingSet(Path(self.embeddings), self.trained_by)
+
+    @property
+    def training_rows(self) -> float:
+        """See `SamplerConfig.training_rows`."""
+        return self.trained.unet_rows if self.embeddings is not None else 0.0
+
+    def check_run(self) -> None:
+        """See `SamplerConfig.check_run`."""
+        command = f"python -m baselines.{self.trained_by} --output_dir FOLDER"
+        require(
+            self.embeddings is not None,
+            f"this method needs --embeddings, the folder of its training; train them: {command}",
+        )
+        self.trained.check_finished()
+
+    def input_files(self) -> Mapping[str, str]:
+        """See `SamplerConfig.input_files`."""
+        return self.trained.files()

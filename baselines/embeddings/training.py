@@ -8,9 +8,11 @@ an interruption changes it.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,18 +24,22 @@ from safetensors.torch import load_file, save
 from torch import Generator, Tensor, nn
 
 from baselines.embeddings.config import EmbeddingTrainingConfig
-from expansion.common.errors import InputError
+from expansion.common.errors import InputError, require
 from expansion.common.files import write_atomic
 from expansion.common.seeding import stable_seed
 from expansion.data.batches import stream_indices
 from expansion.diffusion.caching import RecentlyUsed
 from expansion.diffusion.losses import squared_errors
+from expansion.diffusion.memory import is_shortage, recomputing, release
 from expansion.diffusion.stable_diffusion import default_resolution
 from expansion.diffusion.variants import square_image
 from expansion.images.records import ImageRecord
 from expansion.training.divergence import remedy
 
-POSTERIORS_KEPT = 4096  # of 512 pixels they take 130 kB each
+POSTERIORS_KEPT = 1024  # on the device; those of 512 pixels take 328 kB each
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,9 @@ AfterStep = Callable[[int, float], None]
 class EmbeddingTrainer:
     """Trains embeddings so that a frozen checkpoint predicts the noise of noised images with them.
 
+    After a shortage of memory, steps go on in more parts, and at last with recomputed activations:
+    the same result but for rounding.
+
     Args:
         pipeline: The checkpoint, float32; it stays as it is.
         config: Settings of the training.
@@ -87,6 +96,7 @@ class EmbeddingTrainer:
         self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.resolution = config.resolution or default_resolution(pipeline)
         self.posteriors: RecentlyUsed[DiagonalGaussianDistribution] = RecentlyUsed(POSTERIORS_KEPT)
+        self.parts, self.recomputes = config.gradient_accumulation_steps, False
 
     def train(
         self, task: Task, embed: Embed, state_path: Path, after_step: AfterStep
@@ -134,16 +144,51 @@ class EmbeddingTrainer:
     ) -> float:
         """Take an optimiser step; returns the mean loss of its visits."""
         visits = visits_of(task, step, self.config.seed)
-        parts = min(self.config.gradient_accumulation_steps, len(visits))
-        total = torch.zeros((), device=values.device)
-        for i in range(parts):
-            errors = self._errors(task, visits[i::parts], embed, values)
-            loss = errors.sum() / len(visits)
-            loss.backward()
-            total += loss.detach()
+        while True:
+            parts = min(self.parts, len(visits))
+            loss = self._gradient(task, visits, parts, embed, values)
+            if loss is not None:
+                break
+            optimizer.zero_grad()
+            release()
+            self._save_memory(parts, len(visits))
         optimizer.step()
         optimizer.zero_grad()
-        return total.item()
+        return loss
+
+    def _gradient(
+        self, task: Task, visits: Sequence[Visit], parts: int, embed: Embed, values: nn.Parameter
+    ) -> float | None:
+        """Add the gradient of the visits' mean loss; returns the loss, None if memory ran out."""
+        total = torch.zeros((), device=values.device)
+        try:
+            with recomputing(self.pipeline.unet) if self.recomputes else nullcontext():
+                for i in range(parts):
+                    errors = self._errors(task, visits[i::parts], embed, values)
+                    loss = errors.sum() / len(visits)
+                    loss.backward()
+                    total += loss.detach()
+            return total.item()
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            return None
+
+    def _save_memory(self, parts: int, num_visits: int) -> None:
+        """Settle for more parts than `parts`, or for recomputing; InputError if neither is left."""
+        if parts < num_visits:
+            self.parts = min(2 * parts, num_visits)
+            logger.warning(
+                f"out of memory; going on as if with --gradient_accumulation_steps {self.parts}"
+            )
+            return
+        require(
+            not self.recomputes,
+            "one image alone exceeds the memory, so that no --gradient_accumulation_steps helps; "
+            "give a smaller --resolution, or a larger device",
+        )
+        self.recomputes = True
+        logger.warning("out of memory with one image at a time; computing more, keeping less")
 
     def _errors(
         self, task: Task, visits: Sequence[Visit], embed: Embed, values: nn.Parameter

@@ -15,14 +15,16 @@ def add_words(pipeline: StableDiffusionPipeline, words: Mapping[str, Tensor]) ->
     """Give a pipeline new words; returns their token numbers.
 
     Args:
-        pipeline: Its tokenizer and text encoder are changed in place; all they had stays.
+        pipeline: Its tokenizer and text encoder are changed in place; all they had stays, except
+            that an added word gets its new embedding.
         words: Word -> its embedding, (D,).
 
     Raises:
-        InputError: The tokenizer has one of the words already.
+        InputError: The tokenizer's own vocabulary has one of the words.
     """
     tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
-    there = sorted(set(words) & set(tokenizer.get_vocab()))
+    added = set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)
+    there = sorted((set(words) & set(tokenizer.get_vocab())) - added)
     require(
         not there,
         f"the checkpoint's tokenizer has the word {shown(there)} already; rename the class",

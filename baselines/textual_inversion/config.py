@@ -3,45 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 from baselines.embeddings.config import EmbeddingTrainingConfig
 from expansion.common.config import option
 from expansion.common.errors import require
-from expansion.data.prompts import class_prompt
+from expansion.data.prompts import class_prompt, preset_prompts
 
 KIND = "textual_inversion"
-
-# Plain captions of an object, of which every visit draws one; {} is the new word.
-TEMPLATES = (
-    "a photo of a {}",
-    "a picture of a {}",
-    "a photograph of the {}",
-    "an image of one {}",
-    "a good photo of a {}",
-    "a bad photo of a {}",
-    "a sharp photo of the {}",
-    "a blurred photo of a {}",
-    "a bright photo of the {}",
-    "a dark photo of a {}",
-    "a close-up of a {}",
-    "a close-up photo of the {}",
-    "a photo of a small {}",
-    "a photo of a large {}",
-    "a photo of a clean {}",
-    "a photo of a dirty {}",
-    "a photo of an odd {}",
-    "a photo of a nice {}",
-    "a photo of one {}",
-    "a photo of my {}",
-    "a photo of this {}",
-    "a cropped photo of a {}",
-    "a cropped picture of the {}",
-    "a pixelated photo of a {}",
-    "a snapshot of a {}",
-    "a rendition of the {}",
-    "a depiction of a {}",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +27,7 @@ class TextualInversionConfig(EmbeddingTrainingConfig):
     scale_lr: bool = option(True, "multiply the learning rate by train_batch_size: 2e-3")
     initializer_token: str = option("the", "word whose embedding the new one starts from")
     templates: tuple[str, ...] = option(
-        (), f"captions, {{}} is the new word; default: {len(TEMPLATES)} of an object"
+        (), "captions, {} is the new word; default: configs/prompts/textual_inversion.yaml"
     )
 
     kind: ClassVar[str] = KIND
@@ -70,10 +40,13 @@ class TextualInversionConfig(EmbeddingTrainingConfig):
         for template in self.captions:
             class_prompt(template, "")
 
-    @property
+    @cached_property
     def captions(self) -> tuple[str, ...]:
         """The templates that count."""
-        return self.templates or TEMPLATES
+        return self.templates or tuple(preset_prompts(KIND, "{}"))
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"templates": list(self.captions)}
 
     @property
     def step_size(self) -> float:

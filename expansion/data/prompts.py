@@ -43,6 +43,15 @@ class Prompts:
     per: str = "image"
     seed: int = 0
 
+    def candidates(self, file_name: str, label: int) -> Sequence[str]:
+        """All prompts that the variants of a real image may have.
+
+        Args:
+            file_name: Of the real image.
+            label: Of the real image.
+        """
+        return self.by_file[file_name] if self.by_file else self.by_label[label]
+
     def prompt_of(self, file_name: str, label: int, variant: int) -> str:
         """The prompt of a variant; it does not depend on other images or the number of variants.
 
@@ -51,7 +60,7 @@ class Prompts:
             label: Of the real image.
             variant: Number of the variant, from 0.
         """
-        texts = self.by_file[file_name] if self.by_file else self.by_label[label]
+        texts = self.candidates(file_name, label)
         step = variant if self.per == "variant" else 0
         return texts[(stable_seed("prompt", self.seed, file_name) + step) % len(texts)]
 
@@ -118,8 +127,9 @@ def preset_prompts(name: str, prompt_name: str) -> list[str]:
 
 
 def preset_names() -> list[str]:
-    """The names that `preset_prompts` takes."""
-    return sorted(path.stem for path in (CONFIG_DIR / "prompts").glob("*.yaml"))
+    """The names of those that are prompts of images: a file may say `preset: false`."""
+    paths = sorted((CONFIG_DIR / "prompts").glob("*.yaml"))
+    return [path.stem for path in paths if load_yaml(path).values.get("preset", True)]
 
 
 def read_prompts(path: str | Path, scope: PromptScope, per: str, seed: int) -> Prompts:

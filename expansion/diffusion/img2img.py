@@ -48,6 +48,7 @@ class Img2ImgSampler(Sampler):
         prompt_names: Sequence[str],
         load_pipeline: Callable[[], StableDiffusionPipeline],
     ) -> Img2ImgSampler:
+        config.check_run()
         return cls(load_pipeline(), config)
 
     def prepare(self, records: Sequence[ImageRecord]) -> None:

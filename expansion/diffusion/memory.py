@@ -73,7 +73,7 @@ class FittingSampler:
             samples = _in_parts(self.sampler, batch, generators(), size)
             if samples is not None:
                 return samples
-            _release()
+            release()
             if self.sampler.save_memory():
                 logger.warning("out of memory with %d images; computing more, keeping less", size)
                 continue
@@ -130,10 +130,17 @@ def recomputing(*networks: ModelMixin) -> Iterator[None]:
             network.disable_gradient_checkpointing()
 
 
+def release() -> None:
+    """Free what a failed attempt left; works only where nothing refers to its error any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _fits(sampler: CanSample, batch: Batch) -> bool:
     generators = [Generator().manual_seed(i) for i in range(len(batch))]
     fits = _in_parts(sampler, batch, generators, len(batch)) is not None
-    _release()
+    release()
     return fits
 
 
@@ -152,13 +159,6 @@ def _in_parts(
             raise
         return None
     return parts[0] if len(parts) == 1 else _joined(parts)
-
-
-def _release() -> None:
-    """Free what a failed attempt left; works only where nothing refers to its error any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def power_of_two(number: int) -> int:

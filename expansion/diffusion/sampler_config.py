@@ -5,7 +5,7 @@ This module imports no torch, so that options and plans are known before anythin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -143,14 +143,27 @@ class SamplerConfig:
         return ()
 
     def check_images(
-        self, records: Sequence[ImageRecord], class_names: Sequence[str], model: str
+        self,
+        records: Sequence[ImageRecord],
+        class_names: Sequence[str],
+        model: str,
+        revision: str | None,
     ) -> None:
         """Raise InputError if what the settings name does not fit the real images or the model.
 
         Args:
-            records: The real images that are expanded.
+            records: The real images that are expanded, with their contents.
             class_names: By label.
             model: The checkpoint: hub id or path.
+            revision: Branch, tag or commit of a hub id.
+        """
+
+    def check_prompts(self, given: Collection[tuple[str, str]]) -> None:
+        """Raise InputError for prompts that the method cannot use.
+
+        Args:
+            given: Pairs of a prompt and the name of its class, as `prompt_names` has it; those of
+                the real images that are expanded. Only what a user's template or file says.
         """
 
     def check_run(self) -> None:

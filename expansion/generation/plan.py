@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,7 +141,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     check_outside(output_dir, {"the dataset": dataset.root, "the model": model})
     check_outside(output_dir, method_config.input_folders())
     _check_folders(output_dir, folders.values())
-    method_config.check_images(records, dataset.class_names, model)
+    method_config.check_images(records, dataset.class_names, model, config.revision)
     prompts = _prompts(config, method_config, dataset, everything, records)
     stems = image_stems(everything, folders)
     return Plan(
@@ -237,7 +237,27 @@ def _prompts(
             return Prompts(own, per="variant", seed=config.seed)
     if config.prompts_file is None:
         template = config.prompt_template or dataset.config.prompt_template
-        return template_prompts(template, prompt_names)
+        prompts = template_prompts(template, prompt_names)
+    else:
+        prompts = _prompts_of_file(config, dataset, prompt_names, everything, records)
+    if config.prompts_file is not None or config.prompt_template is not None:
+        used = {
+            (text, prompt_names[record.label])
+            for record in records
+            for text in prompts.candidates(record.file_name, record.label)
+        }
+        method_config.check_prompts(used)
+    return prompts
+
+
+def _prompts_of_file(
+    config: ExpandConfig,
+    dataset: ImageDataset,
+    prompt_names: Sequence[str],
+    everything: list[ImageRecord],
+    records: list[ImageRecord],
+) -> Prompts:
+    """The prompts of the file that the settings name."""
     scope = PromptScope(
         class_names=dataset.class_names,
         prompt_names=prompt_names,

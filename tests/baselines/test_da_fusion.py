@@ -13,9 +13,14 @@ from safetensors.torch import load_file, save_file
 import expand
 from baselines.da_fusion import DAFusionSampler
 from baselines.da_fusion_config import DAFusionConfig
+from baselines.embeddings.sets import EmbeddingSet
+from baselines.embeddings.words import add_words
 from expansion.common.errors import InputError
+from expansion.data.datasets import few_shot, load_dataset
+from expansion.diffusion.model_files import model_fingerprint
 from expansion.diffusion.samples import Batch
 from expansion.diffusion.stable_diffusion import load_pipeline
+from expansion.images.content import readable_records
 from tests.conftest import TINY_MODEL
 from tests.helpers.embeddings import stand_in_embeddings
 
@@ -171,6 +176,76 @@ def test_embeddings_that_do_not_fit_are_refused_in_one_line(digits_dir, words, t
         assert words_of_message in refusal(digits_dir, tmp_path / "out", copy)
 
 
+def test_words_that_were_trained_on_other_images_are_refused(digits_dir, words, tmp_path):
+    out, subset = tmp_path / "out", tmp_path / "subset.json"
+    message = refusal(digits_dir, out, words, "--shots", 2)
+    assert "its words were trained on other images (10 images" in message
+    assert "(20 images" in message and "give both commands the same --shots, " in message
+    assert "--subset_file" in refusal(digits_dir, out, words, "--subset_seed", 1)
+    names = [r.file_name for r in few_shot(load_dataset("digits", digits_dir).records("train"), 1)]
+    subset.write_text(json.dumps(names))
+    expand.main([*arguments(digits_dir, out, words, "--subset_file", subset), "--dry_run"])
+
+
+def test_a_revision_must_be_that_of_the_training(words, digits_dir, monkeypatch):
+    trained = EmbeddingSet(words, "textual_inversion")
+    hub = {**trained.identity, "model": model_fingerprint("owner/model", "v2")}
+    config = DAFusionConfig(embeddings=str(words))
+    config.__dict__["trained"] = EmbeddingSet(words, "textual_inversion", hub)
+    records = few_shot(load_dataset("digits", digits_dir).records("train"), 1, 0)
+    records, _ = readable_records(records, "fail")
+    config.check_images(records, trained.class_names, "owner/model", "v2")
+    for revision in (None, "v1"):
+        with pytest.raises(InputError, match="another checkpoint .owner/model@v2. than owner/mod"):
+            config.check_images(records, trained.class_names, "owner/model", revision)
+    seen = []
+    monkeypatch.setattr(DAFusionConfig, "check_images", lambda self, *given: seen.append(given))
+    expand.main([*arguments(digits_dir, "o", words, "--revision", "v2"), "--dry_run"])
+    assert seen[0][3] == "v2"
+
+
+def test_prompts_of_a_file_must_have_the_words(digits_dir, words, tmp_path):
+    path, out = tmp_path / "prompts.json", tmp_path / "out"
+    prompts = {str(i): [f"a <{i}>", f"a sketch of {i}"] for i in range(10)}
+    path.write_text(json.dumps(prompts))
+    message = refusal(digits_dir, out, words, "--prompts_file", path)
+    assert "10 of 20 prompts lack the word of their class, such as 'a sketch of 0'" in message
+    assert "write the words into them: <0>, <1>, " in message
+    path.write_text(json.dumps({name: texts[:1] for name, texts in prompts.items()}))
+    expand.main([*arguments(digits_dir, out, words, "--prompts_file", path), "--dry_run"])
+
+
+def test_two_samplers_may_share_a_pipeline(words, tmp_path):
+    copy = tmp_path / "words"
+    shutil.copytree(words, copy)
+    save_file({"<7>": torch.ones(1, 64)}, copy / "7.safetensors")
+    pipeline = load_pipeline(str(TINY_MODEL))
+    for folder in (words, copy, words):
+        DAFusionSampler(pipeline, DAFusionConfig(embeddings=str(folder)))
+        number = pipeline.tokenizer.convert_tokens_to_ids("<7>")
+        row = pipeline.text_encoder.get_input_embeddings().weight[number]
+        assert torch.equal(row, load_file(folder / "7.safetensors")["<7>"][0])
+    for word in (pipeline.tokenizer.eos_token, "a"):
+        with pytest.raises(InputError, match="has the word .* already; rename the class"):
+            add_words(pipeline, {word: torch.ones(64)})
+
+
+@pytest.mark.slow
+def test_a_killed_expansion_goes_on_to_the_same_bytes(digits_dir, words, tmp_path, warm_processes):
+    options = ("--strengths", 0.5, 1.0, "--batch_size", 4)
+    once, killed = tmp_path / "once", tmp_path / "killed"
+    assert not expand.main(arguments(digits_dir, once, words, *options))
+    line = arguments(digits_dir, killed, words, *options)
+    assert warm_processes.start(line, tmp_path / "log", die=(killed, 40, 0)).wait() == -9
+    before = sorted(killed.glob("*/*.png"))
+    assert 0 < len(before) < 20
+    assert not expand.main(line)
+    names = sorted(path.relative_to(once) for path in once.glob("*/*.png"))
+    assert len(names) == 20
+    assert all((once / n).read_bytes() == (killed / n).read_bytes() for n in names)
+    assert rows_of(killed) == rows_of(once)
+
+
 def test_strengths_are_checked_and_embeddings_asked_for(digits_dir, words, tmp_path):
     out = tmp_path / "out"
     assert "strengths: 1.5 is not" in refusal(digits_dir, out, words, "--strengths", 1.5)
@@ -178,7 +253,7 @@ def test_strengths_are_checked_and_embeddings_asked_for(digits_dir, words, tmp_p
     assert "give only one of them" in message
     message = refusal(digits_dir, out, words, "--strengths", 0.1, 0.5)
     assert "0.1 of 4 steps leaves none to run" in message
-    with pytest.raises(InputError, match="--method da_fusion needs --embeddings"):
+    with pytest.raises(InputError, match="this method needs --embeddings, .* -m baselines.textual"):
         expand.main(["-d", "digits", "--data_dir", str(digits_dir), "--method", "da_fusion"])
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import expand
@@ -182,11 +183,33 @@ def test_images_without_an_embedding_and_changed_ones_are_named(
     assert f"1 of 20 real images have changed since: {chosen.file_name}" in message
 
 
+def test_damaged_files_are_named_before_weights_load(digits_dir, inverted, tmp_path):
+    out, copy = tmp_path / "out", tmp_path / "copy"
+    shutil.copytree(inverted, copy)
+    path = copy / "0.safetensors"
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        good = file.metadata()
+    for text in ("{", "[]", '{"a.png": 1}', '{"a.png": ["x", null]}', '{"a": [0, null], "a": []}'):
+        save_file(tensors, path, {"images": text})
+        message = refusal(digits_dir, out, copy)
+        assert "0.safetensors is damaged; remove it, and the command" in message
+    save_file(dict(list(tensors.items())[1:]), path, good)
+    assert "0.safetensors is damaged; remove it" in refusal(digits_dir, out, copy)
+    save_file(tensors, path, good)
+    expand.main([*arguments(digits_dir, out, copy), "--dry_run"])
+
+
 def test_settings_that_have_no_effect_are_refused(digits_dir, inverted, tmp_path):
     out = tmp_path / "out"
     message = refusal(digits_dir, out, inverted, "--negative_prompt", "blurred")
     assert "embeddings in place of prompts" in message
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps({str(i): ["a digit"] for i in range(10)}))
+    for given in (("--prompt_template", "a {}"), ("--prompts_file", prompts)):
+        message = refusal(digits_dir, out, inverted, *given)
+        assert "embeddings in place of prompts; leave them out" in message
     message = refusal(digits_dir, out, inverted, "--solver", "unipc")
     assert "give --eta 0 with unipc" in message
-    with pytest.raises(InputError, match="--method diffusion_inversion needs --embeddings"):
+    with pytest.raises(InputError, match="this method needs --embeddings, .* baselines.diffusion"):
         expand.main("-d digits --method diffusion_inversion --data_dir".split() + [str(digits_dir)])

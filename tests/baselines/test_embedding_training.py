@@ -8,19 +8,22 @@ import sys
 
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load_file
 
 from baselines.diffusion_inversion import __main__ as diffusion_inversion
 from baselines.diffusion_inversion.config import InversionTrainingConfig
 from baselines.diffusion_inversion.trainer import InversionTrainer, cut_groups
 from baselines.embeddings import training as embedding_training
+from baselines.embeddings.command import make_work
 from baselines.embeddings.sets import images_from_text
 from baselines.embeddings.training import EmbeddingTrainer, Task, visits_of
 from baselines.textual_inversion import __main__ as textual_inversion
-from baselines.textual_inversion.config import TEMPLATES, TextualInversionConfig
+from baselines.textual_inversion.config import TextualInversionConfig
 from baselines.textual_inversion.trainer import WordTrainer, embedding_of
 from expansion.common.errors import InputError
 from expansion.data.datasets import few_shot, load_dataset
+from expansion.data.prompts import preset_names
 from expansion.diffusion.stable_diffusion import load_pipeline
 from expansion.images.content import readable_records
 from tests.conftest import ROOT, TINY_MODEL
@@ -100,15 +103,18 @@ def test_an_interrupted_training_and_one_in_shards_equal_an_undisturbed_one(
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_continued_by_the_same_command(digits_dir, tmp_path, warm_processes):
-    once = train("textual_inversion", digits_dir, tmp_path / "once")
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_a_killed_process_is_continued_by_the_same_command(
+    kind, digits_dir, tmp_path, warm_processes
+):
+    once = train(kind, digits_dir, tmp_path / "once")
     killed = tmp_path / "killed"
-    words = words_of("textual_inversion", digits_dir, killed)
-    code = "from baselines.textual_inversion.__main__ import main; main()"
+    words = words_of(kind, digits_dir, killed)
+    code = f"from baselines.{kind}.__main__ import main; main()"
     process = warm_processes.start(words, tmp_path / "log", code, die=(killed, 60, 0))
     assert process.wait() == -9 and 0 < len(files_of(killed)) < 10
     done = subprocess.run(
-        [sys.executable, "-m", "baselines.textual_inversion", *words],
+        [sys.executable, "-m", f"baselines.{kind}", *words],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -142,7 +148,7 @@ def test_the_row_in_training_acts_like_a_row_of_the_matrix(own_pipeline):
     trainer = WordTrainer(own_pipeline, config, {"cat": "cat"})
     row = torch.randn(64, generator=torch.Generator().manual_seed(0)) / 50
     captions = trainer._tokens("<cat>")
-    assert len(captions) == len(TEMPLATES) == len(set(TEMPLATES)) == 27
+    assert len(captions) == len(set(config.captions)) == 27
     ours = trainer._encode(captions, trainer.ids["cat"], row)
     plain = trainer._encode(captions, -1, row)
     with torch.no_grad():
@@ -204,6 +210,59 @@ def test_parts_of_a_step_add_up_to_the_step(own_pipeline, records, tmp_path):
     torch.testing.assert_close(*made, atol=1e-4, rtol=0)
 
 
+def short_of_memory(monkeypatch, largest: int) -> list[tuple[int, bool]]:
+    """The U-Net takes `largest` rows, one more if it recomputes; returns what was tried."""
+    tried: list[tuple[int, bool]] = []
+    errors = embedding_training.squared_errors
+
+    def limited(unet, scheduler, latents, *given):
+        tried.append((len(latents), unet.is_gradient_checkpointing))
+        if len(latents) > largest + unet.is_gradient_checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return errors(unet, scheduler, latents, *given)
+
+    monkeypatch.setattr(embedding_training, "squared_errors", limited)
+    return tried
+
+
+@pytest.mark.parametrize(
+    ("largest", "first"),
+    [(2, [(4, False), (2, False)]), (0, [(4, False), (2, False), (1, False), (1, True)])],
+)
+def test_a_shortage_of_memory_changes_a_training_by_rounding_only(
+    largest, first, own_pipeline, records, tmp_path, monkeypatch, caplog
+):
+    config = InversionTrainingConfig(output_dir="o", visits_per_image=3)
+    made = []
+    for short in (False, True):
+        tried = short_of_memory(monkeypatch, largest) if short else []
+        trainer = InversionTrainer(own_pipeline, config)
+        tensors, _, _ = trainer.train("0", records[:4], tmp_path / str(short), lambda *_: None)
+        made.append(torch.stack(list(tensors.values())))
+    torch.testing.assert_close(*made, atol=1e-4, rtol=0)
+    assert tried[: len(first)] == first and set(tried[len(first) :]) == {first[-1]}
+    assert "as if with --gradient_accumulation_steps" in caplog.text
+    assert not own_pipeline.unet.is_gradient_checkpointing
+
+
+def test_an_image_that_exceeds_the_memory_ends_in_one_line(
+    own_pipeline, records, tmp_path, monkeypatch
+):
+    short_of_memory(monkeypatch, -1)
+    trainer = InversionTrainer(own_pipeline, InversionTrainingConfig(output_dir="o"))
+    with pytest.raises(InputError, match="gradient_accumulation_steps .* smaller --resolution"):
+        trainer.train("0", records[:4], tmp_path, lambda *_: None)
+
+
+def test_the_posteriors_that_are_kept_take_less_than_half_a_gigabyte():
+    posterior = DiagonalGaussianDistribution(torch.zeros(1, 8, 64, 64))  # of 512 pixels
+    tensors = [value for value in vars(posterior).values() if isinstance(value, torch.Tensor)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    size = sum(storages.values())
+    assert 320e3 < size < 330e3  # as the comment says
+    assert embedding_training.POSTERIORS_KEPT * size < 0.5e9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, rows", [("textual_inversion", 16), ("diffusion_inversion", 16)])
 def test_the_cost_is_counted_and_told(kind, rows, digits_dir, tmp_path, monkeypatch, caplog):
@@ -255,6 +314,24 @@ def test_a_loss_that_is_no_number_stops_the_training(own_pipeline, records, tmp_
     config = InversionTrainingConfig(output_dir="o", visits_per_image=9, learning_rate=1e30)
     with pytest.raises(InputError, match="training has stopped: .* smaller --learning_rate"):
         InversionTrainer(own_pipeline, config).train("0", records[:1], tmp_path, lambda *_: None)
+
+
+def test_a_hub_id_of_another_revision_is_another_training(digits_dir, tmp_path):
+    def model_of(*options: str) -> str:
+        line = ["--pretrained_model_name_or_path", "owner/model", "--resolution", "32", *options]
+        words = words_of("textual_inversion", digits_dir, tmp_path / "out", *line)
+        return make_work(textual_inversion.parse(words)[0]).identity["model"]
+
+    assert model_of() == "owner/model@main" and model_of("--revision", "v2") == "owner/model@v2"
+
+
+def test_the_captions_are_a_file_that_is_part_of_the_identity_and_no_preset(digits_dir, tmp_path):
+    (config,) = textual_inversion.parse(["--output_dir", "o"])
+    assert config.captions[0] == "a photo of a {}" and len(config.captions) == 27
+    assert config.settings()["templates"] == list(config.captions)
+    (config,) = textual_inversion.parse(["--output_dir", "o", "--templates", "the {}"])
+    assert config.settings()["templates"] == ["the {}"]
+    assert "textual_inversion" not in preset_names() and "bot" in preset_names()
 
 
 def test_the_dataset_file_says_the_checkpoint_and_whether_images_may_be_mirrored():

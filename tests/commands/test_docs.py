@@ -145,8 +145,12 @@ def workplace(tmp_path, monkeypatch, make_folder, digits_dir) -> Path:
         ("folder", "lecf_5x"),
     ):
         _expansion(tmp_path / "data" / f"{name}_expansion" / shots, name)
-    for kind, name in (("textual_inversion", "words"), ("diffusion_inversion", "inverted")):
-        stand_in_embeddings(tmp_path / "checkpoint" / f"digits-{name}", kind, digits_dir)
+    for kind, name, *shots in (
+        ("textual_inversion", "words", "--shots", 2),
+        ("diffusion_inversion", "inverted"),
+    ):
+        folder = tmp_path / "checkpoint" / f"digits-{name}"
+        stand_in_embeddings(folder, kind, digits_dir, *shots)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return tmp_path
