@@ -72,8 +72,8 @@ def read_other_set(
     )
     require(
         bool(records),
-        f"{folder} holds no images; give an expanded set, or a folder with a folder of images for "
-        "each class",
+        f"{folder} holds no expanded set and no images; make one with expand.py, or give a folder "
+        "with a folder of images for each class",
     )
     others = [r for r in records.values() if r.source and r.label != sources[r.source].label]
     if others:

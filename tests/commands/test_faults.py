@@ -287,7 +287,7 @@ def test_a_living_process_writes_again_what_was_removed_as_half_written(tmp_path
 def test_killed_processes_lose_duplicate_and_change_nothing(warm_processes, tmp_path):
     rig = fault_rig.Rig(tmp_path / "rig", warm_processes, cold_share=0, seed=5)
     counts = fault_rig.run(rig, ("img2img", "two_shards"), num_kills=10, kills_per_set=6)
-    assert counts.kills == 10 and not counts.faults.total(), fault_rig.describe(counts)
+    assert counts.kills >= 10 and not counts.faults.total(), fault_rig.describe(counts)
 
 
 def test_the_rig_sees_every_kind_of_fault(whole_set, tmp_path):

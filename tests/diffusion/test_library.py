@@ -142,7 +142,8 @@ def test_images_in_memory_give_the_prototypes_of_their_files(pipeline, digits, g
     )
     for images in (sources_in_memory(records), [record.path for record in records]):
         sampler.prepare_images(images, labels)
-        found = sampler.energy.energy.prototypes
+        ((_, energy),) = sampler.energy.energy.energies
+        found = energy.prototypes
         torch.testing.assert_close(found.class_prototypes, expected.class_prototypes)
         torch.testing.assert_close(found.group_prototypes, expected.group_prototypes)
 

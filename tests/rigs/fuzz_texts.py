@@ -14,7 +14,8 @@ import expand
 import parse_logs
 import train_expand
 import train_original
-from dreamda import prompts as prompt_writer
+from dreamda.prompts import __main__ as prompt_writer
+from dreamda.prompts.answers import parse_answer
 from expansion.common import config as configs
 from expansion.data import __main__ as check_command
 from expansion.data.layouts import configs as dataset_configs
@@ -129,7 +130,7 @@ def answers(draw: random.Random, sandbox: Sandbox) -> Attempt:
             draw.choice((*parts, "a photo of an ant", "x" * 50)) * draw.choice((1, 1, 1, 2000))
             for _ in range(draw.randrange(40))
         )
-        return lambda: prompt_writer.parse_answer(text, 3) and None
+        return lambda: parse_answer(text, 3) and None
     photos(sandbox.place / "photos")
     path = sandbox.place / "settings.yaml"
     values = {"num_prompts": 3, "pattern": "{subject}, {light}", "scenes": ["a"], "lights": ["b"]}

@@ -72,7 +72,7 @@ def test_a_table_gives_the_classes(tmp_path):
         (["2.png,bee"], "the image 2.png is not there"),
         (["1.png,bee", "1.png,ant"], "1.png is listed as 'bee' and as 'ant'"),
         ([",bee"], "expected file_name and label"),
-        ([], "holds no images"),
+        ([], "holds no expanded set and no images"),
     ],
 )
 def test_a_list_that_cannot_be_right_is_refused(tmp_path, rows, message):
