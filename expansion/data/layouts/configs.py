@@ -19,7 +19,7 @@ import yaml
 
 from expansion.common.config import CONFIG_DIR, YAML_ERRORS, Source, compose, load_yaml, option
 from expansion.common.errors import InputError, require, shown
-from expansion.data.layouts.digits import read_digits
+from expansion.data.layouts.embedded import EmbeddedLayout, read_embedded
 from expansion.data.readers.arrays import ArraysLayout, read_arrays
 from expansion.data.readers.folders import FolderLayout, FolderReader
 from expansion.data.readers.lists import ListLayout, read_lists
@@ -31,7 +31,7 @@ READERS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "list": (ListLayout, read_lists),
     "mat": (MatLayout, read_mat),
     "arrays": (ArraysLayout, read_arrays),
-    "digits": (FolderLayout, read_digits),
+    "embedded": (EmbeddedLayout, read_embedded),
 }
 # Types that YAML gives to an unquoted 010, 1.0, no or 2024-01-01 where a name is meant.
 NO_TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp")}

@@ -107,7 +107,7 @@ def _known(config_dir: Path) -> list[Known]:
 
 def _matches(known: Known, root: Path) -> bool:
     leaves_mark = MARKS.get(type(known.layout))  # without one, it is found by its name alone
-    if leaves_mark is None or known.config.reader == "digits":
+    if leaves_mark is None or known.config.reader == "embedded":
         return False
     return leaves_mark(known, root)
 
