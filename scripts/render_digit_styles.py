@@ -2,9 +2,9 @@
 
     python scripts/render_digit_styles.py data/digit-styles
 
-Each 8x8 scan becomes an outline, which is drawn at 32x32 pixels with another stroke width, softness,
-slant, size, aspect, turn, place, ink and paper each time: light ink on dark paper. These images
-trained assets/tiny-sd-digit-styles. The same command makes the same pixels.
+Each 8x8 scan becomes an outline, which is drawn at 32x32 pixels with another stroke width,
+softness, slant, size, aspect, turn, place, ink and paper each time: light ink on dark paper. These
+images trained assets/tiny-sd-digit-styles. The same command makes the same pixels.
 """
 
 from __future__ import annotations

@@ -6,12 +6,14 @@ A study file is a YAML file whose keys are the options of StudyConfig and, besid
                     {method: each} on the set of each method; {method: NAME, labels: ...}
     train           options of the training scripts, for all arms
     expand          options of expand.py, for all methods
-    method_options  method -> options of expand.py
+    method_options  method -> options of expand.py; under another name, with `method: NAME` among
+                    them, a further set by that method: {img2img_0.5: {method: img2img, ...}}
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -77,6 +79,11 @@ class StudyConfig:
     )
     shots: int | None = option(None, "use only this many real images per class")
     subset_seed: int = option(0, "which images --shots keeps")
+    draw_per_seed: bool = option(
+        False,
+        "each seed trains on --shots other images and on what is made of them, so that the "
+        "intervals hold for other images as well",
+    )
     test_fraction: float | None = option(
         None, "share of each class for testing, if there are no test images; default: 0.3"
     )
@@ -113,6 +120,12 @@ class StudyConfig:
             fraction is None or 0 < fraction < 1,
             f"test_fraction {fraction}: give a share between 0 and 1, such as 0.3",
         )
+        if self.draw_per_seed:
+            require(self.shots is not None, "draw_per_seed: give --shots, the images per class")
+            require(
+                self.subset_seed == 0,
+                f"subset_seed {self.subset_seed}: with draw_per_seed the seeds choose the images",
+            )
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,8 @@ class Arm:
     """A way to train.
 
     Attributes:
-        method: Whose generated images join the real ones; None: real images only.
+        method: Whose generated images join the real ones, a name in `Settings.samplers`; None:
+            real images only.
         labels: What they teach; see train_expand.py.
         options: Further options of the training scripts.
     """
@@ -136,12 +150,14 @@ class Settings:
 
     Attributes:
         arms: Those of the methods that are used.
+        samplers: Method, or name of a further set in `method_options` -> the method that makes it.
         train, expand: Options of the scripts, merged from all places; `method_options` likewise.
         places: Setting -> the file or command line that gave it.
     """
 
     config: StudyConfig
     arms: tuple[Arm, ...]
+    samplers: Mapping[str, str]
     train: Mapping[str, Any]
     expand: Mapping[str, Any]
     method_options: Mapping[str, Mapping[str, Any]]
@@ -185,32 +201,20 @@ def settle(asked: Layers, fitting: str, between: Iterable[Source] = ()) -> Setti
     (config,) = given.compose(StudyConfig)
     config, sources = dataclasses.replace(config, scale=scale), given.sources
     places = {key: source.name for source in sources for key in source.values}
-    for name in config.methods:
-        _require_known(name, METHODS, "method", places["methods"])
     # Options for trainings, expansions and single methods must be options of these commands.
     parts = {key: _parts(sources, key) for key in NESTED}
     for source in (*parts["train"], *parts["expand"]):
         _check_keys(source)
-    by_method = {
-        name: [
-            Source(
-                _mapping(source.values[name], f"{source.name}: {name}"), f"{source.name}: {name}"
-            )
-            for source in parts["method_options"]
-            if name in source.values
-        ]
-        for name in METHODS
-    }
-    for source in parts["method_options"]:
-        for name in source.values:
-            _require_known(name, METHODS, "method", source.name)
+    by_method, samplers = _by_method(parts["method_options"])
+    for name in config.methods:
+        _require_known(name, tuple(samplers), "method", places["methods"])
     for name, own in by_method.items():
         for source in own:
             _check_keys(source)
-        config_class = import_object(expand.SAMPLERS[name][0])
+        config_class = import_object(expand.SAMPLERS[samplers[name]][0])
         compose([ExpandConfig, config_class], [*parts["expand"], *own])
     # Every method must serve an arm.
-    arms = _arms(config, places["arms"], parts["train"])
+    arms = _arms(config, tuple(samplers), places["arms"], parts["train"])
     methods = {arm.method for arm in arms} & set(config.methods)
     unused = [name for name in config.methods if name not in methods]
     require(
@@ -218,18 +222,58 @@ def settle(asked: Layers, fitting: str, between: Iterable[Source] = ()) -> Setti
     )
     merged = {key: _merged(parts[key]) for key in ("train", "expand")}
     method_options = {name: _merged(own) for name, own in by_method.items()}
-    return Settings(config, arms, **merged, method_options=method_options, places=places)
+    return Settings(config, arms, samplers, **merged, method_options=method_options, places=places)
 
 
-def _arms(config: StudyConfig, place: str, train: Sequence[Source]) -> tuple[Arm, ...]:
-    """The arms, `method: each` written out; those of methods that are not used are left out."""
+def _by_method(given: Sequence[Source]) -> tuple[dict[str, list[Source]], dict[str, str]]:
+    """The options of each method and each further set, and the method that makes it.
+
+    Args:
+        given: What each place holds as `method_options`. A further set has the options of its
+            method, beneath its own.
+
+    Raises:
+        InputError: A name is neither that of a method nor that of a set that names its method.
+    """
+    own: dict[str, list[Source]] = {name: [] for name in METHODS}
+    samplers = {name: name for name in METHODS}
+    for source in given:
+        for name, values in source.values.items():
+            where = f"{source.name}: {name}"
+            options = dict(_mapping(values, where))
+            if "method" in options:
+                method = options.pop("method")
+                _require_known(method, METHODS, "method", where)
+                require(name not in METHODS, f"{where}: is the name of a method; give another")
+                require(
+                    re.fullmatch(r"[\w.+-]*\w[\w.+-]*", str(name)) is not None,
+                    f"{where}: names a folder; give letters, numbers, '.', '+', '-' and '_'",
+                )
+                samplers[name] = method
+            _require_known(name, tuple(samplers), "method", source.name)
+            own.setdefault(name, []).append(Source(options, where))
+    beneath = {name: own[method] if method != name else [] for name, method in samplers.items()}
+    return {name: [*beneath[name], *own[name]] for name in samplers}, samplers
+
+
+def _arms(
+    config: StudyConfig, methods: tuple[str, ...], place: str, train: Sequence[Source]
+) -> tuple[Arm, ...]:
+    """The arms, `method: each` written out; those of methods that are not used are left out.
+
+    Args:
+        config: Settings of the study.
+        methods: Names of all methods and further sets.
+        place: Where the arms are given.
+        train: Options of all trainings.
+    """
     found: list[Arm] = []
     for number, given in enumerate(config.arms, 1):
         where = f"{place}: arm {number}"
         values = dict(given)
         method, labels = values.pop("method", None), values.pop("labels", LABELS[0])
         if "method" in given:
-            _require_known(method, (EACH, *METHODS), "method", where)
+            _require_known(method, (EACH, *methods), "method", where)
         _require_known(labels, LABELS, "labels", where)
         require(
             method is not None or "labels" not in given,

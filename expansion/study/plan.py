@@ -11,6 +11,7 @@ from expansion.classifier.recipe import Recipe
 from expansion.common.config import CONFIG_DIR, Layers, Source, load_yaml, without_retired
 from expansion.data.datasets import ImageDataset
 from expansion.diffusion.model_files import locate_model, model_fingerprint, model_resolution
+from expansion.images.content import content_summary
 from expansion.study.choices import REHEARSAL_MODEL, Network, is_same_model, scale_of
 from expansion.study.config import NESTED, Settings, settle
 from expansion.study.photos import Photos
@@ -65,10 +66,11 @@ def models_of(settings: Settings, dataset: ImageDataset) -> list[str]:
     """The diffusion models that the study needs: one for all methods, or each method's own."""
     if settings.config.model is not None:
         return [settings.config.model]
+    methods = {settings.samplers[name] for name in settings.config.methods}
     configs = [
         expand.parse(["-d", settings.config.dataset, "--data_dir", settings.config.data_dir,
                       "--method", method])[0]
-        for method in settings.config.methods
+        for method in sorted(methods)
     ]  # fmt: skip
     return list(dict.fromkeys(config.pretrained_model_name_or_path for config in configs))
 
@@ -96,11 +98,12 @@ def study_of(settings: Settings, photos: Photos, output_dir: Path, network: Netw
         settings=settings,
         dataset=photos.dataset,
         place=photos.place,
+        draw=None,
         train=_without(train, of_classifier),
         expand=_without(settings.expand, of_expand),
         method_options={
-            method: _without(options, of_methods.get(method) or {})
-            for method, options in settings.method_options.items()
+            name: _without(options, of_methods.get(settings.samplers[name]) or {})
+            for name, options in settings.method_options.items()
         },
         model=None if known else model,
         output_dir=output_dir,
@@ -118,15 +121,28 @@ def identity_of(study: Study, photos: Photos, network: Network) -> dict[str, Any
     kept |= {key: network.options.get(key) for key in OF_NETWORK}
     kept["train"] = {**train, **study.settings.train}
     kept["expand"] = dict(study.settings.expand)
-    kept["method_options"] = {m: dict(v) for m, v in study.settings.method_options.items() if v}
+    kept["method_options"] = _named(study.settings)
+    images = dict(photos.identity)
+    if config.draw_per_seed:  # which of them a seed takes does not depend on the other seeds
+        all_images = photos.dataset.records("train")
+        images |= {"training_images": content_summary(all_images), "shots": config.shots}
     return {
-        **photos.identity,
+        **images,
         "models": [
             model_fingerprint(locate_model(m)) for m in models_of(study.settings, study.dataset)
         ],
         "rehearsal": is_rehearsal(study.settings, study.dataset),
         "settings": {key: value for key, value in kept.items() if value is not None},
     }
+
+
+def _named(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The options of methods, as a study file gives them."""
+    options = {
+        name: {**({"method": method} if method != name else {}), **settings.method_options[name]}
+        for name, method in settings.samplers.items()
+    }
+    return {name: values for name, values in options.items() if values}
 
 
 def _dataset_source(dataset: ImageDataset) -> Source:

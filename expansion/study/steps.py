@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -85,6 +86,7 @@ class Study:
         settings: Settings of the study itself.
         dataset: The dataset of the real images.
         place: Options that name the real images in every script.
+        draw: The seed whose images these are; None if all seeds have the same.
         train: Options of all trainings.
         expand: Options of all expansions.
         method_options: Method -> options of its expansion.
@@ -98,6 +100,7 @@ class Study:
     settings: Settings
     dataset: ImageDataset
     place: tuple[str, ...]
+    draw: int | None
     train: Mapping[str, Any]
     expand: Mapping[str, Any]
     method_options: Mapping[str, Mapping[str, Any]]
@@ -121,7 +124,26 @@ class Study:
 
     def set_folder(self, method: str) -> Path:
         """The folder of a method's expanded set."""
-        return self.output_dir / "expanded" / self.set_name(method)
+        part = "" if self.draw is None else f"draw{self.draw}"
+        return self.output_dir / "expanded" / part / self.set_name(method)
+
+    @property
+    def draws(self) -> list[Study]:
+        """A study for each seed with images of its own; the study itself, if all have the same."""
+        settings = self.settings
+        if not settings.config.draw_per_seed:
+            return [self]
+        return [
+            dataclasses.replace(
+                self,
+                settings=dataclasses.replace(
+                    settings, config=dataclasses.replace(settings.config, seeds=(seed,))
+                ),
+                place=(*self.place, "--subset_seed", str(seed)),
+                draw=seed,
+            )
+            for seed in settings.config.seeds
+        ]
 
     @property
     def page(self) -> Path:
@@ -136,23 +158,26 @@ def stages(study: Study, num_shards: int) -> list[Stage]:
         num_shards: Number of parts of every expansion, one for each process.
     """
     # Training on real images comes first: a guided method needs one of those classifiers.
-    config = study.settings.config
-    arms = study.settings.arms
+    methods, arms, draws = study.settings.config.methods, study.settings.arms, study.draws
     real = [arm for arm in arms if arm.method is None]
     made = [arm for arm in arms if arm.method is not None]
-    guide = config.guide or str(real_runs(study)[0] / "checkpoint.pth.tar")
     todo = [
-        Stage("classifiers on the real images alone", tuple(train_command(study, a) for a in real)),
         Stage(
-            f"images with {', '.join(config.methods)}",
+            "classifiers on the real images alone",
+            tuple(train_command(draw, arm) for arm in real for draw in draws),
+        ),
+        Stage(
+            f"images with {', '.join(methods)}",
             tuple(
                 command
-                for method in config.methods
-                for command in expand_commands(study, method, guide, num_shards)
+                for method in methods
+                for draw in draws
+                for command in expand_commands(draw, method, num_shards)
             ),
         ),
         Stage(
-            "classifiers on real + generated images", tuple(train_command(study, a) for a in made)
+            "classifiers on real + generated images",
+            tuple(train_command(draw, arm) for arm in made for draw in draws),
         ),
         Stage("the result", tuple(result_commands(study)), side_by_side=False),
     ]
@@ -166,33 +191,34 @@ def needs_guide(method: str) -> bool:
     return GUIDE_OPTION in {field.name for field in fields(config_class)}
 
 
-def expand_commands(study: Study, method: str, guide: str, num_shards: int) -> list[Command]:
-    """The commands of a method's expansion, one for each shard.
+def expand_commands(study: Study, name: str, num_shards: int) -> list[Command]:
+    """The commands of an expansion, one for each shard.
 
     Args:
         study: The study.
-        method: Name of the method.
-        guide: Checkpoint of the classifier for methods that one guides.
+        name: Name of the method, or of a further set.
         num_shards: Largest number of shards.
     """
     # Options of all shards.
-    own = {**study.expand, **study.method_options[method]}
+    own = {**study.expand, **study.method_options[name]}
     own.pop("num_images_per_prompt", None)
-    folder = study.set_folder(method)
+    folder, method = study.set_folder(name), study.settings.samplers[name]
     arguments = [*study.place, "--method", method]
-    arguments += ["--num_images_per_prompt", str(study.num_images(method))]
+    arguments += ["--num_images_per_prompt", str(study.num_images(name))]
     arguments += ["--output_dir", str(folder)]
     if study.model is not None:
         arguments += ["--pretrained_model_name_or_path", study.model]
     if needs_guide(method):
-        arguments += [f"--{GUIDE_OPTION}", guide]
+        own_guide = real_runs(study)[0] / "checkpoint.pth.tar"
+        arguments += [f"--{GUIDE_OPTION}", study.settings.config.guide or str(own_guide)]
     arguments += option_words(own)
     # The work, as expand.py would cut it.
-    title, images = study.set_name(method), study.num_train * study.num_images(method)
+    title, images = study.set_name(name), study.num_train * study.num_images(name)
+    title += "" if study.draw is None else f" draw {study.draw}"
     parsed, method_config, _ = expand.parse(arguments)
     if isinstance(parsed.batch_size, int):  # there cannot be more shards than batches
         num_shards = min(num_shards, math.ceil(images / parsed.batch_size))
-    rows = method_config.unet_rows_per_image(study.num_images(method))
+    rows = method_config.unet_rows_per_image(study.num_images(name))
     rows *= GUIDED if needs_guide(method) else 1.0
     work = Work(rows=rows * images, images=images, pixels=study.resolution**2 * images)
     work = Work().plus(work, 1 / num_shards)
@@ -251,10 +277,15 @@ def result_commands(study: Study) -> list[Command]:
     table = (str(study.checkpoint_dir), "--table")
     commands = [Command("table", "parse_logs:main", table)]
     if config.page:
-        judge = str(real_runs(study)[min(1, len(config.seeds) - 1)])  # the first may be the guide
-        sets = [str(study.set_folder(method)) for method in config.methods]
+        # The judge of a set is not its guide, where there are several seeds.
+        runs, draws = real_runs(study), study.draws
+        judges = [str(runs[(number + 1) % len(runs)]) for number in range(len(draws))]
+        sets = [[str(draw.set_folder(name)) for name in config.methods] for draw in draws]
         commands = [
-            Command("recognised", "expansion.report.recognised:main", (judge, *sets)),
+            *(
+                Command("recognised", "expansion.report.recognised:main", (judge, *folders))
+                for judge, folders in zip(judges, sets, strict=True)
+            ),
             *commands,
             Command(
                 "page", "parse_logs:main", (*table, "--format", "html", "--output", str(study.page))
