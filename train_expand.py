@@ -26,7 +26,7 @@ from expansion.data.datasets import classes_without_images
 from expansion.data.label_noise import with_label_noise
 from expansion.data.soft_labels import with_soft_labels
 from expansion.generation.plan import IDENTITY_FILE
-from expansion.images.content import readable_records, same_pixels
+from expansion.images.content import content_summary, readable_records, same_pixels
 from expansion.images.records import ImageRecord
 from expansion.store.expanded_set import is_other_set, read_expansion
 from expansion.store.places import expansion_folder
@@ -135,6 +135,7 @@ class TrainExpandConfig(TrainConfig):
     label_noise_seed: int = option(0, "which images --label_noise takes")
 
     def __post_init__(self):
+        super().__post_init__()
         require(
             0 <= self.label_noise <= 1, f"label_noise {self.label_noise}: give a share from 0 to 1"
         )
@@ -228,6 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         information["selection_file"] = os.path.relpath(config.selection, arm.folder / "seed")
     arm = dataclasses.replace(arm, information={"expanded_set": information})
     check_outside(arm.folder, {"the expanded set": expanded_dir})
+    if config.fold is not None:
+        _check_not_told(expanded_dir, data, config.fold)
     train_seeds(config, recipe, data, arm)
 
 
@@ -303,6 +306,17 @@ def _check_other_set(
             f"{folder} does not say which real images it was made from; held-out ones may be "
             "among them"
         )
+
+
+def _check_not_told(expanded_dir: Path, data: TrainData, fold: str) -> None:
+    """Raise InputError if the method that made the set had seen images that are tested on."""
+    path = expanded_dir / IDENTITY_FILE
+    known = load_yaml(path).values.get("images") if path.is_file() else None
+    require(
+        known is None or known == content_summary(data.train),
+        f"{expanded_dir} was made with knowledge of other images than the training images of "
+        f"--fold {fold}: those that are tested on may be among them; make it with --fold {fold}",
+    )
 
 
 def soft_label_facts(records: Sequence[ImageRecord]) -> dict[str, str]:

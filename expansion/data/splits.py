@@ -9,6 +9,7 @@ import errno
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,54 @@ def hold_out(
     return _parted(
         records, _share(fraction, f"val_fraction {fraction}"), salt="hold out", seed=seed
     )
+
+
+def fold_of(
+    records: Sequence[ImageRecord], fold: str | None, seed: int
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """Divide images into (training, the part that is tested on) for cross-validation.
+
+    Each class is dealt out to the parts in an order by seed and file name. Images of the same
+    content, of whatever class, are in the same part.
+
+    Args:
+        records: All images.
+        fold: "I/K": the part I, from 1, of K; None keeps all for training.
+        seed: Decides which images are in which part.
+
+    Raises:
+        InputError: `fold` is written otherwise, or a class would have no image for training.
+    """
+    if fold is None:
+        return list(records), []
+    number, count = read_fold(fold)
+    part_of: dict[str, int] = {}  # content -> part
+    dealt: Counter[int] = Counter()  # label -> images so far
+    for record in sorted(records, key=lambda r: stable_seed("fold", seed, r.file_name)):
+        if record.content not in part_of:
+            part_of[record.content] = (dealt[record.label] + record.label) % count
+            dealt[record.label] += 1
+    held = [record for record in records if part_of[record.content] == number - 1]
+    kept = [record for record in records if part_of[record.content] != number - 1]
+    bare = sorted({r.class_name for r in records} - {r.class_name for r in kept})
+    require(not bare, f"--fold {fold}: no image of {shown(bare)} is left for training")
+    require(bool(held), f"--fold {fold}: no image is in this part; give fewer parts")
+    return kept, held
+
+
+def read_fold(fold: str) -> tuple[int, int]:
+    """The number of a part, from 1, and the number of parts.
+
+    Raises:
+        InputError: `fold` is not "I/K" with 1 <= I <= K and K of at least 2.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", fold)
+    number, count = map(int, match.groups()) if match else (0, 0)
+    require(
+        1 <= number <= count and count > 1,
+        f"--fold {fold}: write I/K, such as 1/5 for the first of five parts",
+    )
+    return number, count
 
 
 def split_by_class(

@@ -62,6 +62,11 @@ class ExpandConfig:
     seed: int = option(42, "run seed; with the real image's path and n it decides the noise")
     shots: int | None = option(None, "use only this many real images per class")
     subset_seed: int = option(0, "which images --shots keeps")
+    fold: str | None = option(
+        None,
+        "I/K: expand only what the training commands' --fold I/K trains on, for methods that learn "
+        "from the real images",
+    )
     subset_file: str | None = option(
         None, "JSON list of the images that --shots kept: read if it exists, else written"
     )

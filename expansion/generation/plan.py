@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from expansion.common.config import load_yaml
 from expansion.common.errors import require
 from expansion.common.files import check_outside
 from expansion.common.sharding import Shard, make_units, resolve_shard, take_shard
@@ -24,6 +25,7 @@ from expansion.data.prompts import (
     read_prompts,
     template_prompts,
 )
+from expansion.data.splits import fold_of
 from expansion.diffusion.lora import check_lora
 from expansion.diffusion.model_files import (
     check_model_folder,
@@ -34,7 +36,7 @@ from expansion.diffusion.model_files import (
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.generation.batch_size import remembered_batch_size
 from expansion.generation.config import ExpandConfig
-from expansion.images.content import readable_records
+from expansion.images.content import content_summary, readable_records
 from expansion.images.records import ImageRecord
 from expansion.images.variants import Variant, group_by, variant_name
 from expansion.store.expanded_set import Sources
@@ -42,6 +44,7 @@ from expansion.store.places import expansion_folder
 from expansion.store.tars import TarLayout, tar_prefix
 
 IDENTITY_FILE = "expansion.yaml"
+RUN_OPTIONS = "options.yaml"  # beside the checkpoint of a classifier: what it learnt from
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,10 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     everything = dataset.records("train")
     records = choose_subset(everything, config.shots, config.subset_seed, config.subset_file)
     records, problems = readable_records(records, config.on_error)
+    records, held_out = fold_of(records, config.fold, config.subset_seed)
     check_classes(dataset, records)
+    if held_out:
+        _check_guides(method_config, held_out, config.fold)
     # Where the images go, and what they are to show.
     folders = ordered_folders(dataset.class_names)
     output_dir = output_folder(config, dataset.name)
@@ -160,6 +166,20 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
         batch_size=_batch_size(config, output_dir),
         shard=shard,
     )
+
+
+def _check_guides(
+    method_config: SamplerConfig, held_out: Sequence[ImageRecord], fold: str | None
+) -> None:
+    """Raise InputError for a classifier that may have learnt from the part that is tested on."""
+    for name, path in method_config.input_files().items():
+        options = Path(path).parent / RUN_OPTIONS
+        tested_on = load_yaml(options).values.get("test_images") if options.is_file() else None
+        require(
+            tested_on in (None, content_summary(held_out)),
+            f"{name} {path} was not tested on the part that --fold {fold} holds out, and may have "
+            f"learnt from it; give one that was trained with --fold {fold}",
+        )
 
 
 def _variants(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,3 +118,23 @@ class Predictions:
         except READ_ERRORS as error:
             problem = " ".join(str(error).split()) or type(error).__name__
             raise InputError(f"{path} holds no predictions: {problem}") from error
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of a cross-validation: those for all parts of a set, sorted by file name.
+
+    Raises:
+        InputError: An image is in two parts, or the parts have other classes.
+    """
+    names = [name for part in parts for name in part.file_names]
+    if len(set(names)) < len(names):
+        raise InputError("an image is in two parts of a cross-validation")
+    if len({part.class_names for part in parts}) > 1:
+        raise InputError("the parts of a cross-validation have other classes")
+    order = np.argsort(np.array(names, dtype=object))
+    return Predictions(
+        tuple(names[i] for i in order),
+        np.concatenate([part.labels for part in parts])[order],
+        np.concatenate([part.probabilities for part in parts])[order],
+        parts[0].class_names,
+    )

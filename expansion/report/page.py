@@ -144,7 +144,8 @@ def page_text(
     names = full_names(settings, report.rows)
     findings = [each for table in report.tables for each in find(table, metric)]
     sets, problems = find_sets(root, report.rows)
-    return _render(
+    return render(
+        TEMPLATE,
         title=_title(findings),
         found=findings,
         arms=[_arms_part(each, names) for each in findings],
@@ -163,11 +164,18 @@ def page_text(
     ), findings
 
 
-def _render(**parts: Any) -> str:
+def render(template: str, *folders: Path, **parts: Any) -> str:
+    """The HTML text of a template, which may include those of this folder.
+
+    Args:
+        template: Its file name.
+        folders: Where it may lie beside this folder.
+        parts: What it shows, by name.
+    """
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([Path(__file__).parent, *folders]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -175,7 +183,7 @@ def _render(**parts: Any) -> str:
     )
     environment.filters |= {"signed": signed, "duration": duration, "size": size}
     numbers = {"rows_at_once": ROWS_AT_ONCE, "most_class_rows": MOST_CLASS_ROWS}
-    return environment.get_template(TEMPLATE).render(
+    return environment.get_template(template).render(
         worst_classes=worst_classes, **numbers, **parts
     )
 

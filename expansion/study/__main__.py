@@ -13,22 +13,26 @@ command goes on. All results are in study/<dataset>.
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from expansion.common.config import Layers
-from expansion.common.errors import GO_ON, require, run_command
+from expansion.common.errors import GO_ON, run_command
 from expansion.common.files import check_claim, check_outside, claim_folder
-from expansion.diffusion.model_files import locate_model
-from expansion.study import choices, jobs, plan, talk
-from expansion.study.choices import Machine
-from expansion.study.config import Settings, read_command_line, settle
-from expansion.study.estimate import costs_of, estimate
+from expansion.study import choices, plan, talk
+from expansion.study.config import StudyConfig, read_command_line, settle
+from expansion.study.estimate import estimate
+from expansion.study.opening import (
+    Opened,
+    costs_here,
+    new_runner,
+    open_study,
+    require_room,
+    with_models,
+)
 from expansion.study.photos import Photos, look_at
 from expansion.study.runner import Failed, Runner
-from expansion.study.steps import Stage, Study, recipe_of, stages, work_left
+from expansion.study.steps import Stage, stages, work_left
 from expansion.study.talk import say
 
 
@@ -39,73 +43,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     photos = look_at(first)
     check = shlex.join(["python", "-m", "expansion.image_datasets", *photos.check])
     say(f"$ {check}\n{photos.describe()}\n")
-    settings, output_dir = _with_models(asked, photos, first.output_dir)
+    given = first.output_dir
+    folder = Path(given or Path("study", photos.dataset.name))
+    settings, output_dir = with_models(asked, photos, folder, given is not None, StudyConfig)
     check_outside(output_dir, {"the dataset": photos.dataset.root})
-    rehearsal = plan.is_rehearsal(settings, photos.dataset)
-    small = rehearsal or photos.side <= choices.SMALL_SIDE
-    processes = jobs.on_cpu(jobs.num_cores(), small)
-    first_gpu = [{jobs.GPU: number} for number in settings.config.devices[:1]]
-    one = first_gpu or processes[:1]
-    with Runner(one, sys.stdout, talk.on_terminal(), photos.said) as runner:
+    runner, processes = new_runner(settings, photos, sys.stdout)
+    with runner:
         try:
-            return _run(settings, photos, output_dir, runner, processes)
+            opened = open_study(settings, photos, output_dir, runner, processes)
+            return _run(opened, photos, runner)
         except Failed as failure:
             say(f"\n{'stopped' if failure.stopped else 'not finished'}; {GO_ON}")
             return failure.status
 
 
-def _with_models(asked: Layers, photos: Photos, given_dir: str | None) -> tuple[Settings, Path]:
-    """The settings, with diffusion models that can be had, and the folder of results.
-
-    Raises:
-        InputError: A model is not available, and nobody agrees to rehearse with the tiny one.
-    """
-    folder = Path(given_dir or Path("study", photos.dataset.name))
-    settings = plan.decide(asked, photos, plan.begun_with(folder))
-    for model in plan.models_of(settings, photos.dataset):
-        if not (choices.is_on_disk(model) or choices.can_be_downloaded(model)):
-            error = choices.missing_model(model)
-            if settings.config.yes or not talk.on_terminal():
-                raise error
-            say(f"{error}\n")
-            if not talk.agreed("Rehearse with the tiny model now?"):
-                raise error
-            asked = plan.rehearsing(asked)
-            settings = plan.decide(asked, photos, None)
-            break
-    if plan.is_rehearsal(settings, photos.dataset) and given_dir is None:
-        folder = folder.with_name(f"{folder.name}-rehearsal")
-        settings = plan.decide(asked, photos, plan.begun_with(folder))
-    return settings, folder
-
-
-def _run(
-    settings: Settings,
-    photos: Photos,
-    output_dir: Path,
-    runner: Runner,
-    processes: list[dict[str, str]],
-) -> int:
-    """Everything that needs another process: choices, estimate, question, work."""
-    # Choose what nobody has chosen, by what the machine has.
-    probed = runner.ask("expansion.study.estimate:probe", choices.networks_to_ask_for(settings))
-    machine = Machine(probed["gpus"], probed["weights"])
-    network = choices.choose_network(settings, photos.side, len(photos.train), machine)
-    gpus = jobs.on_gpus(machine.gpus, settings.config.devices)
-    runner.set_processes(gpus or processes)
-    study = plan.study_of(settings, photos, output_dir, network)
-    todo = stages(study, len(gpus or processes))
+def _run(opened: Opened, photos: Photos, runner: Runner) -> int:
+    """Everything that needs another process: estimate, question, work."""
+    study, network = opened.study, opened.network
+    config, output_dir = study.settings.config, study.output_dir
+    todo = stages(study, opened.num_processes)
     identity = plan.identity_of(study, photos, network)
     check_claim(output_dir, plan.IDENTITY_FILE, identity, plan.REMEDY)
     # Say what it will do and take, and ask.
     say(talk.describe_plan(study, network, todo, identity["rehearsal"]))
-    is_left = _say_estimate(study, todo, runner, machine, len(gpus or processes))
-    if settings.config.dry_run:
+    is_left = _say_estimate(opened, todo, runner)
+    if config.dry_run:
         for number, stage in enumerate(todo, 1):
             commands = "\n".join(f"$ {command.plain}" for command in stage.commands)
             say(f"{talk.heading(number, todo, stage)}\n{commands}")
         return 0
-    if is_left and not settings.config.yes and not talk.agreed("Go on?"):
+    if is_left and not config.yes and not talk.agreed("Go on?"):
         say("Nothing was begun.")
         return 1
     # Do it.
@@ -117,9 +84,7 @@ def _run(
     return 0
 
 
-def _say_estimate(
-    study: Study, todo: Sequence[Stage], runner: Runner, machine: Machine, num_processes: int
-) -> bool:
+def _say_estimate(opened: Opened, todo: Sequence[Stage], runner: Runner) -> bool:
     """Say what is left to do, and the time and disk space for it; returns whether anything is left.
 
     Raises:
@@ -129,26 +94,9 @@ def _say_estimate(
     if not (work.images or work.runs):
         say("All images and trainings are there already; the result is made again.")
         return False
-    recipe = recipe_of(study)
-    model = plan.models_of(study.settings, study.dataset)[0]
-    facts = runner.ask(
-        "expansion.study.estimate:count",
-        locate_model(model),
-        study.resolution,
-        recipe.arch,
-        recipe.image_size,
-        len(study.dataset.class_names),
-    )
-    needed = estimate(work, costs_of(facts), num_processes)
-    say(talk.describe_estimate(needed, work, machine, num_processes))
-    place = study.output_dir.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / 1e9
-    require(
-        needed.gigabytes < free,
-        f"{place} has only {free:.1f} GB free; make room, or give --output_dir on another disk",
-    )
+    needed = estimate(work, costs_here(opened.study, runner), opened.num_processes)
+    say(talk.describe_estimate(needed, work, opened.machine, opened.num_processes))
+    require_room(opened.study.output_dir, needed.gigabytes)
     return True
 
 

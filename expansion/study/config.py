@@ -16,7 +16,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import expand
 import train_expand
@@ -54,7 +54,17 @@ SET_BY_STUDY = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """Settings of a study."""
+    """Settings of a study.
+
+    Attributes:
+        command: What one types for it.
+        common: Options that `--help` shows.
+        files: Study files whose values win over that of the scale.
+    """
+
+    command: ClassVar[str] = "python -m expansion.study"
+    common: ClassVar[frozenset[str]] = COMMON
+    files: ClassVar[tuple[str, ...]] = ()
 
     dataset: str | None = option(None, "folder of photos, or the name of a dataset")
     methods: tuple[str, ...] = option((), "how images are generated; default: the study file's")
@@ -164,16 +174,23 @@ class Settings:
     places: Mapping[str, str]
 
 
-def read_command_line(arguments: Sequence[str], description: str) -> Layers:
+def read_command_line(
+    arguments: Sequence[str], description: str, study: type[StudyConfig] = StudyConfig
+) -> Layers:
     """Read options and study files, and check what can be checked without looking at the images.
+
+    Args:
+        arguments: The command line.
+        description: What `--help` says of the command.
+        study: The class of the settings.
 
     Raises:
         InputError: An unknown option, key, arm or method, or a wrong value; names it and its place.
     """
-    parser = OptionParser(prog="python -m expansion.study", description=description, common=COMMON)
+    parser = OptionParser(prog=study.command, description=description, common=study.common)
     parser.take_words(["dataset"], "PHOTOS", "folder of photos, or the name of a dataset")
-    asked = parser.read(arguments, {"study": StudyConfig})
-    settle(asked, SCALES[0])
+    asked = parser.read(arguments, {"study": study})
+    settle(asked, SCALES[0], study=study)
     require(
         asked.peek("dataset") is not None,
         "which photos? give a folder that holds a folder of images per class, or 'digits' for the "
@@ -182,13 +199,19 @@ def read_command_line(arguments: Sequence[str], description: str) -> Layers:
     return asked
 
 
-def settle(asked: Layers, fitting: str, between: Iterable[Source] = ()) -> Settings:
+def settle(
+    asked: Layers,
+    fitting: str,
+    between: Iterable[Source] = (),
+    study: type[StudyConfig] = StudyConfig,
+) -> Settings:
     """All settings, with the study file of the scale that is given, else of the `fitting` one.
 
     Args:
         asked: What was typed and what the `--config` files hold.
         fitting: One of SCALES.
-        between: What wins over the study file, but not over what was typed.
+        between: What wins over the study files, but not over what was typed.
+        study: The class of the settings.
 
     Raises:
         InputError: See `read_command_line`.
@@ -197,8 +220,9 @@ def settle(asked: Layers, fitting: str, between: Iterable[Source] = ()) -> Setti
     given = asked.over(*between)
     scale = given.peek("scale")
     scale = scale if scale in SCALES else fitting  # `compose` refuses what is none
-    given = given.over(load_yaml(CONFIG_DIR / "studies" / f"{scale}.yaml"))
-    (config,) = given.compose(StudyConfig)
+    files = (scale, *study.files)
+    given = given.over(*(load_yaml(CONFIG_DIR / "studies" / f"{name}.yaml") for name in files))
+    (config,) = given.compose(study)
     config, sources = dataclasses.replace(config, scale=scale), given.sources
     places = {key: source.name for source in sources for key in source.values}
     # Options for trainings, expansions and single methods must be options of these commands.

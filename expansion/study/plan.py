@@ -13,7 +13,7 @@ from expansion.data.datasets import ImageDataset
 from expansion.diffusion.model_files import locate_model, model_fingerprint, model_resolution
 from expansion.images.content import content_summary
 from expansion.study.choices import REHEARSAL_MODEL, Network, is_same_model, scale_of
-from expansion.study.config import NESTED, Settings, settle
+from expansion.study.config import NESTED, Settings, StudyConfig, settle
 from expansion.study.photos import Photos
 from expansion.study.steps import Study
 
@@ -40,13 +40,22 @@ def begun_with(output_dir: Path) -> Source | None:
     return Source(dict(kept) if isinstance(kept, dict) else {}, str(path))
 
 
-def decide(asked: Layers, photos: Photos, begun: Source | None) -> Settings:
-    """The settings for these images; see `config` for what wins over what."""
+def decide(
+    asked: Layers, photos: Photos, begun: Source | None, study: type[StudyConfig] = StudyConfig
+) -> Settings:
+    """The settings for these images; see `config` for what wins over what.
+
+    Args:
+        asked: What was typed and what the `--config` files hold.
+        photos: The images.
+        begun: What the study was begun with.
+        study: The class of the settings.
+    """
     between = [_dataset_source(photos.dataset), *([begun] if begun else [])]
-    found = settle(asked, scale_of(photos.side), between)
+    found = settle(asked, scale_of(photos.side), between, study)
     if is_rehearsal(found, photos.dataset):
         between.insert(1, Source(REHEARSAL, f"the rehearsal with {REHEARSAL_MODEL}"))
-        found = settle(asked, scale_of(0), between)
+        found = settle(asked, scale_of(0), between, study)
     return found
 
 
@@ -99,6 +108,7 @@ def study_of(settings: Settings, photos: Photos, output_dir: Path, network: Netw
         dataset=photos.dataset,
         place=photos.place,
         draw=None,
+        set_folders={},
         train=_without(train, of_classifier),
         expand=_without(settings.expand, of_expand),
         method_options={

@@ -87,6 +87,7 @@ class Study:
         dataset: The dataset of the real images.
         place: Options that name the real images in every script.
         draw: The seed whose images these are; None if all seeds have the same.
+        set_folders: Name of a method or further set -> its folder, if it is not the usual one.
         train: Options of all trainings.
         expand: Options of all expansions.
         method_options: Method -> options of its expansion.
@@ -101,6 +102,7 @@ class Study:
     dataset: ImageDataset
     place: tuple[str, ...]
     draw: int | None
+    set_folders: Mapping[str, Path]
     train: Mapping[str, Any]
     expand: Mapping[str, Any]
     method_options: Mapping[str, Mapping[str, Any]]
@@ -124,6 +126,8 @@ class Study:
 
     def set_folder(self, method: str) -> Path:
         """The folder of a method's expanded set."""
+        if method in self.set_folders:
+            return self.set_folders[method]
         part = "" if self.draw is None else f"draw{self.draw}"
         return self.output_dir / "expanded" / part / self.set_name(method)
 

@@ -25,7 +25,7 @@ from expansion.data.datasets import (
     unlabeled_records,
     write_subset,
 )
-from expansion.data.splits import hold_out
+from expansion.data.splits import fold_of, hold_out
 from expansion.diffusion.model_files import file_fingerprint
 from expansion.images.content import content_summary, readable_records
 from expansion.images.records import ImageRecord
@@ -60,7 +60,8 @@ def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
     subset = (config.shots, config.subset_seed, config.subset_file)
     train = choose_subset(dataset.records("train"), *subset)
     train, _ = readable_records(train, config.on_error)
-    test, _ = readable_records(dataset.records("test"), config.on_error)
+    if config.fold is None:
+        test, _ = readable_records(dataset.records("test"), config.on_error)
     unlabeled: list[ImageRecord] = []
     if config.unlabeled_dir is not None:
         found = unlabeled_records(config.unlabeled_dir, dataset.reading)
@@ -68,6 +69,8 @@ def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
     check_classes(dataset, train, least=2)
     if not config.dry_run:
         write_subset(train, *subset)
+    if config.fold is not None:
+        train, test = fold_of(train, config.fold, config.subset_seed)
     train, val = hold_out(train, recipe.val_fraction, config.subset_seed)
     return TrainData(dataset, train, val, test, unlabeled)
 

@@ -18,6 +18,7 @@ from expansion.common.config import (
 )
 from expansion.common.option_parser import OptionParser
 from expansion.data.datasets import DEFAULT_DATASET, dataset_of
+from expansion.data.splits import read_fold
 
 COMMON = frozenset(  # what --help shows
     "dataset arch pretrained lr exp seeds epochs budget max_train_steps batch_size image_size "
@@ -45,7 +46,7 @@ class TrainConfig:
     )
     shots: int | None = option(None, "use only this many real images per class")
     subset_seed: int = option(
-        0, "which images --shots keeps, and which of these --val_fraction holds out"
+        0, "which images --shots keeps, and which of these --fold and --val_fraction hold out"
     )
     subset_file: str | None = option(
         None, "JSON list of the images that --shots kept: read if it exists, else written"
@@ -53,8 +54,17 @@ class TrainConfig:
     test_fraction: float | None = option(
         None, "share of each class for testing, of a dataset without a test split"
     )
+    fold: str | None = option(
+        None,
+        "I/K: cross-validation on the training images; of K parts, part I (from 1) is tested on "
+        "and the others are trained on; the test split is not read",
+    )
     on_error: str = option("fail", "what an unreadable image does", choices=("fail", "skip"))
     dry_run: bool = option(False, "print the settings and the plan, and stop")
+
+    def __post_init__(self):
+        if self.fold is not None:
+            read_fold(self.fold)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,224 @@
+"""What the adviser leaves: the advised study, the record of its rounds, and the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expansion.advise.pilot import Pilot, learns_from_the_set, plain_arm
+from expansion.advise.rounds import Answer, Place
+from expansion.common.files import to_yaml, write_atomic
+from expansion.metrics.comparison import Gain
+from expansion.report.charts import Mark, interval_chart
+from expansion.report.gallery import BUDGET, Budget, variants_beside_real
+from expansion.report.page import render
+from expansion.report.sets import read_set
+from expansion.report.verdict import signed
+from expansion.study.config import LABELS, Arm
+from expansion.study.steps import Study, train_command
+
+ADVISED_FILE, RECORD_FILE, PAGE_FILE = "advised.yaml", "advice.json", "advice.html"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a pilot found.
+
+    Attributes:
+        pilot: The pilot.
+        rounds: The places of the candidates in each round, from the best to the worst.
+        classic: The places of the arms without generated images, in the last round.
+        gains: Candidate -> its gain over the best arm without, in its last round.
+        answer: What is advised.
+        cost: What it costs, in words.
+        cut_short: Whether the time was over before all rounds were done.
+        rehearsal: A warning, if the tiny model stands in for a real one.
+    """
+
+    pilot: Pilot
+    rounds: Sequence[Sequence[Place]]
+    classic: Sequence[Place]
+    gains: Sequence[tuple[Arm, Gain]]
+    answer: Answer
+    cost: str
+    cut_short: bool
+    rehearsal: str = ""
+
+    @property
+    def headline(self) -> str:
+        """The advice in a sentence."""
+        best, base = self.title(self.answer.best), self.title(self.answer.base)
+        if self.answer.expand:
+            return f"Expand: {best}."
+        return f"Do not expand: {base} is as good here, as far as these images can tell."
+
+    @property
+    def expected(self) -> str:
+        """The gain that goes with it."""
+        gain, effort = self.answer.gain, self.pilot.effort
+        best, base = self.title(self.answer.best), self.title(self.answer.base)
+        share = 100 * (effort.folds - 1) / effort.folds
+        return (
+            f"{best} against {base}: {signed(gain.mean)} points "
+            f"({signed(gain.low)} to {signed(gain.high)}, 95 %) with {share:.0f} % of the "
+            f"training images; that it gains at all is {100 * self.answer.probability:.0f} % "
+            "probable. As the best of several arms it is likely to be a little less."
+        )
+
+    def title(self, arm: Arm) -> str:
+        """An arm in words."""
+        parts = [self._title_of_set(arm.method)] if arm.method else []
+        parts += [f"labels {arm.labels}"] if arm.labels != LABELS[0] else []
+        words = {"augment": "{}", "real_share": "{} of each batch real"}
+        parts += [words.get(key, key + " {}").format(v) for key, v in arm.options.items()]
+        return (
+            " with ".join([parts[0], ", ".join(parts[1:])])
+            if parts[1:]
+            else "".join(parts or ["real images alone"])
+        )
+
+    def _title_of_set(self, name: str) -> str:
+        method = self.pilot.study.settings.samplers[name]
+        own = self.pilot.study.settings.method_options[name]
+        options = ", ".join(f"{key} {value}" for key, value in own.items())
+        return f"{method} ({options})" if options and method != name else method
+
+
+def advised_study(pilot: Pilot, best: Arm, base: Arm) -> Study:
+    """The study that compares the advised arm with the best one without generated images."""
+    study = pilot.study
+    arms = dict.fromkeys([_key(plain_arm(study)), _key(base), _key(best)])
+    kept = tuple(arm for arm in study.settings.arms if _key(arm) in arms)
+    config = dataclasses.replace(study.settings.config, methods=(best.method,))
+    settings = dataclasses.replace(study.settings, config=config, arms=kept)
+    return dataclasses.replace(study, settings=settings)
+
+
+def _key(arm: Arm) -> str:
+    return json.dumps([arm.method, arm.labels, dict(arm.options)], sort_keys=True, default=str)
+
+
+def advised_command(outcome: Outcome, settings: Mapping[str, Any]) -> str:
+    """Write the study file of the advised arm, and return the command to type.
+
+    Args:
+        outcome: What the pilot found.
+        settings: The settings of the study, as its identity has them.
+    """
+    study, answer = outcome.pilot.study, outcome.answer
+    if not answer.expand:
+        return train_command(study, answer.base).plain
+    advised = advised_study(outcome.pilot, answer.best, answer.base)
+    name, config = answer.best.method, study.settings.config
+    values = {
+        **settings,
+        "methods": [name],
+        "method_options": {
+            key: options
+            for key, options in settings.get("method_options", {}).items()
+            if key in (name, study.settings.samplers[name])
+        },
+        "arms": [_as_written(arm) for arm in advised.settings.arms],
+        "seeds": list(config.seeds),
+    }
+    path = study.output_dir / ADVISED_FILE
+    note = "# What expansion.advise advises; its pilot images lie beside it and are part of it.\n"
+    write_atomic(path, note + to_yaml(values))
+    _, dataset, *place = study.place
+    words = ["python", "-m", "expansion.study", dataset, *place]
+    return shlex.join([*words, "--config", str(path), "--output_dir", str(study.output_dir)])
+
+
+def _as_written(arm: Arm) -> dict[str, Any]:
+    """An arm as a study file has it."""
+    values = {"method": arm.method} if arm.method else {}
+    values |= {"labels": arm.labels} if arm.labels != LABELS[0] else {}
+    return {**values, **arm.options}
+
+
+def write_record(outcome: Outcome, command: str) -> Path:
+    """Write what was found as JSON, for programs."""
+    answer, pilot = outcome.answer, outcome.pilot
+    record = {
+        "expand": answer.expand,
+        "command": command,
+        "advised": _as_written(answer.best if answer.expand else answer.base),
+        "best": _as_written(answer.best),
+        "base": _as_written(answer.base),
+        "gain": [answer.gain.mean, answer.gain.low, answer.gain.high],
+        "probability": answer.probability,
+        "effort": dataclasses.asdict(pilot.effort),
+        "cut_short": outcome.cut_short,
+        "classic": [_place(place) for place in outcome.classic],
+        "rounds": [[_place(place) for place in places] for places in outcome.rounds],
+    }
+    path = pilot.study.output_dir / RECORD_FILE
+    write_atomic(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def _place(place: Place) -> dict[str, Any]:
+    return {**dataclasses.asdict(place), "arm": _as_written(place.arm)}
+
+
+def write_page(outcome: Outcome, command: str) -> Path:
+    """Write the page that shows how it was decided."""
+    pilot, answer = outcome.pilot, outcome.answer
+    study, effort = pilot.study, pilot.effort
+    # The chart and the table of the arms.
+    marks = [
+        Mark(outcome.title(arm), gain.mean, (gain.low, gain.high), gain.verdict, signed(gain.mean))
+        for arm, gain in outcome.gains
+    ]
+    title = "gains of the arms in the pilot"
+    lines = [
+        (outcome.title(place.arm), [(f"{place.accuracy:.1f}", True)]) for place in outcome.classic
+    ]
+    lines = [(name, [("", True)] * (len(outcome.rounds) - 1) + cells) for name, cells in lines]
+    for first in outcome.rounds[0]:
+        found = [next((p for p in places if p.arm == first.arm), None) for places in outcome.rounds]
+        cells = [(f"{p.accuracy:.1f}", p.goes_on) if p else ("", True) for p in found]
+        lines.append((outcome.title(first.arm), cells))
+    # Images of the sets that lie in the final folders.
+    names = dict.fromkeys(place.arm.method for place in outcome.rounds[0])
+    folders = [study.set_folder(n) for n in names if not learns_from_the_set(study, n)]
+    sets = [read_set(folder) for folder in folders if folder.is_dir()]
+    notes = ["The time was over before the last round."] if outcome.cut_short else []
+    html = render(
+        "advice.html.j2",
+        Path(__file__).parent,
+        title=study.dataset.name,
+        found=answer,
+        headline=outcome.headline,
+        expected=outcome.expected,
+        cost=outcome.cost,
+        command=command,
+        base=outcome.title(answer.base),
+        how=how_it_works(pilot),
+        chart=interval_chart(marks, "gain (points)", title),
+        headings=[f"{seeds} x" for seeds in effort.repeats[: len(outcome.rounds)]],
+        lines=lines,
+        num_images=study.num_train,
+        notes=notes,
+        pictures=variants_beside_real(sets, Budget(0.7 * BUDGET)) if sets else None,
+        rehearsal=outcome.rehearsal,
+    )
+    path = study.output_dir / PAGE_FILE
+    write_atomic(path, html)
+    return path
+
+
+def how_it_works(pilot: Pilot) -> str:
+    """The pilot in words."""
+    effort, count = pilot.effort, pilot.study.num_train
+    return (
+        f"The {count} training images were dealt out to {effort.folds} parts. Each arm was trained "
+        f"{effort.folds} times per repeat, each time on all parts but one, with {effort.variants} "
+        f"generated images for each real one, {pilot.num_steps} optimiser steps, and tested on the "
+        "part left out."
+    )

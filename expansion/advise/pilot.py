@@ -1,0 +1,179 @@
+"""The pilot: cross-validation of all arms on the real training images, as commands of a study.
+
+The training images are dealt out to K parts (`--fold I/K` of the scripts). Each arm is trained K
+times, each time on all parts but one and on the variants of their images, and tested on the part
+that is left. The predictions for all parts together are those of one repeat; a repeat is a seed.
+The test split is not read.
+
+Methods that look at each image alone make one set, of all images, which the advised study goes on
+with; of it, a training takes what comes from its own images. A method that learns from the set as
+a whole (a guide, prototypes) makes a set for each part left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import expand
+from expansion.advise.efforts import Effort
+from expansion.classifier.recipe import Schedule
+from expansion.common.config import import_object
+from expansion.metrics.predictions import PREDICTIONS_FILE, Predictions, joined
+from expansion.study.config import LABELS, Arm
+from expansion.study.steps import Command, Stage, Study, expand_commands, recipe_of, train_command
+
+FEWEST_STEPS = 20  # of a training
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """A pilot of a study's arms.
+
+    Attributes:
+        study: The study that may be advised; gives images, arms and all settings.
+        effort: How much work the pilot puts into it.
+    """
+
+    study: Study
+    effort: Effort
+
+    @property
+    def classic(self) -> tuple[Arm, ...]:
+        """The arms without generated images."""
+        return tuple(arm for arm in self.study.settings.arms if arm.method is None)
+
+    @property
+    def candidates(self) -> tuple[Arm, ...]:
+        """The arms with generated images."""
+        return tuple(arm for arm in self.study.settings.arms if arm.method is not None)
+
+    def stages(self, number: int, alive: Sequence[Arm], num_shards: int) -> list[Stage]:
+        """The work of a round.
+
+        Args:
+            number: Number of the round, from 0.
+            alive: Candidates that take part.
+            num_shards: Number of parts of every expansion.
+        """
+        seeds = self._seeds(number)
+        todo = [
+            Stage("real images alone", tuple(self._trainings(self.classic, seeds))),
+            Stage("images", tuple(self._expansions(alive, num_shards)) if number == 0 else ()),
+            Stage("real + generated images", tuple(self._trainings(alive, seeds))),
+        ]
+        return [stage for stage in todo if stage.commands]
+
+    def predictions(self, arm: Arm, number: int) -> list[Predictions]:
+        """The predictions for all training images, of each repeat so far.
+
+        Args:
+            arm: Its trainings of the rounds until `number` are finished.
+            number: Number of the round, from 0.
+        """
+        seeds = range(1, self.effort.repeats[number] + 1)
+        parts = [self._training(fold, arm, seeds).folders for fold in self._folds]
+        return [
+            joined([Predictions.load(Path(folder, PREDICTIONS_FILE)) for folder in folders])
+            for folders in zip(*parts, strict=True)
+        ]
+
+    def _seeds(self, number: int) -> range:
+        """The seeds that a round adds."""
+        before = self.effort.repeats[number - 1] if number else 0
+        return range(before + 1, self.effort.repeats[number] + 1)
+
+    def _trainings(self, arms: Sequence[Arm], seeds: Sequence[int]) -> Iterator[Command]:
+        for arm in arms:
+            for number, fold in enumerate(self._folds, 1):
+                command = self._training(fold, arm, seeds)
+                title = f"{command.title} part {number}"
+                yield dataclasses.replace(command, title=title)
+
+    def _training(self, fold: Study, arm: Arm, seeds: Sequence[int]) -> Command:
+        if arm.method is not None:  # the advised study may have added variants since
+            options = {**arm.options, "max_variants": self.effort.variants}
+            arm = dataclasses.replace(arm, options=options)
+        return train_command(_with_seeds(fold, seeds), arm)
+
+    def _expansions(self, alive: Sequence[Arm], num_shards: int) -> Iterator[Command]:
+        names = dict.fromkeys(arm.method for arm in alive)
+        for name in names:
+            if not learns_from_the_set(self.study, name):
+                yield from expand_commands(self._whole, name, num_shards)
+                continue
+            for number, fold in enumerate(self._folds, 1):
+                for command in expand_commands(fold, name, num_shards):
+                    title = f"{command.title} without part {number}"
+                    yield dataclasses.replace(command, title=title)
+
+    @property
+    def _whole(self) -> Study:
+        """The study of all images with as many variants as the pilot has, in the final folders."""
+        study, names = self.study, self.study.settings.config.methods
+        settings = study.settings
+        config = dataclasses.replace(
+            settings.config, num_images_per_prompt=self.effort.variants, seeds=(1,)
+        )
+        own = {
+            name: {k: v for k, v in options.items() if k != "num_images_per_prompt"}
+            for name, options in settings.method_options.items()
+        }
+        return dataclasses.replace(
+            study,
+            settings=dataclasses.replace(settings, config=config, method_options=own),
+            set_folders={name: study.set_folder(name) for name in names},
+        )
+
+    @property
+    def _folds(self) -> list[Study]:
+        """A study for each part that is left out."""
+        whole, count = self._whole, self.effort.folds
+        shared = {
+            name: folder
+            for name, folder in whole.set_folders.items()
+            if not learns_from_the_set(whole, name)
+        }
+        held = math.ceil(whole.num_train / count)
+        train = {
+            **whole.train,
+            "budget": "steps",
+            "max_train_steps": self.num_steps,
+        }
+        return [
+            dataclasses.replace(
+                whole,
+                place=(*whole.place, "--fold", f"{number}/{count}"),
+                set_folders=shared,
+                train=train,
+                output_dir=self.study.output_dir / "pilot" / f"part{number}of{count}",
+                num_train=whole.num_train - held,
+                num_test=held,
+            )
+            for number in range(1, count + 1)
+        ]
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of a training: a share of what real images alone take in the study."""
+        schedule = Schedule(recipe_of(self.study), self.study.num_train)
+        return max(FEWEST_STEPS, round(self.effort.steps * len(schedule.batch_sizes)))
+
+
+def learns_from_the_set(study: Study, name: str) -> bool:
+    """Whether the images of a method depend on other real images than their own."""
+    method = study.settings.samplers[name]
+    return bool(import_object(expand.SAMPLERS[method][0]).depends_on_dataset)
+
+
+def plain_arm(study: Study) -> Arm:
+    """The arm of real images alone, without further augmentation."""
+    return next(a for a in study.settings.arms if a == Arm(None, LABELS[0], {}))
+
+
+def _with_seeds(study: Study, seeds: Sequence[int]) -> Study:
+    config = dataclasses.replace(study.settings.config, seeds=tuple(seeds))
+    return dataclasses.replace(study, settings=dataclasses.replace(study.settings, config=config))
