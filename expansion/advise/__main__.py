@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(given or Path("advice", photos.dataset.name))
     settings, output_dir = with_models(asked, photos, folder, given is not None, AdviseConfig)
     check_outside(output_dir, {"the dataset": photos.dataset.root})
-    runner, processes = new_runner(settings, photos, sys.stdout)
+    runner, processes = new_runner(settings, photos, sys.stdout, brief=True)
     with runner:
         try:
             return _advise(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from expansion.common.config import Layers
 from expansion.common.errors import require
@@ -69,19 +70,22 @@ def with_models(
     return settings, folder
 
 
-def new_runner(settings: Settings, photos: Photos, out) -> tuple[Runner, list[dict[str, str]]]:
+def new_runner(
+    settings: Settings, photos: Photos, out: IO[str], brief: bool = False
+) -> tuple[Runner, list[dict[str, str]]]:
     """A runner of one process so far, and the processes that a CPU would be shared by.
 
     Args:
         settings: Give the GPUs that are wanted.
         photos: The images, whose size decides how many processes a CPU has room for.
         out: Stream for all output.
+        brief: Whether it shows the titles of commands alone.
     """
     rehearsal = plan.is_rehearsal(settings, photos.dataset)
     small = rehearsal or photos.side <= choices.SMALL_SIDE
     processes = jobs.on_cpu(jobs.num_cores(), small)
     first_gpu = [{jobs.GPU: number} for number in settings.config.devices[:1]]
-    runner = Runner(first_gpu or processes[:1], out, talk.on_terminal(), photos.said)
+    runner = Runner(first_gpu or processes[:1], out, talk.on_terminal(), photos.said, brief)
     return runner, processes
 
 

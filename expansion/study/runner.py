@@ -121,6 +121,7 @@ class Runner:
         out: Stream for all output.
         bars: Whether to show progress bars; `out` must be a terminal.
         said: Lines that were shown before, which commands need not repeat.
+        brief: Whether to show the titles of commands alone, unless one fails.
     """
 
     def __init__(
@@ -129,8 +130,10 @@ class Runner:
         out: IO[str],
         bars: bool,
         said: Collection[str] = (),
+        brief: bool = False,
     ):
         self._environs, self._out, self._bars, self._said = list(environs), out, bars, said
+        self._brief = brief
         self._events: queue.Queue = queue.Queue()
         self._workers: list[Worker] = []
 
@@ -251,7 +254,7 @@ class Runner:
         gpu = worker.environ.get("CUDA_VISIBLE_DEVICES")
         several = gpu is not None and len(self._environs) > 1
         prefix = f"CUDA_VISIBLE_DEVICES={gpu} " if several else ""
-        self._say(f"$ {prefix}{command.plain}")
+        self._say(f"  {command.title}" if self._brief else f"$ {prefix}{command.plain}")
         worker.ask(command.call, [list(command.arguments)])
         return 1
 
@@ -259,7 +262,7 @@ class Runner:
         if worker.busy_with is None:
             return  # libraries may print at the end of the process
         worker.last_lines.append(line)
-        if line in self._said:
+        if line in self._said or self._brief:
             return
         if not titled:
             self._say(line)

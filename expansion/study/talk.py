@@ -62,7 +62,7 @@ def describe_plan(study: Study, network: Network, todo: Sequence[Stage], rehears
         rehearsal: Whether the tiny diffusion model stands in for a real one.
     """
     config = study.settings.config
-    arms = [c.title for stage in todo for c in stage.commands if c.work.runs]
+    arms = dict.fromkeys(c.title for stage in todo for c in stage.commands if c.work.runs)
     counts = {study.num_images(method) for method in config.methods}
     number = "/".join(map(str, sorted(counts)))
     seeds = (
