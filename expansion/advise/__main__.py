@@ -220,10 +220,9 @@ def _run_rounds(pilot: Pilot, opened: Opened, runner: Runner) -> Outcome:
 
 
 def _say_places(pilot: Pilot, places: Sequence[Place], classic: Sequence[Place]) -> None:
-    outcome = Outcome(pilot, [places], classic, [], None, "", False)
     for place in (*classic, *places):
         mark = "" if place.goes_on or place.arm.method is None else "   given up"
-        say(f"  {place.accuracy:5.1f} %  {outcome.title(place.arm)}{mark}")
+        say(f"  {place.accuracy:5.1f} %  {pilot.title(place.arm)}{mark}")
 
 
 def _cost(outcome: Outcome, opened: Opened, costs: Costs) -> str:

@@ -52,7 +52,7 @@ class Outcome:
     @property
     def headline(self) -> str:
         """The advice in a sentence."""
-        best, base = self.title(self.answer.best), self.title(self.answer.base)
+        best, base = self.pilot.title(self.answer.best), self.pilot.title(self.answer.base)
         if self.answer.expand:
             return f"Expand: {best}."
         return f"Do not expand: {base} is as good here, as far as these images can tell."
@@ -61,7 +61,7 @@ class Outcome:
     def expected(self) -> str:
         """The gain that goes with it."""
         gain, effort = self.answer.gain, self.pilot.effort
-        best, base = self.title(self.answer.best), self.title(self.answer.base)
+        best, base = self.pilot.title(self.answer.best), self.pilot.title(self.answer.base)
         share = 100 * (effort.folds - 1) / effort.folds
         return (
             f"{best} against {base}: {signed(gain.mean)} points "
@@ -70,37 +70,15 @@ class Outcome:
             "probable. As the best of several arms it is likely to be a little less."
         )
 
-    def title(self, arm: Arm) -> str:
-        """An arm in words."""
-        parts = [self._title_of_set(arm.method)] if arm.method else []
-        parts += [f"labels {arm.labels}"] if arm.labels != LABELS[0] else []
-        words = {"augment": "{}", "real_share": "{} of each batch real"}
-        parts += [words.get(key, key + " {}").format(v) for key, v in arm.options.items()]
-        return (
-            " with ".join([parts[0], ", ".join(parts[1:])])
-            if parts[1:]
-            else "".join(parts or ["real images alone"])
-        )
-
-    def _title_of_set(self, name: str) -> str:
-        method = self.pilot.study.settings.samplers[name]
-        own = self.pilot.study.settings.method_options[name]
-        options = ", ".join(f"{key} {value}" for key, value in own.items())
-        return f"{method} ({options})" if options and method != name else method
-
 
 def advised_study(pilot: Pilot, best: Arm, base: Arm) -> Study:
     """The study that compares the advised arm with the best one without generated images."""
     study = pilot.study
-    arms = dict.fromkeys([_key(plain_arm(study)), _key(base), _key(best)])
-    kept = tuple(arm for arm in study.settings.arms if _key(arm) in arms)
+    compared = (plain_arm(study), base, best)
+    kept = tuple(arm for arm in study.settings.arms if arm in compared)
     config = dataclasses.replace(study.settings.config, methods=(best.method,))
     settings = dataclasses.replace(study.settings, config=config, arms=kept)
     return dataclasses.replace(study, settings=settings)
-
-
-def _key(arm: Arm) -> str:
-    return json.dumps([arm.method, arm.labels, dict(arm.options)], sort_keys=True, default=str)
 
 
 def advised_command(outcome: Outcome, settings: Mapping[str, Any]) -> str:
@@ -172,18 +150,18 @@ def write_page(outcome: Outcome, command: str) -> Path:
     study, effort = pilot.study, pilot.effort
     # The chart and the table of the arms.
     marks = [
-        Mark(outcome.title(arm), gain.mean, (gain.low, gain.high), gain.verdict, signed(gain.mean))
+        Mark(pilot.title(arm), gain.mean, (gain.low, gain.high), gain.verdict, signed(gain.mean))
         for arm, gain in outcome.gains
     ]
     title = "gains of the arms in the pilot"
     lines = [
-        (outcome.title(place.arm), [(f"{place.accuracy:.1f}", True)]) for place in outcome.classic
+        (pilot.title(place.arm), [(f"{place.accuracy:.1f}", True)]) for place in outcome.classic
     ]
     lines = [(name, [("", True)] * (len(outcome.rounds) - 1) + cells) for name, cells in lines]
     for first in outcome.rounds[0]:
         found = [next((p for p in places if p.arm == first.arm), None) for places in outcome.rounds]
         cells = [(f"{p.accuracy:.1f}", p.goes_on) if p else ("", True) for p in found]
-        lines.append((outcome.title(first.arm), cells))
+        lines.append((pilot.title(first.arm), cells))
     # Images of the sets that lie in the final folders.
     names = dict.fromkeys(place.arm.method for place in outcome.rounds[0])
     folders = [study.set_folder(n) for n in names if not learns_from_the_set(study, n)]
@@ -198,7 +176,7 @@ def write_page(outcome: Outcome, command: str) -> Path:
         expected=outcome.expected,
         cost=outcome.cost,
         command=command,
-        base=outcome.title(answer.base),
+        base=pilot.title(answer.base),
         how=how_it_works(pilot),
         chart=interval_chart(marks, "gain (points)", title),
         headings=[f"{seeds} x" for seeds in effort.repeats[: len(outcome.rounds)]],

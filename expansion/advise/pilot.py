@@ -51,6 +51,18 @@ class Pilot:
         """The arms with generated images."""
         return tuple(arm for arm in self.study.settings.arms if arm.method is not None)
 
+    def title(self, arm: Arm) -> str:
+        """An arm in words, such as "text2img, seed labels, randaugment, 0.25 real"."""
+        words = []
+        if arm.method is not None:
+            method = self.study.settings.samplers[arm.method]
+            own = self.study.settings.method_options[arm.method] if method != arm.method else {}
+            words += [method, *(f"{key} {value}" for key, value in own.items())]
+        words += [f"labels {arm.labels}"] if arm.labels != LABELS[0] else []
+        forms = {"augment": "{}", "real_share": "{} of a batch real"}
+        words += [forms.get(key, key + " {}").format(v) for key, v in arm.options.items()]
+        return ", ".join(words) or "real images as they are"
+
     def stages(self, number: int, alive: Sequence[Arm], num_shards: int) -> list[Stage]:
         """The work of a round.
 
