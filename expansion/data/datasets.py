@@ -31,7 +31,7 @@ from expansion.images.records import ImageRecord, require_text
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_DATASET = "digits"
+DEFAULT_DATASET = "mnist-few-shot"
 DEFAULT_READING = Reading()
 
 
