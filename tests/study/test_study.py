@@ -11,6 +11,7 @@ import pytest
 import expand
 import train_expand
 import train_original
+from expansion.advise.config import AdviseConfig
 from expansion.common.config import CONFIG_DIR
 from expansion.common.errors import InputError
 from expansion.study import choices, plan, talk
@@ -225,7 +226,11 @@ def test_every_study_file_compares_all_that_the_question_needs(scale):
     for method in settings.config.methods:
         assert {(method, "seed", None), (method, "seed", "randaugment")} <= set(kinds)
     assert ("dreamda", "amst", None) in kinds
-    assert len(list((CONFIG_DIR / "studies").glob("*.yaml"))) == len(SCALES)
+
+
+def test_every_study_file_is_that_of_a_scale_or_of_the_adviser():
+    names = {path.stem for path in (CONFIG_DIR / "studies").glob("*.yaml")}
+    assert names == {*SCALES, *AdviseConfig.files}
 
 
 # What a stranger gets wrong -> what the one line says.
