@@ -38,7 +38,6 @@ from expansion.training.options import TrainConfig, parse_training
 from tests.conftest import ROOT
 
 
-
 def advise(words):
     return study.read_command_line(words, "", AdviseConfig)
 
