@@ -301,7 +301,7 @@ def _check_other_set(
         f"{folder} does not say which real images its images stand for, so replace_probability "
         "cannot be used; leave it out",
     )
-    if config.shots is not None or data.val:
+    if config.shots is not None or config.fold is not None or data.val:
         logger.warning(
             f"{folder} does not say which real images it was made from; held-out ones may be "
             "among them"

@@ -23,4 +23,5 @@ folder; no command's --help loads any, nor does the plan of an expansion.
      9  scripts     expand.py, train_original.py, train_expand.py, parse_logs.py
     10  benchmarks  speed; it alone may name methods
     11  study       the whole experiment as one command; no torch
+    12  advise      whether the experiment is worth it, by a pilot; no torch
 """

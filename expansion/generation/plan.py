@@ -56,6 +56,7 @@ class Plan:
         method_config: Settings of the method.
         dataset: The dataset of the real images.
         records: The real images that are expanded.
+        chosen: These, and those of the part that a fold leaves out.
         sources: All training images by file name, also those that are not expanded now.
         num_skipped: Number of real images that cannot be read and were left out.
         prompts: The prompts of the variants.
@@ -72,6 +73,7 @@ class Plan:
     method_config: SamplerConfig
     dataset: ImageDataset
     records: list[ImageRecord]
+    chosen: list[ImageRecord]
     sources: Sources
     num_skipped: int
     prompts: Prompts
@@ -135,9 +137,9 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     # The real images: all, then those that are chosen and can be read.
     dataset = load_dataset(config.dataset, config.data_dir, config.test_fraction)
     everything = dataset.records("train")
-    records = choose_subset(everything, config.shots, config.subset_seed, config.subset_file)
-    records, problems = readable_records(records, config.on_error)
-    records, held_out = fold_of(records, config.fold, config.subset_seed)
+    chosen = choose_subset(everything, config.shots, config.subset_seed, config.subset_file)
+    chosen, problems = readable_records(chosen, config.on_error)
+    records, held_out = fold_of(chosen, config.fold, config.subset_seed)
     check_classes(dataset, records)
     if held_out:
         _check_guides(method_config, held_out, config.fold)
@@ -155,6 +157,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
         method_config=method_config,
         dataset=dataset,
         records=records,
+        chosen=chosen,
         sources={record.file_name: record for record in (*everything, *records)},
         num_skipped=len(problems),
         prompts=prompts,

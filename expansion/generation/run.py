@@ -178,7 +178,7 @@ def _begin_folder(plan: Plan, claimed: Mapping[str, Any], sampler: Sampler) -> N
     claim_folder(plan.output_dir, IDENTITY_FILE, claimed, REMEDY)
     _write_classes(plan)
     config = plan.config
-    write_subset(plan.records, config.shots, config.subset_seed, config.subset_file)
+    write_subset(plan.chosen, config.shots, config.subset_seed, config.subset_file)
 
 
 def _write_classes(plan: Plan) -> None:

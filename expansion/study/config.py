@@ -47,8 +47,8 @@ NESTED = ("train", "expand", "method_options")  # merged key by key, not replace
 SET_BY_STUDY = frozenset(
     "dataset data_dir name checkpoint_dir exp expanded_dir output_dir method labels tag seeds "
     "pretrained_model_name_or_path encoder_weight_path split total_split join shots subset_seed "
-    "subset_file test_fraction dry_run on_error on_incomplete output_format images_per_tar arch "
-    "pretrained lr".split()
+    "subset_file fold test_fraction dry_run on_error on_incomplete output_format images_per_tar "
+    "arch pretrained lr".split()
 )
 
 
@@ -270,8 +270,9 @@ def _by_method(given: Sequence[Source]) -> tuple[dict[str, list[Source]], dict[s
                 _require_known(method, METHODS, "method", where)
                 require(name not in METHODS, f"{where}: is the name of a method; give another")
                 require(
-                    re.fullmatch(r"[\w.+-]*\w[\w.+-]*", str(name)) is not None,
-                    f"{where}: names a folder; give letters, numbers, '.', '+', '-' and '_'",
+                    isinstance(name, str) and re.fullmatch(r"\w[\w.+-]*", name) is not None,
+                    f"{where}: names a folder; give a text of letters, numbers, '.', '+', '-' and "
+                    "'_' that begins with a letter or number",
                 )
                 samplers[name] = method
             _require_known(name, tuple(samplers), "method", source.name)

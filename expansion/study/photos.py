@@ -33,7 +33,7 @@ class Photos:
     Attributes:
         dataset: Their dataset.
         place: Options that name the images in every script.
-        train: Images for training.
+        train: Images for training; those of the first seed, if each draws others.
         test: Images for testing.
         side: Median of the shorter sides of training images, pixels.
         split: List file of a split by seed; None if the dataset has test images of its own.
@@ -102,14 +102,17 @@ def look_at(config: StudyConfig) -> Photos:
     # Find and read the images; those that cannot be read are left out.
     dataset, fraction, new_split = _with_test_images(config)
     dataset = dataclasses.replace(dataset, name=config.name or dataset.name)
-    train = choose_subset(dataset.records("train"), config.shots, config.subset_seed, None)
-    test = dataset.records("test")
+    everything = dataset.records("train")
+    draws = config.seeds if config.draw_per_seed else (config.subset_seed,)
+    chosen = [choose_subset(everything, config.shots, seed, None) for seed in draws]
     with _silent_log():
-        train, broken = readable_records(train, "skip")
-        test, broken_tests = readable_records(test, "skip")
-    broken += broken_tests
+        readable = [readable_records(drawn, "skip") for drawn in chosen]
+        test, broken_tests = readable_records(dataset.records("test"), "skip")
+    train = readable[0][0]
+    broken = list(dict.fromkeys(text for _, texts in readable for text in texts)) + broken_tests
     # Refuse what no classifier can be trained or tested on.
-    check_classes(dataset, train, least=2)
+    for drawn, _ in readable:
+        check_classes(dataset, drawn, least=2)
     if not test:
         raise InputError(f"{dataset.root}: none of its test images can be read")
     # Options by which other commands see the same images.

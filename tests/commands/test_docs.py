@@ -21,6 +21,7 @@ from baselines.diffusion_inversion import __main__ as diffusion_inversion
 from baselines.textual_inversion import __main__ as textual_inversion
 from dreamda.finetune import __main__ as finetune
 from dreamda.prompts import __main__ as prompts
+from expansion.advise.config import AdviseConfig
 from expansion.benchmarks import sampling as benchmark
 from expansion.benchmarks import training as benchmark_training
 from expansion.data import __main__ as check_command
@@ -54,6 +55,7 @@ PARSERS = {
     "baselines.diffusion_inversion": diffusion_inversion.parse,
     "dreamda.finetune": finetune.parse,
     "dreamda.prompts": prompts.parse,
+    "expansion.advise": lambda words: study_config.read_command_line(words, "", AdviseConfig),
     "expansion.benchmark": benchmark.parse,
     "expansion.benchmark_training": benchmark_training.parse_options,
     "expansion.export": export.parse,
@@ -69,6 +71,7 @@ FOUND = {
     "baselines.diffusion_inversion": lambda parsed: parsed[0].output_dir,
     "dreamda.finetune": lambda parsed: parsed[0].output_dir,
     "dreamda.prompts": lambda parsed: parsed.output,
+    "expansion.advise": lambda parsed: parsed.peek("minutes"),
     "expansion.benchmark": lambda parsed: parsed.methods,
     "expansion.benchmark_training": lambda parsed: parsed.arch,
     "expansion.export": lambda parsed: parsed.merge,

@@ -16,6 +16,7 @@ from baselines.diffusion_inversion import __main__ as diffusion_inversion
 from baselines.textual_inversion import __main__ as textual_inversion
 from dreamda.finetune import __main__ as finetune
 from dreamda.prompts import __main__ as prompts
+from expansion.advise.config import AdviseConfig
 from expansion.benchmarks import sampling as benchmark
 from expansion.benchmarks import training as benchmark_training
 from expansion.classifier.recipe import Recipe
@@ -36,6 +37,11 @@ from expansion.study import config as study
 from expansion.training.options import TrainConfig, parse_training
 from tests.conftest import ROOT
 
+
+def advise(words):
+    return study.read_command_line(words, "", AdviseConfig)
+
+
 FINETUNE = "--output_dir o --pretrained_model_name_or_path m"
 # Command -> what reads its words, words that it accepts, and one of its options.
 COMMANDS = {
@@ -47,6 +53,7 @@ COMMANDS = {
     "textual_inversion": (textual_inversion.parse, "--output_dir o", "--templates"),
     "diffusion_inversion": (diffusion_inversion.parse, "--output_dir o", "--visits_per_image"),
     "study": (lambda words: study.read_command_line(words, ""), "digits", "--seeds"),
+    "advise": (advise, "digits", "--minutes"),
     "benchmark": (benchmark.parse, "", "--rounds"),
     "benchmark_training": (benchmark_training.parse_options, "", "--rounds"),
     "predict": (predict.parse, "run photo", "--batch_size"),
@@ -61,7 +68,7 @@ COMMANDS = {
 }
 TWO_LAYERS = (
     *("expand.py", "train_original.py", "train_expand.py", "dreamda.finetune", "study"),
-    *("textual_inversion", "diffusion_inversion"),
+    *("advise", "textual_inversion", "diffusion_inversion"),
 )
 
 
@@ -86,6 +93,10 @@ SETTINGS = {
     "diffusion_inversion": (diffusion_inversion.parse, "visits_per_image"),
     "study": (
         lambda words: [study.settle(study.read_command_line(words, ""), "tiny").config],
+        "subset_seed",
+    ),
+    "advise": (
+        lambda words: [study.settle(advise(words), "tiny", study=AdviseConfig).config],
         "subset_seed",
     ),
     "benchmark": (lambda words: [benchmark.parse(words)], "rounds"),
@@ -115,9 +126,8 @@ def test_every_command_takes_the_parser_with_the_common_rules():
     texts = [path.read_text() for path in files]
     assert not [text for text in texts if re.search(r"\bArgumentParser\(", text)]
     parsers = [text for text in texts if re.search(r"\bOptionParser\(", text)]
-    assert (
-        len(parsers) == len(COMMANDS) - 2
-    )  # trainings of classifiers share one, of embeddings too
+    # Trainings of classifiers share one, of embeddings too, and study and adviser.
+    assert len(parsers) == len(COMMANDS) - 3
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -264,6 +274,7 @@ OWN_FILES = {
     },
     **{f"classifiers/{p.name}": [Recipe] for p in CONFIG_DIR.glob("classifiers/*.yaml")},
     **{f"studies/{scale}.yaml": [study.StudyConfig] for scale in study.SCALES},
+    **{f"studies/{name}.yaml": [AdviseConfig] for name in AdviseConfig.files},
     **{f"dreamda/{name}.yaml": [prompts.PromptsConfig] for name in ("prompts", "lecf")},
 }
 

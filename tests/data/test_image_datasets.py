@@ -16,7 +16,7 @@ from PIL import Image
 
 from expansion.common.errors import InputError
 from expansion.data.datasets import few_shot, load_dataset
-from expansion.data.layouts import digits
+from expansion.data.layouts import embedded
 from expansion.data.splits import hold_out
 from expansion.images.content import readable_records
 from expansion.images.records import ImageRecord
@@ -57,7 +57,7 @@ def test_the_digits_are_unpacked_once(digits_dir, monkeypatch):
         r.path: r.path.stat().st_mtime_ns
         for r in load_dataset("digits", digits_dir).records("train")
     }
-    monkeypatch.setattr(digits.np, "load", None)  # the scans must not be opened again
+    monkeypatch.setattr(embedded.np, "load", None)  # the scans must not be opened again
     again = load_dataset("digits", digits_dir).records("train")
     assert {r.path: r.path.stat().st_mtime_ns for r in again} == before
 
@@ -66,9 +66,9 @@ def test_the_digits_are_unpacked_once(digits_dir, monkeypatch):
 def test_unpacking_the_digits_twice_at_once_leaves_one_whole_copy(tmp_path, monkeypatch):
     assets = tmp_path / "assets" / "digits"
     assets.mkdir(parents=True)
-    with np.load(digits.PROJECT_ROOT / "assets/digits/digits.npz") as scans:
+    with np.load(embedded.PROJECT_ROOT / "assets/digits/digits.npz") as scans:
         np.savez(assets / "digits.npz", **{key: scans[key][::3] for key in scans})
-    monkeypatch.setattr(digits, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(embedded, "PROJECT_ROOT", tmp_path)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: load_dataset("digits", tmp_path / "data"), range(2)))
     assert os.listdir(tmp_path / "data") == ["digits"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,17 +9,16 @@ import pytest
 import expand
 import train_expand
 import train_original
+from expansion.advise.config import AdviseConfig
 from expansion.common.config import CONFIG_DIR
 from expansion.common.errors import InputError
 from expansion.study import choices, plan, talk
-from expansion.study.choices import Machine, choose_network
 from expansion.study.config import SCALES, read_command_line, settle
 from expansion.study.photos import look_at
-from expansion.study.steps import stages, work_left
+from expansion.study.steps import work_left
 from tests.conftest import TINY_MODEL
 from tests.helpers.stand_ins import folders
-
-CPU = Machine([])
+from tests.study.conftest import options_of, plain
 
 
 @pytest.fixture
@@ -29,49 +26,6 @@ def photos_dir(tmp_path) -> Path:
     """Class folders without a split."""
     folders(tmp_path / "photos", {"ant": 6, "bee": 4})
     return tmp_path / "photos"
-
-
-@pytest.fixture(scope="session")
-def few_digits_dir(tmp_path_factory, digits_dir) -> Path:
-    """A data folder with a few of the digits, which are looked at in no time."""
-    folder = tmp_path_factory.mktemp("few")
-    for split, number in (("train", 20), ("test", 1)):
-        for place in sorted((digits_dir / "digits" / split).iterdir()):
-            (folder / "digits" / split / place.name).mkdir(parents=True)
-            for path in sorted(place.iterdir())[:number]:
-                shutil.copy(path, folder / "digits" / split / place.name)
-    return folder
-
-
-@pytest.fixture
-def make_study(few_digits_dir):
-    """Function that makes a study of the digits, and its stages, from a command line."""
-
-    def make(*words: str, shards: int = 1, machine: Machine = CPU):
-        words = words or ("digits",)
-        asked = read_command_line([*words, "--data_dir", str(few_digits_dir)], "")
-        photos = look_at(settle(asked, "tiny").config)
-        settings = plan.decide(asked, photos, None)
-        network = choose_network(settings, photos.side, len(photos.train), machine)
-        study = plan.study_of(settings, photos, Path("out"), network)
-        return study, stages(study, shards)
-
-    return make
-
-
-def plain(todo, stage: int) -> list[str]:
-    return [command.plain for command in todo[stage].commands]
-
-
-def options_of(command: str) -> dict[str, list[str]]:
-    """Option -> its values."""
-    found: dict[str, list[str]] = {}
-    for word in shlex.split(command)[2:]:
-        if word.startswith("-"):
-            found[word] = values = []
-        else:
-            values.append(word)
-    return found
 
 
 @pytest.mark.slow
@@ -225,7 +179,11 @@ def test_every_study_file_compares_all_that_the_question_needs(scale):
     for method in settings.config.methods:
         assert {(method, "seed", None), (method, "seed", "randaugment")} <= set(kinds)
     assert ("dreamda", "amst", None) in kinds
-    assert len(list((CONFIG_DIR / "studies").glob("*.yaml"))) == len(SCALES)
+
+
+def test_every_study_file_is_that_of_a_scale_or_of_the_adviser():
+    names = {path.stem for path in (CONFIG_DIR / "studies").glob("*.yaml")}
+    assert names == {*SCALES, *AdviseConfig.files}
 
 
 # What a stranger gets wrong -> what the one line says.

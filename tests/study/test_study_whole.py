@@ -13,7 +13,7 @@ import yaml
 from expansion.common.config import import_object
 from expansion.common.errors import InputError
 from expansion.study import __main__ as study
-from expansion.study import jobs, talk
+from expansion.study import jobs, opening, talk
 from tests.conftest import TINY_MODEL
 from tests.helpers.stand_ins import draw, folders
 
@@ -61,7 +61,7 @@ class HereAlone:
 
 @pytest.fixture
 def nothing_runs(place, monkeypatch):
-    monkeypatch.setattr(study, "Runner", HereAlone)
+    monkeypatch.setattr(opening, "Runner", HereAlone)
 
 
 def run(*words: str) -> int:
@@ -152,6 +152,6 @@ def test_without_a_model_a_terminal_is_asked_and_nobody_else(
 
 
 def test_a_disk_without_room_is_told_before_anything_runs(place, nothing_runs, monkeypatch):
-    monkeypatch.setattr(study.shutil, "disk_usage", lambda place: type("U", (), {"free": 1000}))
+    monkeypatch.setattr(opening.shutil, "disk_usage", lambda place: type("U", (), {"free": 1000}))
     with pytest.raises(InputError, match=r"has only 0\.0 GB free"):
         run()
