@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,13 +28,13 @@ from expansion.advise.outcome import (
     write_record,
 )
 from expansion.advise.pilot import Pilot
-from expansion.advise.rounds import METRIC, Place, answer, standing
+from expansion.advise.rounds import counts_of_rounds
+from expansion.advise.running import EFFORT_FILE, keep_effort, run_rounds
 from expansion.common.config import load_yaml
 from expansion.common.errors import GO_ON, InputError, require, run_command
-from expansion.common.files import check_claim, check_outside, claim_folder, to_yaml, write_atomic
-from expansion.metrics.comparison import Gain, compare
+from expansion.common.files import check_claim, check_outside, claim_folder
 from expansion.study import choices, plan, talk
-from expansion.study.config import Arm, read_command_line, settle
+from expansion.study.config import read_command_line, settle
 from expansion.study.estimate import Costs, Work, duration, estimate
 from expansion.study.opening import (
     Opened,
@@ -50,7 +49,7 @@ from expansion.study.runner import Failed, Runner
 from expansion.study.steps import stages, work_left
 from expansion.study.talk import say
 
-IDENTITY_FILE, EFFORT_FILE = "advice.yaml", "effort.yaml"
+IDENTITY_FILE = "advice.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,14 +85,13 @@ def _advise(opened: Opened, photos: Photos, runner: Runner) -> int:
     # How large it may be, and whether to begin.
     costs = costs_here(study, runner)
     pilot = Pilot(study, _effort(opened, photos, costs))
-    _check_arms(pilot)
     needed = estimate(_work_of(pilot, opened.num_processes), costs, opened.num_processes)
     rehearsal = talk.REHEARSAL if identity["rehearsal"] else ""
     say(_description(pilot, opened, rehearsal))
     say(f"time: {duration(needed.seconds)}; disk space: {max(needed.gigabytes, 0.1):.1f} GB")
     require_room(study.output_dir, needed.gigabytes)
     if config.dry_run:
-        for stage in pilot.stages(0, pilot.candidates, opened.num_processes):
+        for stage in pilot.stages(0, pilot.arms, opened.num_processes):
             say("\n".join([f"\n{stage.title}", *(f"$ {c.plain}" for c in stage.commands)]))
         return 0
     if not config.yes and not talk.agreed("Go on?"):
@@ -101,8 +99,8 @@ def _advise(opened: Opened, photos: Photos, runner: Runner) -> int:
         return 1
     # Do it, and say what came of it.
     claim_folder(study.output_dir, IDENTITY_FILE, identity, plan.REMEDY)
-    _keep_effort(pilot)
-    outcome = _run_rounds(pilot, opened, runner)
+    keep_effort(pilot)
+    outcome = run_rounds(pilot, runner, opened.num_processes)
     outcome = dataclasses.replace(outcome, cost=_cost(outcome, opened, costs), rehearsal=rehearsal)
     command = advised_command(outcome, identity["settings"])
     write_record(outcome, command)
@@ -143,28 +141,18 @@ def _effort(opened: Opened, photos: Photos, costs: Costs) -> Effort:
     )
 
 
-def _keep_effort(pilot: Pilot) -> None:
-    values = {**dataclasses.asdict(pilot.effort), "repeats": list(pilot.effort.repeats)}
-    write_atomic(pilot.study.output_dir / EFFORT_FILE, to_yaml(values))
-
-
-def _check_arms(pilot: Pilot) -> None:
-    require(
-        bool(pilot.candidates), "arms: none has generated images, so there is nothing to choose"
-    )
-
-
 def _work_of(pilot: Pilot, num_shards: int) -> Work:
     """All work of the pilot that is left, if the arms that go on are those listed first."""
     work = Work()
-    for number, count in enumerate(pilot.effort.alive(len(pilot.candidates))):
-        todo = pilot.stages(number, pilot.candidates[:count], num_shards)
-        work = work.plus(work_left(todo))
+    counts = counts_of_rounds(pilot.arms, len(pilot.effort.repeats))
+    for number, count in enumerate(counts):
+        alive = [*pilot.classic[: 1 if number else None], *pilot.candidates[:count]]
+        work = work.plus(work_left(pilot.stages(number, alive, num_shards)))
     return work
 
 
 def _description(pilot: Pilot, opened: Opened, rehearsal: str) -> str:
-    counts = pilot.effort.alive(len(pilot.candidates))
+    counts = counts_of_rounds(pilot.arms, len(pilot.effort.repeats))
     rounds = ", then ".join(
         f"{count} arms {seeds} x" for count, seeds in zip(counts, pilot.effort.repeats, strict=True)
     )
@@ -176,53 +164,6 @@ def _description(pilot: Pilot, opened: Opened, rehearsal: str) -> str:
         f"results: {pilot.study.output_dir}",
     ]
     return "\n".join(lines)
-
-
-def _run_rounds(pilot: Pilot, opened: Opened, runner: Runner) -> Outcome:
-    """Run all rounds, or as many as begin within the time."""
-    begun = time.monotonic()
-    alive: Sequence[Arm] = pilot.candidates
-    counts = pilot.effort.alive(len(alive))
-    rounds: list[list[Place]] = []
-    gains: dict[int, tuple[Arm, Gain]] = {}
-    cut_short = False
-    for number in range(len(counts)):
-        say(f"\nRound {number + 1} of {len(counts)}: {len(alive)} arms with generated images")
-        for stage in pilot.stages(number, alive, opened.num_processes):
-            say(f"{stage.title}")
-            runner.run(stage)
-        # Who is where, and who goes on.
-        is_last = number == len(counts) - 1
-        over = time.monotonic() - begun > 60 * pilot.study.settings.config.minutes
-        cut_short = over and not is_last
-        predictions = {i: pilot.predictions(arm, number) for i, arm in enumerate(alive)}
-        survivors = 1 if is_last or cut_short else counts[number + 1]
-        rounds.append(standing(alive, predictions, survivors))
-        classic = standing(
-            pilot.classic,
-            {i: pilot.predictions(arm, number) for i, arm in enumerate(pilot.classic)},
-            1,
-        )
-        base = pilot.predictions(classic[0].arm, number)
-        for i, arm in enumerate(alive):
-            gains[pilot.candidates.index(arm)] = (arm, compare(predictions[i], base, METRIC))
-        _say_places(pilot, rounds[-1], classic)
-        alive = [place.arm for place in rounds[-1] if place.goes_on]
-        if cut_short:
-            effort = dataclasses.replace(pilot.effort, repeats=pilot.effort.repeats[: number + 1])
-            pilot = dataclasses.replace(pilot, effort=effort)
-            _keep_effort(pilot)
-            break
-    best = alive[0]
-    found = answer(best, pilot.predictions(best, number), classic[0].arm, base)
-    ordered = sorted(gains.values(), key=lambda pair: -pair[1].mean)
-    return Outcome(pilot, rounds, classic, ordered, found, "", cut_short)
-
-
-def _say_places(pilot: Pilot, places: Sequence[Place], classic: Sequence[Place]) -> None:
-    for place in (*classic, *places):
-        mark = "" if place.goes_on or place.arm.method is None else "   given up"
-        say(f"  {place.accuracy:5.1f} %  {pilot.title(place.arm)}{mark}")
 
 
 def _cost(outcome: Outcome, opened: Opened, costs: Costs) -> str:

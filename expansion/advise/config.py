@@ -15,17 +15,22 @@ class AdviseConfig(StudyConfig):
     """Settings of the adviser; what it advises is a study with the same settings."""
 
     command: ClassVar[str] = "python -m expansion.advise"
-    common: ClassVar[frozenset[str]] = StudyConfig.common - {"seeds"} | {"minutes"}
+    common: ClassVar[frozenset[str]] = StudyConfig.common - {"seeds"} | {"minutes", "worth"}
     files: ClassVar[tuple[str, ...]] = ("advise",)
 
     minutes: float = option(
         30.0, "time for the pilot; the images and trainings that it advises come after it"
+    )
+    worth: float = option(
+        1.0, "points of accuracy that have to be expected for images to be worth their making"
     )
     seeds: tuple[int, ...] = option((1, 2, 3), "trainings of each arm of the advised study")
 
     def __post_init__(self):
         super().__post_init__()
         require(self.minutes > 0, f"minutes {self.minutes:g}: give a positive number")
+        made = any("method" in arm for arm in self.arms)
+        require(made, "arms: none has generated images, so there is nothing to choose from")
         require(
             not self.draw_per_seed,
             "draw_per_seed: the adviser looks at one choice of images; leave it out",

@@ -1,8 +1,11 @@
-"""How much work a pilot puts into its answer, chosen by the time that it may take."""
+"""How much work a pilot puts into its answer, chosen by the time that it may take.
+
+Rounds with more and more repeats for fewer and fewer arms are successive halving (Jamieson &
+Talwalkar 2016, arXiv 1502.07943), with seeds as the resource.
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 
@@ -21,16 +24,6 @@ class Effort:
     variants: int
     steps: float
     repeats: tuple[int, ...]
-
-    def alive(self, num_arms: int) -> list[int]:
-        """Number of arms in each round: the better half goes on (successive halving).
-
-        Jamieson & Talwalkar 2016, arXiv 1502.07943, with seeds as the resource.
-        """
-        counts = [num_arms]
-        for _ in self.repeats[1:]:
-            counts.append(math.ceil(counts[-1] / 2))
-        return counts
 
 
 # From the largest to the smallest; the first that fits the time is taken.

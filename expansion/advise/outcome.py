@@ -31,9 +31,9 @@ class Outcome:
 
     Attributes:
         pilot: The pilot.
-        rounds: The places of the candidates in each round, from the best to the worst.
-        classic: The places of the arms without generated images, in the last round.
-        gains: Candidate -> its gain over the best arm without, in its last round.
+        rounds: The places of the arms in each round, from the best to the worst.
+        gains: Arms with generated images, and their gain in their last round over the best arm
+            without, of the same repeats.
         answer: What is advised.
         cost: What it costs, in words.
         cut_short: Whether the time was over before all rounds were done.
@@ -42,7 +42,6 @@ class Outcome:
 
     pilot: Pilot
     rounds: Sequence[Sequence[Place]]
-    classic: Sequence[Place]
     gains: Sequence[tuple[Arm, Gain]]
     answer: Answer
     cost: str
@@ -55,20 +54,23 @@ class Outcome:
         best, base = self.pilot.title(self.answer.best), self.pilot.title(self.answer.base)
         if self.answer.expand:
             return f"Expand: {best}."
-        return f"Do not expand: {base} is as good here, as far as these images can tell."
+        return f"Do not expand: {base} is as good here, or nearly so."
 
     @property
     def expected(self) -> str:
         """The gain that goes with it."""
-        gain, effort = self.answer.gain, self.pilot.effort
-        best, base = self.pilot.title(self.answer.best), self.pilot.title(self.answer.base)
-        share = 100 * (effort.folds - 1) / effort.folds
+        found, gain = self.answer, self.answer.gain
+        best, base = self.pilot.title(found.best), self.pilot.title(found.base)
         return (
-            f"{best} against {base}: {signed(gain.mean)} points "
-            f"({signed(gain.low)} to {signed(gain.high)}, 95 %) with {share:.0f} % of the "
-            f"training images; that it gains at all is {100 * self.answer.probability:.0f} % "
-            "probable. As the best of several arms it is likely to be a little less."
+            f"{best} against {base}: {signed(found.expected)} points are expected "
+            f"({_range(*found.interval)}, 95 %), weighing the pilot's {signed(gain.mean)} "
+            f"({_range(gain.low, gain.high)}) against what other sets gained; a gain at all is "
+            f"{100 * found.probability:.0f} % probable."
         )
+
+
+def _range(low: float, high: float) -> str:
+    return f"{signed(low)} to {signed(high)}"
 
 
 def advised_study(pilot: Pilot, best: Arm, base: Arm) -> Study:
@@ -128,11 +130,11 @@ def write_record(outcome: Outcome, command: str) -> Path:
         "advised": _as_written(answer.best if answer.expand else answer.base),
         "best": _as_written(answer.best),
         "base": _as_written(answer.base),
-        "gain": [answer.gain.mean, answer.gain.low, answer.gain.high],
+        "pilot_gain": [answer.gain.mean, answer.gain.low, answer.gain.high],
+        "expected_gain": [answer.expected, *answer.interval],
         "probability": answer.probability,
         "effort": dataclasses.asdict(pilot.effort),
         "cut_short": outcome.cut_short,
-        "classic": [_place(place) for place in outcome.classic],
         "rounds": [[_place(place) for place in places] for places in outcome.rounds],
     }
     path = pilot.study.output_dir / RECORD_FILE
@@ -154,16 +156,13 @@ def write_page(outcome: Outcome, command: str) -> Path:
         for arm, gain in outcome.gains
     ]
     title = "gains of the arms in the pilot"
-    lines = [
-        (pilot.title(place.arm), [(f"{place.accuracy:.1f}", True)]) for place in outcome.classic
-    ]
-    lines = [(name, [("", True)] * (len(outcome.rounds) - 1) + cells) for name, cells in lines]
+    lines = []
     for first in outcome.rounds[0]:
         found = [next((p for p in places if p.arm == first.arm), None) for places in outcome.rounds]
         cells = [(f"{p.accuracy:.1f}", p.goes_on) if p else ("", True) for p in found]
         lines.append((pilot.title(first.arm), cells))
     # Images of the sets that lie in the final folders.
-    names = dict.fromkeys(place.arm.method for place in outcome.rounds[0])
+    names = dict.fromkeys(arm.method for arm in pilot.candidates)
     folders = [study.set_folder(n) for n in names if not learns_from_the_set(study, n)]
     sets = [read_set(folder) for folder in folders if folder.is_dir()]
     notes = ["The time was over before the last round."] if outcome.cut_short else []
@@ -194,9 +193,10 @@ def write_page(outcome: Outcome, command: str) -> Path:
 def how_it_works(pilot: Pilot) -> str:
     """The pilot in words."""
     effort, count = pilot.effort, pilot.study.num_train
+    shared = "".join(f", {key} {value}" for key, value in pilot.shared.items())
     return (
         f"The {count} training images were dealt out to {effort.folds} parts. Each arm was trained "
         f"{effort.folds} times per repeat, each time on all parts but one, with {effort.variants} "
-        f"generated images for each real one, {pilot.num_steps} optimiser steps, and tested on the "
-        "part left out."
+        f"generated images for each real one and {pilot.num_steps} optimiser steps{shared}, and "
+        "tested on the part left out."
     )

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import expand
 from expansion.advise.efforts import Effort
@@ -42,6 +43,11 @@ class Pilot:
     effort: Effort
 
     @property
+    def arms(self) -> tuple[Arm, ...]:
+        """All arms."""
+        return self.study.settings.arms
+
+    @property
     def classic(self) -> tuple[Arm, ...]:
         """The arms without generated images."""
         return tuple(arm for arm in self.study.settings.arms if arm.method is None)
@@ -52,30 +58,38 @@ class Pilot:
         return tuple(arm for arm in self.study.settings.arms if arm.method is not None)
 
     def title(self, arm: Arm) -> str:
-        """An arm in words, such as "text2img, seed labels, randaugment, 0.25 real"."""
+        """An arm in words, without the options that all arms with generated images have."""
         words = []
         if arm.method is not None:
             method = self.study.settings.samplers[arm.method]
             own = self.study.settings.method_options[arm.method] if method != arm.method else {}
             words += [method, *(f"{key} {value}" for key, value in own.items())]
         words += [f"labels {arm.labels}"] if arm.labels != LABELS[0] else []
-        forms = {"augment": "{}", "real_share": "{} of a batch real"}
-        words += [forms.get(key, key + " {}").format(v) for key, v in arm.options.items()]
+        own = {k: v for k, v in arm.options.items() if arm.method is None or k not in self.shared}
+        words += [str(v) if k == "augment" else f"{k} {v}" for k, v in own.items()]
         return ", ".join(words) or "real images as they are"
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The training options that all arms with generated images have."""
+        first, *others = (arm.options for arm in self.candidates)
+        return {k: v for k, v in first.items() if all(each.get(k) == v for each in others)}
 
     def stages(self, number: int, alive: Sequence[Arm], num_shards: int) -> list[Stage]:
         """The work of a round.
 
         Args:
             number: Number of the round, from 0.
-            alive: Candidates that take part.
+            alive: Arms that take part.
             num_shards: Number of parts of every expansion.
         """
         seeds = self._seeds(number)
+        real = [arm for arm in alive if arm.method is None]
+        made = [arm for arm in alive if arm.method is not None]
         todo = [
-            Stage("real images alone", tuple(self._trainings(self.classic, seeds))),
-            Stage("images", tuple(self._expansions(alive, num_shards)) if number == 0 else ()),
-            Stage("real + generated images", tuple(self._trainings(alive, seeds))),
+            Stage("classifiers on real images alone", tuple(self._trainings(real, seeds))),
+            Stage("images", tuple(self._expansions(made, num_shards)) if number == 0 else ()),
+            Stage("classifiers on real + generated images", tuple(self._trainings(made, seeds))),
         ]
         return [stage for stage in todo if stage.commands]
 

@@ -1,8 +1,7 @@
 """What the rounds of a pilot say: scores, who goes on, and whether expansion pays off.
 
-The first round decides between the augmentations of real images that the arms stand in, by the mean
-over all methods, because a single arm of a few images says little. From the next round on the better
-half of the arms goes on.
+The first round decides between the augmentations, by the mean over all methods, because a single
+arm of a few images says little. From the next round on the better half of the arms goes on.
 
 A pilot on 20 images leaves a gain open by 20 points. So it is weighed against what was found on
 other sets (docs/results.md), as a normal prior: generated images took away `PRIOR_SHARE` of the
@@ -165,7 +164,7 @@ def weighed(gain: Gain, errors: float) -> tuple[float, float]:
     precisions = 1 / max(error, 1e-6) ** 2, 1 / (PRIOR_SPREAD * errors) ** 2
     total = sum(precisions)
     mean = (precisions[0] * gain.mean + precisions[1] * PRIOR_SHARE * errors) / total
-    return mean, total**-0.5
+    return float(mean), float(total**-0.5)
 
 
 def _mean_of(family: str, places: Sequence[Place]) -> float:

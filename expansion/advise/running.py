@@ -1,0 +1,90 @@
+"""Runs the rounds of a pilot, one after another."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+from expansion.advise.outcome import Outcome
+from expansion.advise.pilot import Pilot
+from expansion.advise.rounds import METRIC, Place, answer, standing, survivors
+from expansion.common.files import to_yaml, write_atomic
+from expansion.metrics.comparison import Gain, compare
+from expansion.study.config import Arm
+from expansion.study.runner import Runner
+from expansion.study.talk import say
+
+EFFORT_FILE = "effort.yaml"
+
+
+def keep_effort(pilot: Pilot) -> None:
+    """Write down how large the pilot is: the same command goes on with the same."""
+    values = {**dataclasses.asdict(pilot.effort), "repeats": list(pilot.effort.repeats)}
+    write_atomic(pilot.study.output_dir / EFFORT_FILE, to_yaml(values))
+
+
+def run_rounds(pilot: Pilot, runner: Runner, num_processes: int) -> Outcome:
+    """Run all rounds, or as many as begin within the time; what has run before is left alone.
+
+    Args:
+        pilot: The pilot; fewer rounds than it has are kept as its effort.
+        runner: Runs the commands.
+        num_processes: Number of processes that work side by side.
+
+    Raises:
+        Failed: A command failed, or a signal stopped it.
+    """
+    begun, config = time.monotonic(), pilot.study.settings.config
+    alive: Sequence[Arm] = pilot.arms
+    rounds: list[list[Place]] = []
+    gains: dict[int, tuple[Arm, Gain]] = {}
+    num_rounds, cut_short = len(pilot.effort.repeats), False
+    for number in range(num_rounds):
+        # Train the arms, and see where they stand.
+        made = [arm for arm in alive if arm.method is not None]
+        say(f"\nRound {number + 1} of {num_rounds}: {len(made)} arms with generated images")
+        for stage in pilot.stages(number, alive, num_processes):
+            say(stage.title)
+            runner.run(stage)
+        found = {i: pilot.predictions(arm, number) for i, arm in enumerate(alive)}
+        places = standing(alive, found)
+        base = _first(places, generated=False).arm
+        for arm in made:
+            gain = compare(found[alive.index(arm)], found[alive.index(base)], METRIC)
+            gains[pilot.arms.index(arm)] = (arm, gain)
+        # Who goes on; in the last round, and when the time is over, nobody does.
+        over = time.monotonic() - begun > 60 * config.minutes
+        is_last = over or number == num_rounds - 1
+        cut_short = over and number < num_rounds - 1
+        going = [] if is_last else survivors(places, number == 0)
+        rounds.append([dataclasses.replace(p, goes_on=is_last or p.arm in going) for p in places])
+        _say_places(pilot, rounds[-1])
+        if is_last:
+            break
+        alive = going
+    if cut_short:
+        effort = dataclasses.replace(pilot.effort, repeats=pilot.effort.repeats[: len(rounds)])
+        pilot = dataclasses.replace(pilot, effort=effort)
+        keep_effort(pilot)
+    best = _best(places, is_first=number == 0)
+    said = answer(best, found[alive.index(best)], base, found[alive.index(base)], config.worth)
+    ordered = sorted(gains.values(), key=lambda pair: -pair[1].mean)
+    return Outcome(pilot, rounds, ordered, said, "", cut_short)
+
+
+def _best(places: Sequence[Place], is_first: bool) -> Arm:
+    """The best arm with generated images; in a first round, of the better augmentation."""
+    kept = survivors(places, is_first)
+    return next(place.arm for place in places if place.arm in kept and place.arm.method)
+
+
+def _first(places: Sequence[Place], generated: bool) -> Place:
+    """The best place of an arm with or without generated images."""
+    return next(place for place in places if (place.arm.method is not None) == generated)
+
+
+def _say_places(pilot: Pilot, places: Sequence[Place]) -> None:
+    for place in places:
+        mark = "" if place.goes_on else "   given up"
+        say(f"  {place.accuracy:5.1f} %  {pilot.title(place.arm)}{mark}")
