@@ -16,6 +16,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from expansion.advise.config import AdviseConfig
 from expansion.advise.efforts import Effort, efforts_for
@@ -117,7 +118,8 @@ def _effort(opened: Opened, photos: Photos, costs: Costs) -> Effort:
     Raises:
         InputError: The smallest takes longer.
     """
-    study, config = opened.study, opened.study.settings.config
+    study = opened.study
+    config = cast(AdviseConfig, study.settings.config)
     path = study.output_dir / EFFORT_FILE
     if path.is_file():
         say(f"It goes on as it was begun: {path}")

@@ -17,9 +17,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import expand
+from expansion.advise.config import AdviseConfig
 from expansion.advise.efforts import Effort
 from expansion.classifier.recipe import Schedule
 from expansion.common.config import import_object
@@ -41,6 +42,11 @@ class Pilot:
 
     study: Study
     effort: Effort
+
+    @property
+    def config(self) -> AdviseConfig:
+        """The adviser's settings."""
+        return cast(AdviseConfig, self.study.settings.config)
 
     @property
     def arms(self) -> tuple[Arm, ...]:

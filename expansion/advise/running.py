@@ -35,7 +35,7 @@ def run_rounds(pilot: Pilot, runner: Runner, num_processes: int) -> Outcome:
     Raises:
         Failed: A command failed, or a signal stopped it.
     """
-    begun, config = time.monotonic(), pilot.study.settings.config
+    begun = time.monotonic()
     alive: Sequence[Arm] = pilot.arms
     rounds: list[list[Place]] = []
     gains: dict[int, tuple[Arm, Gain]] = {}
@@ -54,7 +54,7 @@ def run_rounds(pilot: Pilot, runner: Runner, num_processes: int) -> Outcome:
             gain = compare(found[alive.index(arm)], found[alive.index(base)], METRIC)
             gains[pilot.arms.index(arm)] = (arm, gain)
         # Who goes on; in the last round, and when the time is over, nobody does.
-        over = time.monotonic() - begun > 60 * config.minutes
+        over = time.monotonic() - begun > 60 * pilot.config.minutes
         is_last = over or number == num_rounds - 1
         cut_short = over and number < num_rounds - 1
         going = [] if is_last else survivors(places, number == 0)
@@ -68,7 +68,9 @@ def run_rounds(pilot: Pilot, runner: Runner, num_processes: int) -> Outcome:
         pilot = dataclasses.replace(pilot, effort=effort)
         keep_effort(pilot)
     best = _best(places, is_first=number == 0)
-    said = answer(best, found[alive.index(best)], base, found[alive.index(base)], config.worth)
+    said = answer(
+        best, found[alive.index(best)], base, found[alive.index(base)], pilot.config.worth
+    )
     ordered = sorted(gains.values(), key=lambda pair: -pair[1].mean)
     return Outcome(pilot, rounds, ordered, said, "", cut_short)
 

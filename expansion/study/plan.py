@@ -132,7 +132,7 @@ def identity_of(study: Study, photos: Photos, network: Network) -> dict[str, Any
     kept["train"] = {**train, **study.settings.train}
     kept["expand"] = dict(study.settings.expand)
     kept["method_options"] = _named(study.settings)
-    images = dict(photos.identity)
+    images: dict[str, Any] = dict(photos.identity)
     if config.draw_per_seed:  # which of them a seed takes does not depend on the other seeds
         all_images = photos.dataset.records("train")
         images |= {"training_images": content_summary(all_images), "shots": config.shots}
