@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from scipy.special import stdtr, stdtrit
-
-from expansion.metrics.comparison import LEVEL, Gain, compare
+from expansion.metrics.comparison import Gain, compare
 from expansion.metrics.predictions import Predictions
 from expansion.study.config import Arm
 
 METRIC = "last_accuracy"
 LEAST_PROBABILITY = 0.8  # of a gain above 0, for expansion to be advised
+NUM_HALVINGS = 20  # of the range of levels in which the probability is looked for
 
 
 @dataclass(frozen=True)
@@ -95,15 +94,20 @@ def answer(
         others: Its predictions, of the same seeds.
     """
     gain = compare(its, others, METRIC)
-    probability = _probability(gain)
+    probability = _probability(its, others) if gain.mean > 0 else 1 - _probability(others, its)
     return Answer(gain.mean > 0 and probability >= LEAST_PROBABILITY, best, base, gain, probability)
 
 
-def _probability(gain: Gain) -> float:
-    """The probability of a gain above 0 that belongs to the interval, by Student's t."""
-    half = max(gain.high - gain.mean, gain.mean - gain.low)
-    if half == 0:
-        return float(gain.mean > 0)
-    freedom = max(1, gain.num_test - 1)
-    error = half / stdtrit(freedom, 0.5 + LEVEL / 2)
-    return float(stdtr(freedom, gain.mean / error))
+def _probability(better: Sequence[Predictions], worse: Sequence[Predictions]) -> float:
+    """The probability of a gain above 0: that of the widest interval of the gain without 0 in it.
+
+    It is 1/2 if no interval is without it.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(NUM_HALVINGS):
+        level = (low + high) / 2
+        if compare(better, worse, METRIC, level=level).low > 0:
+            low = level
+        else:
+            high = level
+    return (1 + low) / 2
