@@ -60,11 +60,13 @@ class StudyConfig:
         command: What one types for it.
         common: Options that `--help` shows.
         files: Study files whose values win over that of the scale.
+        identity_file: In the folder of results: what it was begun with.
     """
 
     command: ClassVar[str] = "python -m expansion.study"
     common: ClassVar[frozenset[str]] = COMMON
     files: ClassVar[tuple[str, ...]] = ()
+    identity_file: ClassVar[str] = "study.yaml"
 
     dataset: str | None = option(None, "folder of photos, or the name of a dataset")
     methods: tuple[str, ...] = option((), "how images are generated; default: the study file's")
