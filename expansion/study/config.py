@@ -237,8 +237,9 @@ def settle(
     for name, own in by_method.items():
         for source in own:
             _check_keys(source)
-        config_class = import_object(expand.SAMPLERS[samplers[name]][0])
-        compose([ExpandConfig, config_class], [*parts["expand"], *own])
+        if own or name in config.methods:  # what holds for all need not suit a method without use
+            config_class = import_object(expand.SAMPLERS[samplers[name]][0])
+            compose([ExpandConfig, config_class], [*parts["expand"], *own])
     # Every method must serve an arm.
     arms = _arms(config, tuple(samplers), places["arms"], parts["train"])
     methods = {arm.method for arm in arms} & set(config.methods)
