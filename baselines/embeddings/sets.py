@@ -191,6 +191,7 @@ class NeedsEmbeddings:
 
     embeddings: str | None
     trained_by: ClassVar[str]  # as `EmbeddingSet.kind`
+    is_trained_before: ClassVar[bool] = True
 
     @cached_property
     def trained(self) -> EmbeddingSet:

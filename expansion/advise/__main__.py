@@ -4,7 +4,7 @@
     python -m expansion.advise mnist-few-shot --shots 2 --minutes 10 --yes
 
 It checks the photos as expansion.study does, and tries out methods and strengths, with and without
-RandAugment, by cross-validation on the training images; no test image is read. Losing arms are
+RandAugment, by cross-validation on the training images; no test image is used. Losing arms are
 given up early. The answer is one command with its cost and expected gain, or "do not expand". The
 images of the pilot are the first of the advised study. If it stops, the same command goes on.
 """
@@ -14,10 +14,12 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import expand
 from expansion.advise.config import AdviseConfig
 from expansion.advise.efforts import Effort, efforts_for
 from expansion.advise.outcome import (
@@ -31,9 +33,10 @@ from expansion.advise.outcome import (
 from expansion.advise.pilot import Pilot
 from expansion.advise.rounds import counts_of_rounds
 from expansion.advise.running import EFFORT_FILE, keep_effort, run_rounds
-from expansion.common.config import load_yaml
+from expansion.common.config import import_object, load_yaml
 from expansion.common.errors import GO_ON, InputError, require, run_command
 from expansion.common.files import check_claim, check_outside, claim_folder
+from expansion.data.splits import fold_of
 from expansion.study import choices, plan, talk
 from expansion.study.config import read_command_line, settle
 from expansion.study.estimate import Costs, Work, duration, estimate
@@ -47,10 +50,8 @@ from expansion.study.opening import (
 )
 from expansion.study.photos import Photos, look_at
 from expansion.study.runner import Failed, Runner
-from expansion.study.steps import stages, work_left
+from expansion.study.steps import require_own_folders, stages, work_left
 from expansion.study.talk import say
-
-IDENTITY_FILE = "advice.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,10 +83,12 @@ def _advise(opened: Opened, photos: Photos, runner: Runner) -> int:
     study, config = opened.study, opened.study.settings.config
     identity = plan.identity_of(study, photos, opened.network)
     identity["arms"] = [dataclasses.asdict(arm) for arm in study.settings.arms]
-    check_claim(study.output_dir, IDENTITY_FILE, identity, plan.REMEDY)
+    check_claim(study.output_dir, AdviseConfig.identity_file, identity, plan.REMEDY)
     # How large it may be, and whether to begin.
     costs = costs_here(study, runner)
-    pilot = Pilot(study, _effort(opened, photos, costs))
+    _check_arms(opened)
+    pilot = _pilot_of(opened, photos, costs)
+    _check_pilot(pilot, photos)
     needed = estimate(_work_of(pilot, opened.num_processes), costs, opened.num_processes)
     rehearsal = talk.REHEARSAL if identity["rehearsal"] else ""
     say(_description(pilot, opened, rehearsal))
@@ -99,7 +102,7 @@ def _advise(opened: Opened, photos: Photos, runner: Runner) -> int:
         say("Nothing was begun.")
         return 1
     # Do it, and say what came of it.
-    claim_folder(study.output_dir, IDENTITY_FILE, identity, plan.REMEDY)
+    claim_folder(study.output_dir, AdviseConfig.identity_file, identity, plan.REMEDY)
     keep_effort(pilot)
     outcome = run_rounds(pilot, runner, opened.num_processes)
     outcome = dataclasses.replace(outcome, cost=_cost(outcome, opened, costs), rehearsal=rehearsal)
@@ -112,35 +115,64 @@ def _advise(opened: Opened, photos: Photos, runner: Runner) -> int:
     return 0
 
 
-def _effort(opened: Opened, photos: Photos, costs: Costs) -> Effort:
-    """The effort that the pilot was begun with, else the largest that the time allows.
+def _pilot_of(opened: Opened, photos: Photos, costs: Costs) -> Pilot:
+    """A pilot of the effort that it was begun with, else of the largest that the time allows.
 
     Raises:
-        InputError: The smallest takes longer.
+        InputError: The smallest takes longer, or a class has too few images.
     """
     study = opened.study
-    config = cast(AdviseConfig, study.settings.config)
     path = study.output_dir / EFFORT_FILE
     if path.is_file():
         say(f"It goes on as it was begun: {path}")
-        stored = load_yaml(path).values
-        return Effort(**{**stored, "repeats": tuple(stored["repeats"])})
-    labels = [record.label for record in photos.train]
-    smallest = min(labels.count(label) for label in set(labels))
+        stored = dict(load_yaml(path).values)
+        cut_short = stored.pop("cut_short")
+        return Pilot(study, Effort(**{**stored, "repeats": tuple(stored["repeats"])}), cut_short)
+    contents = Counter(name for name, _ in {(r.class_name, r.content) for r in photos.train})
+    name, smallest = min(contents.items(), key=lambda item: (item[1], item[0]))
     require(
         smallest > 1,
-        "a class has a single training image, and cross-validation needs two of each; add images",
+        f"{name} has a single training image, and cross-validation needs two of each class; "
+        "add images",
     )
+    config = cast(AdviseConfig, study.settings.config)
     seconds = 0.0
-    for effort in efforts_for(smallest, config.num_images_per_prompt):
-        work = _work_of(Pilot(study, effort), opened.num_processes)
+    fewest = min(study.num_images(name) for name in config.methods)
+    for effort in efforts_for(smallest, fewest):
+        pilot = Pilot(study, effort)
+        work = _work_of(pilot, opened.num_processes)
         seconds = estimate(work, costs, opened.num_processes).seconds
         if seconds <= 60 * config.minutes:
-            return effort
+            return pilot
     raise InputError(
         f"--minutes {config.minutes:g}: the smallest pilot takes {duration(seconds)} here; give "
         f"--minutes {60 * seconds / 3600 + 1:.0f}, or fewer --methods"
     )
+
+
+def _check_arms(opened: Opened) -> None:
+    """Raise InputError for arms that a pilot cannot compare."""
+    study = opened.study
+    require(
+        bool(study.settings.config.methods),
+        "methods: there is none, so there is nothing to choose; give one or more",
+    )
+    stages(study, opened.num_processes)  # two arms may not have the same folder
+    for name in study.settings.config.methods:
+        config_class = import_object(expand.SAMPLERS[study.settings.samplers[name]][0])
+        require(
+            not config_class.is_trained_before,
+            f"methods: {name} needs a training of its own on the real images, which may have seen "
+            "those that the pilot tests on; leave it out, and try it by python -m expansion.study",
+        )
+
+
+def _check_pilot(pilot: Pilot, photos: Photos) -> None:
+    """Raise InputError if a part leaves nothing to train or test on, or arms share a folder."""
+    require_own_folders(pilot.stages(0, pilot.arms, 1))
+    count, seed = pilot.effort.folds, pilot.study.settings.config.subset_seed
+    for number in range(1, count + 1):
+        fold_of(photos.train, f"{number}/{count}", seed)
 
 
 def _work_of(pilot: Pilot, num_shards: int) -> Work:

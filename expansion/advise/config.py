@@ -17,6 +17,7 @@ class AdviseConfig(StudyConfig):
     command: ClassVar[str] = "python -m expansion.advise"
     common: ClassVar[frozenset[str]] = StudyConfig.common - {"seeds"} | {"minutes", "worth"}
     files: ClassVar[tuple[str, ...]] = ("advise",)
+    identity_file: ClassVar[str] = "advice.yaml"
 
     minutes: float = option(
         30.0, "time for the pilot; the images and trainings that it advises come after it"

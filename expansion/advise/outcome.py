@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expansion.advise.pilot import Pilot, learns_from_the_set, plain_arm
+from expansion.advise.pilot import Pilot, plain_arm
 from expansion.advise.rounds import Answer, Place
 from expansion.common.files import to_yaml, write_atomic
 from expansion.metrics.comparison import Gain
@@ -36,7 +36,6 @@ class Outcome:
             without, of the same repeats.
         answer: What is advised.
         cost: What it costs, in words.
-        cut_short: Whether the time was over before all rounds were done.
         rehearsal: A warning, if the tiny model stands in for a real one.
     """
 
@@ -45,7 +44,6 @@ class Outcome:
     gains: Sequence[tuple[Arm, Gain]]
     answer: Answer
     cost: str
-    cut_short: bool
     rehearsal: str = ""
 
     @property
@@ -109,9 +107,15 @@ def advised_command(outcome: Outcome, settings: Mapping[str, Any]) -> str:
     path = study.output_dir / ADVISED_FILE
     note = "# What expansion.advise advises; its pilot images lie beside it and are part of it.\n"
     write_atomic(path, note + to_yaml(values))
-    _, dataset, *place = study.place
-    words = ["python", "-m", "expansion.study", dataset, *place]
+    words = ["python", "-m", "expansion.study", study.place[1], *_of_study(study.place[2:])]
     return shlex.join([*words, "--config", str(path), "--output_dir", str(study.output_dir)])
+
+
+def _of_study(place: Sequence[str]) -> Iterator[str]:
+    """The options that name the images, without the one that a study finds out by itself."""
+    for option, value in zip(place[::2], place[1::2], strict=True):
+        if option != "--on_error":
+            yield from (option, value)
 
 
 def _as_written(arm: Arm) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def write_record(outcome: Outcome, command: str) -> Path:
         "expected_gain": [answer.expected, *answer.interval],
         "probability": answer.probability,
         "effort": dataclasses.asdict(pilot.effort),
-        "cut_short": outcome.cut_short,
+        "cut_short": pilot.cut_short,
         "rounds": [[_place(place) for place in places] for places in outcome.rounds],
     }
     path = pilot.study.output_dir / RECORD_FILE
@@ -163,9 +167,9 @@ def write_page(outcome: Outcome, command: str) -> Path:
         lines.append((pilot.title(first.arm), cells))
     # Images of the sets that lie in the final folders.
     names = dict.fromkeys(arm.method for arm in pilot.candidates)
-    folders = [study.set_folder(n) for n in names if not learns_from_the_set(study, n)]
+    folders = [study.set_folder(name) for name in names]
     sets = [read_set(folder) for folder in folders if folder.is_dir()]
-    notes = ["The time was over before the last round."] if outcome.cut_short else []
+    notes = ["The time was over before the last round."] if pilot.cut_short else []
     html = render(
         "advice.html.j2",
         Path(__file__).parent,

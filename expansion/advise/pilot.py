@@ -3,11 +3,12 @@
 The training images are dealt out to K parts (`--fold I/K` of the scripts). Each arm is trained K
 times, each time on all parts but one and on the variants of their images, and tested on the part
 that is left. The predictions for all parts together are those of one repeat; a repeat is a seed.
-The test split is not read.
+The test split is not used.
 
 Methods that look at each image alone make one set, of all images, which the advised study goes on
 with; of it, a training takes what comes from its own images. A method that learns from the set as
-a whole (a guide, prototypes) makes a set for each part left out.
+a whole (a guide, prototypes) makes a set for each part left out. One whose variants are made in
+groups makes a set that the study can go on with only if the groups are whole.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,10 +40,12 @@ class Pilot:
     Attributes:
         study: The study that may be advised; gives images, arms and all settings.
         effort: How much work the pilot puts into it.
+        cut_short: Whether the time was over before all rounds were done; the effort is what was.
     """
 
     study: Study
     effort: Effort
+    cut_short: bool = False
 
     @property
     def config(self) -> AdviseConfig:
@@ -127,7 +131,8 @@ class Pilot:
 
     def _training(self, fold: Study, arm: Arm, seeds: Sequence[int]) -> Command:
         if arm.method is not None:  # the advised study may have added variants since
-            options = {**arm.options, "max_variants": self.effort.variants}
+            most = arm.options.get("max_variants") or self.effort.variants
+            options = {**arm.options, "max_variants": min(most, self.effort.variants)}
             arm = dataclasses.replace(arm, options=options)
         return train_command(_with_seeds(fold, seeds), arm)
 
@@ -142,7 +147,7 @@ class Pilot:
                     title = f"{command.title} without part {number}"
                     yield dataclasses.replace(command, title=title)
 
-    @property
+    @cached_property
     def _whole(self) -> Study:
         """The study of all images with as many variants as the pilot has, in the final folders."""
         study, names = self.study, self.study.settings.config.methods
@@ -157,10 +162,24 @@ class Pilot:
         return dataclasses.replace(
             study,
             settings=dataclasses.replace(settings, config=config, method_options=own),
-            set_folders={name: study.set_folder(name) for name in names},
+            set_folders={
+                name: study.set_folder(name)
+                if self._is_reused(name)
+                else study.output_dir / "pilot" / "expanded" / study.set_name(name)
+                for name in names
+            },
         )
 
-    @property
+    def _is_reused(self, name: str) -> bool:
+        """Whether the images of the pilot are the first ones of the set in the advised study."""
+        if learns_from_the_set(self.study, name):
+            return False
+        (command, *_) = expand_commands(self.study, name, 1)
+        size = expand.parse(command.arguments)[1].variants_per_group
+        whole, first = self.study.num_images(name), self.effort.variants
+        return size == 1 or whole == first or whole % size == first % size == 0
+
+    @cached_property
     def _folds(self) -> list[Study]:
         """A study for each part that is left out."""
         whole, count = self._whole, self.effort.folds
@@ -188,7 +207,7 @@ class Pilot:
             for number in range(1, count + 1)
         ]
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
         """Optimiser steps of a training: a share of what real images alone take in the study."""
         schedule = Schedule(recipe_of(self.study), self.study.num_train)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr
 
 from expansion.metrics.comparison import LEVEL, Gain, compare
 from expansion.metrics.predictions import Predictions
@@ -26,6 +26,7 @@ METRIC = "last_accuracy"
 PRIOR_SHARE, PRIOR_SPREAD = 0.2, 0.2  # of the errors of the best arm without generated images
 LEAST_ERRORS = 1.0  # percent; the pilot's errors are not taken for fewer
 QUANTILE = 1.96  # of a normal distribution, for 95 %
+ONE_SIGMA = 0.6827  # share of a normal distribution within one standard deviation
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,16 @@ def survivors(places: Sequence[Place], is_first: bool) -> list[Arm]:
         places: All arms of a round, from the best to the worst.
         is_first: Whether it is the first round.
     """
-    kept = list(places)
-    families = {augmentation(place.arm) for place in places}
-    if is_first and len(families) > 1:
-        best = max(sorted(families), key=lambda family: _mean_of(family, places))
-        return [place.arm for place in kept if augmentation(place.arm) == best]
-    made = [place.arm for place in kept if place.arm.method is not None]
-    going = made[: math.ceil(len(made) / 2)]
-    return [place.arm for place in kept if place.arm.method is None or place.arm in going]
+    made = [place.arm for place in places if place.arm.method is not None]
+    real = [place.arm for place in places if place.arm.method is None]
+    means = _means_of_augmentations(places, {augmentation(arm) for arm in made})
+    if is_first and len(means) > 1:
+        best = max(sorted(means), key=lambda family: means[family])
+        made = [arm for arm in made if augmentation(arm) == best]
+        real = [arm for arm in real if augmentation(arm) == best] or real
+    else:
+        made = made[: math.ceil(len(made) / 2)]
+    return [place.arm for place in places if place.arm in (*made, *real)]
 
 
 def counts_of_rounds(arms: Iterable[Arm], num_rounds: int) -> list[int]:
@@ -146,39 +149,37 @@ def answer(
         others: Its predictions, of the same seeds.
         worth: Points that have to be expected for expansion to be advised.
     """
-    gain = compare(its, others, METRIC)
+    gain, narrow = (compare(its, others, METRIC, level=level) for level in (LEVEL, ONE_SIGMA))
     errors = 100 * (1 - fmean(float(p.hits.mean()) for p in others))
-    expected, deviation = weighed(gain, max(errors, LEAST_ERRORS))
+    error = max((narrow.high - narrow.low) / 2, 100 / gain.num_test)  # at least one image's weight
+    expected, deviation = weighed(gain.mean, error, max(errors, LEAST_ERRORS))
     return Answer(expected >= worth, best, base, gain, expected, deviation)
 
 
-def weighed(gain: Gain, errors: float) -> tuple[float, float]:
-    """Mean and standard deviation of the gain, given the pilot and the prior.
+def weighed(gain: float, error: float, errors: float) -> tuple[float, float]:
+    """Mean and standard deviation of the gain, given the pilot and the prior, all in points.
 
     Args:
         gain: The pilot's.
-        errors: Those of the arm without generated images, percent.
+        error: Its standard error, above 0.
+        errors: Those of the arm without generated images, percent of the images.
     """
-    half = (gain.high - gain.low) / 2
-    error = half / stdtrit(max(1, gain.num_test - 1), 0.5 + LEVEL / 2)
-    precisions = 1 / max(error, 1e-6) ** 2, 1 / (PRIOR_SPREAD * errors) ** 2
-    total = sum(precisions)
-    mean = (precisions[0] * gain.mean + precisions[1] * PRIOR_SHARE * errors) / total
+    pilot, prior = error**-2, (PRIOR_SPREAD * errors) ** -2
+    total = pilot + prior
+    mean = (pilot * gain + prior * PRIOR_SHARE * errors) / total
     return float(mean), float(total**-0.5)
 
 
-def _mean_of(family: str, places: Sequence[Place]) -> float:
-    """Mean accuracy of an augmentation over the arms that all augmentations have."""
-
-    def key(arm: Arm) -> str:
-        return f"{arm.method} {sorted((k, v) for k, v in arm.options.items() if k != 'augment')}"
-
-    by_family: dict[str, dict[str, float]] = {}
+def _means_of_augmentations(places: Sequence[Place], families: set[str]) -> dict[str, float]:
+    """Mean accuracy of each augmentation over the arms that all augmentations have."""
+    found: dict[str, dict[str, float]] = {family: {} for family in families}
     for place in places:
-        by_family.setdefault(augmentation(place.arm), {})[key(place.arm)] = place.accuracy
-    common = set.intersection(*(set(found) for found in by_family.values()))
-    own = by_family[family]
-    return fmean(own[name] for name in common or own)
+        if augmentation(place.arm) in families:
+            rest = {k: v for k, v in place.arm.options.items() if k != "augment"}
+            name = f"{place.arm.method} {place.arm.labels} {sorted(rest.items())}"
+            found[augmentation(place.arm)][name] = place.accuracy
+    common = set.intersection(*map(set, found.values()))
+    return {family: fmean(own[n] for n in common or own) for family, own in found.items()}
 
 
 def _certainty(predictions: Predictions) -> float:

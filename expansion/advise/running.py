@@ -21,6 +21,7 @@ EFFORT_FILE = "effort.yaml"
 def keep_effort(pilot: Pilot) -> None:
     """Write down how large the pilot is: the same command goes on with the same."""
     values = {**dataclasses.asdict(pilot.effort), "repeats": list(pilot.effort.repeats)}
+    values["cut_short"] = pilot.cut_short
     write_atomic(pilot.study.output_dir / EFFORT_FILE, to_yaml(values))
 
 
@@ -39,7 +40,7 @@ def run_rounds(pilot: Pilot, runner: Runner, num_processes: int) -> Outcome:
     alive: Sequence[Arm] = pilot.arms
     rounds: list[list[Place]] = []
     gains: dict[int, tuple[Arm, Gain]] = {}
-    num_rounds, cut_short = len(pilot.effort.repeats), False
+    num_rounds = len(pilot.effort.repeats)
     for number in range(num_rounds):
         # Train the arms, and see where they stand.
         made = [arm for arm in alive if arm.method is not None]
@@ -56,23 +57,22 @@ def run_rounds(pilot: Pilot, runner: Runner, num_processes: int) -> Outcome:
         # Who goes on; in the last round, and when the time is over, nobody does.
         over = time.monotonic() - begun > 60 * pilot.config.minutes
         is_last = over or number == num_rounds - 1
-        cut_short = over and number < num_rounds - 1
         going = [] if is_last else survivors(places, number == 0)
         rounds.append([dataclasses.replace(p, goes_on=is_last or p.arm in going) for p in places])
         _say_places(pilot, rounds[-1])
         if is_last:
             break
         alive = going
-    if cut_short:
+    if len(rounds) < num_rounds:
         effort = dataclasses.replace(pilot.effort, repeats=pilot.effort.repeats[: len(rounds)])
-        pilot = dataclasses.replace(pilot, effort=effort)
+        pilot = dataclasses.replace(pilot, effort=effort, cut_short=True)
         keep_effort(pilot)
     best = _best(places, is_first=number == 0)
     said = answer(
         best, found[alive.index(best)], base, found[alive.index(base)], pilot.config.worth
     )
     ordered = sorted(gains.values(), key=lambda pair: -pair[1].mean)
-    return Outcome(pilot, rounds, ordered, said, "", cut_short)
+    return Outcome(pilot, rounds, ordered, said, "")
 
 
 def _best(places: Sequence[Place], is_first: bool) -> Arm:

@@ -49,6 +49,8 @@ class SamplerConfig:
 
     # True if the images of one class influence the variants of another image.
     depends_on_dataset: ClassVar[bool] = False
+    # True if something that the method needs was trained on the real images before.
+    is_trained_before: ClassVar[bool] = False
     # True if the U-Net takes the latents of the real image beside those that it denoises.
     needs_image_unet: ClassVar[bool] = False
     # True if what prompts call the classes decides the images beyond the prompts themselves.

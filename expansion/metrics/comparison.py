@@ -103,6 +103,7 @@ def compare(
     base: Sequence[Predictions],
     metric: str,
     paired: bool | None = None,
+    level: float = LEVEL,
 ) -> Gain:
     """The gain of `arm` over `base`, with its interval and a verdict.
 
@@ -111,6 +112,7 @@ def compare(
         base: Predictions of the Original's runs, in the order of their seeds.
         metric: Name in METRICS of a metric that is computed from predictions.
         paired: Whether run i of both has the same seed; default: if both have as many runs.
+        level: Share of such intervals that are to hold the true gain.
 
     Raises:
         InputError: The test images differ, or the metric cannot be computed from these predictions.
@@ -150,8 +152,8 @@ def compare(
     half, needed = 200.0, None  # one image says nothing
     if num_test > 1:
         parts = _parts(values, covariance, contrast, samples)
-        half = _half_width(parts, size, freedom)
-        more = _more_images(parts, size, freedom, abs(gain))
+        half = _half_width(parts, size, freedom, level)
+        more = _more_images(parts, size, freedom, abs(gain), level)
         needed = math.ceil(num_test * more) if 1 < more < math.inf and not images_only else None
     low, high = max(gain - half, -100.0), min(gain + half, 100.0)
     sign = 1 if METRICS[metric].better == "higher" else -1
@@ -275,9 +277,9 @@ def _parts(
     return _Parts(resampled, images, float(seeds), float(freedom))
 
 
-def _half_width(parts: _Parts, size: float, freedom: float) -> float:
+def _half_width(parts: _Parts, size: float, freedom: float, level: float) -> float:
     """Half of the interval's width, percent; see the module's text."""
-    tail = (1 + LEVEL) / 2
+    tail = (1 + level) / 2
     of_images, of_seeds = stdtrit(freedom, tail), stdtrit(parts.seed_freedom, tail)
     if max(parts.resampled, parts.seeds) < NOTHING:
         return 100 * 3 / size
@@ -286,7 +288,7 @@ def _half_width(parts: _Parts, size: float, freedom: float) -> float:
     return max(float(half), 100 * float(of_images) / size)
 
 
-def _more_images(parts: _Parts, size: float, freedom: float, gain: float) -> float:
+def _more_images(parts: _Parts, size: float, freedom: float, gain: float, level: float) -> float:
     """How many times the test images would make the half-width less than `gain`; maybe infinity.
 
     The parts of the variance that are due to the images, and to their interaction with the seeds,
@@ -301,7 +303,7 @@ def _more_images(parts: _Parts, size: float, freedom: float, gain: float) -> flo
             parts.seeds - interaction + interaction / times,
             parts.seed_freedom,
         )
-        return _half_width(shrunk, size * times, freedom * times) < gain
+        return _half_width(shrunk, size * times, freedom * times, level) < gain
 
     if suffices(1.0):
         return 1.0

@@ -63,7 +63,7 @@ def _run(opened: Opened, photos: Photos, runner: Runner) -> int:
     config, output_dir = study.settings.config, study.output_dir
     todo = stages(study, opened.num_processes)
     identity = plan.identity_of(study, photos, network)
-    check_claim(output_dir, plan.IDENTITY_FILE, identity, plan.REMEDY)
+    check_claim(output_dir, StudyConfig.identity_file, identity, plan.REMEDY)
     # Say what it will do and take, and ask.
     say(talk.describe_plan(study, network, todo, identity["rehearsal"]))
     is_left = _say_estimate(opened, todo, runner)
@@ -76,7 +76,7 @@ def _run(opened: Opened, photos: Photos, runner: Runner) -> int:
         say("Nothing was begun.")
         return 1
     # Do it.
-    claim_folder(output_dir, plan.IDENTITY_FILE, identity, plan.REMEDY)
+    claim_folder(output_dir, StudyConfig.identity_file, identity, plan.REMEDY)
     for number, stage in enumerate(todo, 1):
         say(talk.heading(number, todo, stage))
         runner.run(stage)

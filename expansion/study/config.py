@@ -60,11 +60,13 @@ class StudyConfig:
         command: What one types for it.
         common: Options that `--help` shows.
         files: Study files whose values win over that of the scale.
+        identity_file: In the folder of results: what it was begun with.
     """
 
     command: ClassVar[str] = "python -m expansion.study"
     common: ClassVar[frozenset[str]] = COMMON
     files: ClassVar[tuple[str, ...]] = ()
+    identity_file: ClassVar[str] = "study.yaml"
 
     dataset: str | None = option(None, "folder of photos, or the name of a dataset")
     methods: tuple[str, ...] = option((), "how images are generated; default: the study file's")
@@ -235,8 +237,9 @@ def settle(
     for name, own in by_method.items():
         for source in own:
             _check_keys(source)
-        config_class = import_object(expand.SAMPLERS[samplers[name]][0])
-        compose([ExpandConfig, config_class], [*parts["expand"], *own])
+        if own or name in config.methods:  # what holds for all need not suit a method without use
+            config_class = import_object(expand.SAMPLERS[samplers[name]][0])
+            compose([ExpandConfig, config_class], [*parts["expand"], *own])
     # Every method must serve an arm.
     arms = _arms(config, tuple(samplers), places["arms"], parts["train"])
     methods = {arm.method for arm in arms} & set(config.methods)

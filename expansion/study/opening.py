@@ -52,7 +52,7 @@ def with_models(
     Raises:
         InputError: A model is not available, and nobody agrees to rehearse with the tiny one.
     """
-    settings = plan.decide(asked, photos, plan.begun_with(folder), study)
+    settings = plan.decide(asked, photos, plan.begun_with(folder, study), study)
     for model in plan.models_of(settings, photos.dataset):
         if not (choices.is_on_disk(model) or choices.can_be_downloaded(model)):
             error = choices.missing_model(model)
@@ -66,7 +66,7 @@ def with_models(
             break
     if plan.is_rehearsal(settings, photos.dataset) and not is_given:
         folder = folder.with_name(f"{folder.name}-rehearsal")
-        settings = plan.decide(asked, photos, plan.begun_with(folder), study)
+        settings = plan.decide(asked, photos, plan.begun_with(folder, study), study)
     return settings, folder
 
 

@@ -17,7 +17,6 @@ from expansion.study.config import NESTED, Settings, StudyConfig, settle
 from expansion.study.photos import Photos
 from expansion.study.steps import Study
 
-IDENTITY_FILE = "study.yaml"
 REMEDY = "give another --output_dir, or remove the folder"
 # Settings that a begun study keeps, unless the command line says otherwise.
 KEPT = ("scale", "num_images_per_prompt", "model", "arch", "pretrained", "lr", *NESTED)
@@ -31,9 +30,14 @@ REHEARSAL = {
 }
 
 
-def begun_with(output_dir: Path) -> Source | None:
-    """The settings that the study in a folder was begun with; None without a study."""
-    path = output_dir / IDENTITY_FILE
+def begun_with(output_dir: Path, study: type[StudyConfig] = StudyConfig) -> Source | None:
+    """The settings that the study in a folder was begun with; None without a study.
+
+    Args:
+        output_dir: The folder.
+        study: The class of the settings.
+    """
+    path = output_dir / study.identity_file
     if not path.is_file():
         return None
     kept = load_yaml(path).values.get("settings")

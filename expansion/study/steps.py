@@ -185,7 +185,7 @@ def stages(study: Study, num_shards: int) -> list[Stage]:
         ),
         Stage("the result", tuple(result_commands(study)), side_by_side=False),
     ]
-    _require_own_folders(todo)
+    require_own_folders(todo)
     return [stage for stage in todo if stage.commands]
 
 
@@ -320,7 +320,7 @@ def work_left(todo: Sequence[Stage]) -> Work:
     return work
 
 
-def _require_own_folders(todo: Sequence[Stage]) -> None:
+def require_own_folders(todo: Sequence[Stage]) -> None:
     """Raise InputError for two arms that would fill the same folder."""
     titles: dict[Path, str] = {}
     for command in (command for stage in todo for command in stage.commands):

@@ -189,6 +189,15 @@ def test_a_study_sets_the_fold_itself(key, study_file):
         read_command_line(study_file(**{key: {"fold": "1/5"}}), "")
 
 
+def test_options_of_all_expansions_need_to_suit_the_methods_of_the_study_alone(study_file):
+    few = {"expand": {"num_inference_steps": 5}, "method_options": {}}  # distdiff guides at step 20
+    words = study_file(methods=["img2img"], arms=[{}, {"method": "img2img"}], **few)
+    read_command_line(words, "")
+    words = study_file(methods=["distdiff"], arms=[{}, {"method": "distdiff"}], **few)
+    with pytest.raises(InputError, match="guidance_step 20 lies before the first of the"):
+        read_command_line(words, "")
+
+
 def test_a_begun_study_knows_its_further_sets_without_the_file(few_digits_dir, study_file):
     place = ["--data_dir", str(few_digits_dir)]
     asked = read_command_line([*study_file(), *place], "")
