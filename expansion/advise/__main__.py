@@ -126,7 +126,7 @@ def _pilot_of(opened: Opened, photos: Photos, costs: Costs) -> Pilot:
     if path.is_file():
         say(f"It goes on as it was begun: {path}")
         stored = dict(load_yaml(path).values)
-        cut_short = stored.pop("cut_short")
+        cut_short = stored.pop("cut_short", False)
         return Pilot(study, Effort(**{**stored, "repeats": tuple(stored["repeats"])}), cut_short)
     contents = Counter(name for name, _ in {(r.class_name, r.content) for r in photos.train})
     name, smallest = min(contents.items(), key=lambda item: (item[1], item[0]))
