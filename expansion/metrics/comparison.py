@@ -50,7 +50,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,12 +117,7 @@ def compare(
     Raises:
         InputError: The test images differ, or the metric cannot be computed from these predictions.
     """
-    if metric not in METRICS:
-        raise unknown_name("metric", metric, list(METRICS))
-    measure = METRICS[metric].of_predictions
-    if measure is None:
-        raise InputError(f"{metric} is not a matter of the predictions after the last step")
-    first = base[0]
+    measure, first = _measure(metric), base[0]
     if not all(first.same_images(each) for each in (*arm, *base)):
         raise InputError("the runs were tested on other images or classes")
     # The metric of every run; identical predictions need no statistics.
@@ -160,6 +155,15 @@ def compare(
     known = (low > 0 or high < 0) and not images_only
     verdict = CANNOT_TELL if not known else "better" if sign * gain > 0 else "worse"
     return Gain(gain, low, high, verdict, num_test, num_seeds, images_only, needed)
+
+
+def _measure(metric: str) -> Callable[..., float]:
+    if metric not in METRICS:
+        raise unknown_name("metric", metric, list(METRICS))
+    measure = METRICS[metric].of_predictions
+    if measure is None:
+        raise InputError(f"{metric} is not a matter of the predictions after the last step")
+    return measure
 
 
 def image_covariance(
