@@ -314,8 +314,8 @@ def _check_not_told(expanded_dir: Path, data: TrainData, fold: str) -> None:
     known = load_yaml(path).values.get("images") if path.is_file() else None
     require(
         known is None or known == content_summary(data.train),
-        f"{expanded_dir} was made with knowledge of other images than the training images of "
-        f"--fold {fold}: those that are tested on may be among them; make it with --fold {fold}",
+        f"{expanded_dir} depends on other images than the training images of --fold {fold}, and "
+        f"those that are tested on may be among them; make it with --fold {fold}",
     )
 
 

@@ -337,7 +337,7 @@ def test_the_captions_are_a_file_that_is_part_of_the_identity_and_no_preset(digi
 def test_the_dataset_file_says_the_checkpoint_and_whether_images_may_be_mirrored():
     (config,) = textual_inversion.parse(["--output_dir", "o"])
     assert (config.random_flip, config.step_size) == (False, 4 * 5e-4)
-    assert config.pretrained_model_name_or_path == "assets/tiny-sd-digits"
+    assert config.pretrained_model_name_or_path == "assets/tiny-sd-digit-styles"
     (config,) = textual_inversion.parse(["--output_dir", "o", "--random_flip", "--no-scale_lr"])
     assert (config.random_flip, config.step_size) == (True, 5e-4)
 

@@ -13,7 +13,7 @@ from expansion.advise.config import AdviseConfig
 from expansion.common.config import CONFIG_DIR
 from expansion.common.errors import InputError
 from expansion.study import choices, plan, talk
-from expansion.study.config import SCALES, read_command_line, settle
+from expansion.study.config import SCALES, Arm, read_command_line, settle
 from expansion.study.photos import look_at
 from expansion.study.steps import work_left
 from tests.conftest import TINY_MODEL
@@ -39,16 +39,16 @@ def test_a_study_is_guide_then_images_then_classifiers_then_the_result(make_stud
     ]
 
 
-def test_every_method_of_the_study_has_seed_labels_and_randaugment_and_amst_stands_beside_them(
+def test_every_method_of_the_study_stands_alone_and_with_randaugment_and_amst_beside_its_control(
     make_study,
 ):
     _, todo = make_study()
     titles = [command.title for stage in todo for command in stage.commands if command.work.runs]
-    sets = ["img2img_10x", "distdiff_10x", "dreamda_10x"]  # of configs/studies/tiny.yaml
-    assert sorted(titles) == sorted(
-        ["Original", "randaugment", "dreamda_10x_amst", *sets, *(f"{s}_randaugment" for s in sets)]
-    )
-    assert titles[2].endswith("amst")  # the longest is begun first
+    sets = [f"{name}_10x" for name in ("img2img", "text2img", "distdiff", "dreamda")]
+    mixed = [f"{name}_real0.25_randaugment" for name in sets]
+    amst = "dreamda_10x_real0.25_amst_randaugment"  # of configs/studies/tiny.yaml
+    assert sorted(titles) == sorted(["Original", "randaugment", amst, *sets, *mixed])
+    assert titles[2] == amst  # the longest is begun first
 
 
 def test_the_commands_are_those_that_one_would_type(make_study, few_digits_dir):
@@ -62,7 +62,8 @@ def test_the_commands_are_those_that_one_would_type(make_study, few_digits_dir):
         f"python train_original.py {place} --augment randaugment {recipe} --seeds 4 5",
         f"python expand.py {place} --method img2img --num_images_per_prompt 10 "
         "--output_dir out/expanded/img2img_10x",
-        f"python train_expand.py {place} {images} --augment randaugment {recipe} --seeds 4 5",
+        f"python train_expand.py {place} {images} --augment randaugment --real_share 0.25 {recipe} "
+        "--seeds 4 5",
         f"python train_expand.py {place} {images} {recipe} --seeds 4 5",
         "python parse_logs.py out/checkpoint --table",
     ]
@@ -94,7 +95,7 @@ def test_all_arms_take_the_same_number_of_steps(make_study):
         for command in stage.commands
         if command.work.runs
     ]
-    assert counts == [["300"]] * 9
+    assert counts == [["300"]] * 11
 
 
 @pytest.mark.slow
@@ -131,7 +132,7 @@ def test_a_dataset_file_wins_over_the_study_file_and_what_is_typed_over_both(mak
     train, sets = options_of(plain(todo, 0)[0]), [options_of(c) for c in plain(todo, 1)]
     assert train["--image_size"] == ["40"] and train["--max_train_steps"] == ["9"]
     assert train["--budget"] == ["steps"]  # options are merged, not replaced
-    assert [s["--guidance_scale"] for s in sets] == [["2"], ["2"], ["4"]]
+    assert [s["--guidance_scale"] for s in sets] == [["2"], ["2"], ["2"], ["4"]]
     assert all(s["--pretrained_model_name_or_path"] == [str(TINY_MODEL)] for s in sets)
 
 
@@ -149,8 +150,8 @@ def test_a_number_of_images_may_be_a_methods_own(make_study, tmp_path):
     mine.write_text("method_options: {dreamda: {num_images_per_prompt: 20}}")
     _, todo = make_study("digits", "--config", str(mine), "--num_images_per_prompt", "3")
     numbers = [options_of(command)["--num_images_per_prompt"] for command in plain(todo, 1)]
-    assert numbers == [["3"], ["3"], ["20"]]
-    assert {c.title for c in todo[2].commands} >= {"img2img_3x", "dreamda_20x_amst"}
+    assert numbers == [["3"], ["3"], ["3"], ["20"]]
+    assert {c.title for c in todo[2].commands} >= {"img2img_3x", "dreamda_20x"}
 
 
 def test_what_is_left_of_a_study_is_what_its_folders_lack(make_study, tmp_path, monkeypatch):
@@ -178,12 +179,16 @@ def test_every_study_file_compares_all_that_the_question_needs(scale):
     assert kinds[:2] == [(None, "seed", None), (None, "seed", "randaugment")]
     for method in settings.config.methods:
         assert {(method, "seed", None), (method, "seed", "randaugment")} <= set(kinds)
-    assert ("dreamda", "amst", None) in kinds
+    # What AMST's strong views add by themselves stands beside it.
+    amst = next(arm for arm in settings.arms if arm.labels == "amst")
+    assert ("dreamda", "seed", "randaugment") in kinds
+    if "augment" in amst.options:
+        assert Arm("dreamda", "seed", amst.options) in settings.arms
 
 
-def test_every_study_file_is_that_of_a_scale_or_of_the_adviser():
+def test_every_study_file_is_that_of_a_scale_of_the_adviser_or_of_the_results():
     names = {path.stem for path in (CONFIG_DIR / "studies").glob("*.yaml")}
-    assert names == {*SCALES, *AdviseConfig.files}
+    assert names == {*SCALES, *AdviseConfig.files, "results"}
 
 
 # What a stranger gets wrong -> what the one line says.
@@ -202,7 +207,7 @@ WRONG_FILES = {
     "arms: [{}, {labels: amst}]": "arm 2: labels amst are those of generated images",
     "arms: [{}, {method: each}, {method: each}]": "arm 3 is the same as an earlier one",
     "arms: [{method: each}]": "add the arm {}, real images only",
-    "arms: [{}]": "no arm trains on the images of img2img, distdiff, dreamda; add one",
+    "arms: [{}]": "no arm trains on the images of img2img, text2img, distdiff, dreamda;",
     "arms: [{}, {lr: 1, method: each}]": "arm 2: leave out 'lr'; give it to the study itself",
     "arms: 3": "arms: expected a list, got 3",
     "arms: [x]": "arms: expected dict, got 'x'",
