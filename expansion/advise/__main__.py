@@ -132,7 +132,7 @@ def _pilot_of(opened: Opened, photos: Photos, costs: Costs) -> Pilot:
     name, smallest = min(contents.items(), key=lambda item: (item[1], item[0]))
     require(
         smallest > 1,
-        f"{name} has a single training image, and cross-validation needs two of each class; "
+        f"class {name!r} has a single training image, and cross-validation needs two of each; "
         "add images",
     )
     config = cast(AdviseConfig, study.settings.config)

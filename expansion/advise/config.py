@@ -22,6 +22,7 @@ class AdviseConfig(StudyConfig):
     minutes: float = option(
         30.0, "time for the pilot; the images and trainings that it advises come after it"
     )
+    output_dir: str | None = option(None, "folder of all results; default: advice/<dataset>")
     worth: float = option(
         1.0, "points of accuracy that have to be expected for images to be worth their making"
     )

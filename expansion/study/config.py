@@ -195,8 +195,8 @@ def read_command_line(
     settle(asked, SCALES[0], study=study)
     require(
         asked.peek("dataset") is not None,
-        "which photos? give a folder that holds a folder of images per class, or 'digits' for the "
-        "scans that come with this",
+        "which photos? give a folder that holds a folder of images per class, or 'mnist-few-shot' "
+        "for the digits that come with this",
     )
     return asked
 

@@ -200,11 +200,11 @@ def test_too_little_time_is_told_with_the_time_that_is_needed(nothing_runs):
 def test_a_class_with_one_image_is_named_and_copies_of_an_image_are_one(nothing_runs, place):
     for path in sorted((place / "photos" / "train" / "bee").iterdir())[1:]:
         path.unlink()
-    with pytest.raises(InputError, match="bee has a single training image, and cross-validation"):
+    with pytest.raises(InputError, match="class 'bee' has a single training image, and cross"):
         run()
     only = next((place / "photos" / "train" / "bee").iterdir())
     shutil.copy(only, only.with_name("copy.jpg"))
-    with pytest.raises(InputError, match="bee has a single training image"):
+    with pytest.raises(InputError, match="class 'bee' has a single training image"):
         run()
 
 

@@ -52,7 +52,6 @@ def test_a_wrong_word_is_named_before_anything_is_looked_at(words, message):
 def test_the_adviser_tries_what_its_own_file_says_whatever_the_scale():
     for scale in ("tiny", "small", "paper"):
         settings = settle(read_command_line(["d"], "", AdviseConfig), scale, study=AdviseConfig)
-        assert settings.config.num_images_per_prompt == 10
         strengths = {
             name: settings.method_options[name].get("strength")
             for name, method in settings.samplers.items()

@@ -196,7 +196,7 @@ WRONG = {
     "--methods distdif": "command line: unknown method 'distdif'; did you mean 'distdiff'?",
     "--seeds 1 1": "seeds 1 1: one occurs twice",
     "--test_fraction 30": "test_fraction 30.0: give a share between 0 and 1",
-    "": "which photos? give a folder that holds a folder of images per class, or 'digits'",
+    "": "which photos? give a folder that holds a folder of images per class, or 'mnist-few-shot'",
     "--num_images_per_prompt 0": "num_images_per_prompt 0: give a positive number",
 }
 WRONG_FILES = {
