@@ -12,11 +12,9 @@ images of the pilot are the first of the advised study. If it stops, the same co
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 
 import expand
@@ -34,48 +32,21 @@ from expansion.advise.pilot import Pilot
 from expansion.advise.rounds import counts_of_rounds
 from expansion.advise.running import EFFORT_FILE, keep_effort, run_rounds
 from expansion.common.config import import_object, load_yaml
-from expansion.common.errors import GO_ON, InputError, require, run_command
-from expansion.common.files import check_claim, check_outside, claim_folder
+from expansion.common.errors import InputError, require, run_command
+from expansion.common.files import check_claim, claim_folder
 from expansion.data.splits import fold_of
-from expansion.study import choices, plan, talk
-from expansion.study.config import read_command_line, settle
+from expansion.study import plan, talk
 from expansion.study.estimate import Costs, Work, duration, estimate
-from expansion.study.opening import (
-    Opened,
-    costs_here,
-    new_runner,
-    open_study,
-    require_room,
-    with_models,
-)
-from expansion.study.photos import Photos, look_at
-from expansion.study.runner import Failed, Runner
+from expansion.study.opening import Opened, costs_here, require_room, run_study
+from expansion.study.photos import Photos
+from expansion.study.runner import Runner
 from expansion.study.steps import require_own_folders, stages, work_left
 from expansion.study.talk import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = read_command_line(
-        sys.argv[1:] if arguments is None else arguments, __doc__, AdviseConfig
-    )
-    first = settle(asked, choices.scale_of(0), study=AdviseConfig).config
-    say("Step 1: look at the photos")
-    photos = look_at(first)
-    check = shlex.join(["python", "-m", "expansion.image_datasets", *photos.check])
-    say(f"$ {check}\n{photos.describe()}\n")
-    given = first.output_dir
-    folder = Path(given or Path("advice", photos.dataset.name))
-    settings, output_dir = with_models(asked, photos, folder, given is not None, AdviseConfig)
-    check_outside(output_dir, {"the dataset": photos.dataset.root})
-    runner, processes = new_runner(settings, photos, sys.stdout, brief=True)
-    with runner:
-        try:
-            return _advise(
-                open_study(settings, photos, output_dir, runner, processes), photos, runner
-            )
-        except Failed as failure:
-            say(f"\n{'stopped' if failure.stopped else 'not finished'}; {GO_ON}")
-            return failure.status
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_study(given, __doc__, AdviseConfig, _advise)
 
 
 def _advise(opened: Opened, photos: Photos, runner: Runner) -> int:

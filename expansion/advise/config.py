@@ -18,6 +18,8 @@ class AdviseConfig(StudyConfig):
     common: ClassVar[frozenset[str]] = StudyConfig.common - {"seeds"} | {"minutes", "worth"}
     files: ClassVar[tuple[str, ...]] = ("advise",)
     identity_file: ClassVar[str] = "advice.yaml"
+    top_folder: ClassVar[str] = "advice"
+    brief: ClassVar[bool] = True
 
     minutes: float = option(
         30.0, "time for the pilot; the images and trainings that it advises come after it"

@@ -76,9 +76,9 @@ def advised_study(pilot: Pilot, best: Arm, base: Arm) -> Study:
     study = pilot.study
     compared = (plain_arm(study), base, best)
     kept = tuple(arm for arm in study.settings.arms if arm in compared)
-    config = dataclasses.replace(study.settings.config, methods=(best.method,))
-    settings = dataclasses.replace(study.settings, config=config, arms=kept)
-    return dataclasses.replace(study, settings=settings)
+    advised = study.with_config(methods=(best.method,))
+    settings = dataclasses.replace(advised.settings, arms=kept)
+    return dataclasses.replace(advised, settings=settings)
 
 
 def advised_command(outcome: Outcome, settings: Mapping[str, Any]) -> str:

@@ -134,7 +134,7 @@ class Pilot:
             most = arm.options.get("max_variants") or self.effort.variants
             options = {**arm.options, "max_variants": min(most, self.effort.variants)}
             arm = dataclasses.replace(arm, options=options)
-        return train_command(_with_seeds(fold, seeds), arm)
+        return train_command(fold.with_config(seeds=tuple(seeds)), arm)
 
     def _expansions(self, alive: Sequence[Arm], num_shards: int) -> Iterator[Command]:
         names = dict.fromkeys(arm.method for arm in alive)
@@ -151,17 +151,14 @@ class Pilot:
     def _whole(self) -> Study:
         """The study of all images with as many variants as the pilot has, in the final folders."""
         study, names = self.study, self.study.settings.config.methods
-        settings = study.settings
-        config = dataclasses.replace(
-            settings.config, num_images_per_prompt=self.effort.variants, seeds=(1,)
-        )
+        small = study.with_config(num_images_per_prompt=self.effort.variants, seeds=(1,))
         own = {
             name: {k: v for k, v in options.items() if k != "num_images_per_prompt"}
-            for name, options in settings.method_options.items()
+            for name, options in study.settings.method_options.items()
         }
         return dataclasses.replace(
-            study,
-            settings=dataclasses.replace(settings, config=config, method_options=own),
+            small,
+            settings=dataclasses.replace(small.settings, method_options=own),
             set_folders={
                 name: study.set_folder(name)
                 if self._is_reused(name)
@@ -189,11 +186,7 @@ class Pilot:
             if not learns_from_the_set(whole, name)
         }
         held = math.ceil(whole.num_train / count)
-        train = {
-            **whole.train,
-            "budget": "steps",
-            "max_train_steps": self.num_steps,
-        }
+        train = {**whole.train, "budget": "steps", "max_train_steps": self.num_steps}
         return [
             dataclasses.replace(
                 whole,
@@ -223,8 +216,3 @@ def learns_from_the_set(study: Study, name: str) -> bool:
 def plain_arm(study: Study) -> Arm:
     """The arm of real images alone, without further augmentation."""
     return next(a for a in study.settings.arms if a == Arm(None, LABELS[0], {}))
-
-
-def _with_seeds(study: Study, seeds: Sequence[int]) -> Study:
-    config = dataclasses.replace(study.settings.config, seeds=tuple(seeds))
-    return dataclasses.replace(study, settings=dataclasses.replace(study.settings, config=config))

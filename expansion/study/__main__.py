@@ -12,49 +12,24 @@ command goes on. All results are in study/<dataset>.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from expansion.common.errors import GO_ON, run_command
-from expansion.common.files import check_claim, check_outside, claim_folder
-from expansion.study import choices, plan, talk
-from expansion.study.config import StudyConfig, read_command_line, settle
+from expansion.common.errors import run_command
+from expansion.common.files import check_claim, claim_folder
+from expansion.study import plan, talk
+from expansion.study.config import StudyConfig
 from expansion.study.estimate import estimate
-from expansion.study.opening import (
-    Opened,
-    costs_here,
-    new_runner,
-    open_study,
-    require_room,
-    with_models,
-)
-from expansion.study.photos import Photos, look_at
-from expansion.study.runner import Failed, Runner
+from expansion.study.opening import Opened, costs_here, require_room, run_study
+from expansion.study.photos import Photos
+from expansion.study.runner import Runner
 from expansion.study.steps import Stage, stages, work_left
 from expansion.study.talk import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = read_command_line(sys.argv[1:] if arguments is None else arguments, __doc__)
-    first = settle(asked, choices.scale_of(0)).config
-    say("Step 1: look at the photos")
-    photos = look_at(first)
-    check = shlex.join(["python", "-m", "expansion.image_datasets", *photos.check])
-    say(f"$ {check}\n{photos.describe()}\n")
-    given = first.output_dir
-    folder = Path(given or Path("study", photos.dataset.name))
-    settings, output_dir = with_models(asked, photos, folder, given is not None, StudyConfig)
-    check_outside(output_dir, {"the dataset": photos.dataset.root})
-    runner, processes = new_runner(settings, photos, sys.stdout)
-    with runner:
-        try:
-            opened = open_study(settings, photos, output_dir, runner, processes)
-            return _run(opened, photos, runner)
-        except Failed as failure:
-            say(f"\n{'stopped' if failure.stopped else 'not finished'}; {GO_ON}")
-            return failure.status
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_study(given, __doc__, StudyConfig, _run)
 
 
 def _run(opened: Opened, photos: Photos, runner: Runner) -> int:

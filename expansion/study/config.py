@@ -61,12 +61,16 @@ class StudyConfig:
         common: Options that `--help` shows.
         files: Study files whose values win over that of the scale.
         identity_file: In the folder of results: what it was begun with.
+        top_folder: Where the folder of results lies if none is given.
+        brief: Whether the titles of its commands are shown in the place of their output.
     """
 
     command: ClassVar[str] = "python -m expansion.study"
     common: ClassVar[frozenset[str]] = COMMON
     files: ClassVar[tuple[str, ...]] = ()
     identity_file: ClassVar[str] = "study.yaml"
+    top_folder: ClassVar[str] = "study"
+    brief: ClassVar[bool] = False
 
     dataset: str | None = option(None, "folder of photos, or the name of a dataset")
     methods: tuple[str, ...] = option((), "how images are generated; default: the study file's")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from expansion.common.config import Layers
-from expansion.common.errors import require
+from expansion.common.errors import GO_ON, require
+from expansion.common.files import check_outside
 from expansion.diffusion.model_files import locate_model
 from expansion.study import choices, jobs, plan, talk
 from expansion.study.choices import Machine, Network
-from expansion.study.config import Settings, StudyConfig
+from expansion.study.config import Settings, StudyConfig, read_command_line, settle
 from expansion.study.estimate import Costs, costs_of
-from expansion.study.photos import Photos
-from expansion.study.runner import Runner
+from expansion.study.photos import Photos, look_at
+from expansion.study.runner import Failed, Runner
 from expansion.study.steps import Study, recipe_of
 from expansion.study.talk import say
 
@@ -37,7 +40,7 @@ class Opened:
     num_processes: int
 
 
-def with_models(
+def _with_models(
     asked: Layers, photos: Photos, folder: Path, is_given: bool, study: type[StudyConfig]
 ) -> tuple[Settings, Path]:
     """The settings, with diffusion models that can be had, and the folder of results.
@@ -70,26 +73,45 @@ def with_models(
     return settings, folder
 
 
-def new_runner(
-    settings: Settings, photos: Photos, out: IO[str], brief: bool = False
-) -> tuple[Runner, list[dict[str, str]]]:
-    """A runner of one process so far, and the processes that a CPU would be shared by.
+def run_study(
+    arguments: Sequence[str],
+    description: str,
+    study: type[StudyConfig],
+    work: Callable[[Opened, Photos, Runner], int],
+) -> int:
+    """Read the command line, look at the images, open the study, and do the work; exit status.
 
     Args:
-        settings: Give the GPUs that are wanted.
-        photos: The images, whose size decides how many processes a CPU has room for.
-        out: Stream for all output.
-        brief: Whether it shows the titles of commands alone.
+        arguments: The command line.
+        description: What `--help` says of the command.
+        study: The class of the settings.
+        work: All the rest; it may raise `Failed`.
     """
+    asked = read_command_line(arguments, description, study)
+    first = settle(asked, choices.scale_of(0), study=study).config
+    say("Step 1: look at the photos")
+    photos = look_at(first)
+    check = shlex.join(["python", "-m", "expansion.image_datasets", *photos.check])
+    say(f"$ {check}\n{photos.describe()}\n")
+    given = first.output_dir
+    folder = Path(given or Path(study.top_folder, photos.dataset.name))
+    settings, output_dir = _with_models(asked, photos, folder, given is not None, study)
+    check_outside(output_dir, {"the dataset": photos.dataset.root})
+    # One process looks at the machine; `_open` adds the others.
     rehearsal = plan.is_rehearsal(settings, photos.dataset)
     small = rehearsal or photos.side <= choices.SMALL_SIDE
     processes = jobs.on_cpu(jobs.num_cores(), small)
-    first_gpu = [{jobs.GPU: number} for number in settings.config.devices[:1]]
-    runner = Runner(first_gpu or processes[:1], out, talk.on_terminal(), photos.said, brief)
-    return runner, processes
+    one = [{jobs.GPU: number} for number in settings.config.devices[:1]] or processes[:1]
+    with Runner(one, sys.stdout, talk.on_terminal(), photos.said, study.brief) as runner:
+        try:
+            opened = _open(settings, photos, output_dir, runner, processes)
+            return work(opened, photos, runner)
+        except Failed as failure:
+            say(f"\n{'stopped' if failure.stopped else 'not finished'}; {GO_ON}")
+            return failure.status
 
 
-def open_study(
+def _open(
     settings: Settings,
     photos: Photos,
     output_dir: Path,

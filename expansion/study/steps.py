@@ -134,20 +134,21 @@ class Study:
     @property
     def draws(self) -> list[Study]:
         """A study for each seed with images of its own; the study itself, if all have the same."""
-        settings = self.settings
-        if not settings.config.draw_per_seed:
+        if not self.settings.config.draw_per_seed:
             return [self]
         return [
             dataclasses.replace(
-                self,
-                settings=dataclasses.replace(
-                    settings, config=dataclasses.replace(settings.config, seeds=(seed,))
-                ),
+                self.with_config(seeds=(seed,)),
                 place=(*self.place, "--subset_seed", str(seed)),
                 draw=seed,
             )
-            for seed in settings.config.seeds
+            for seed in self.settings.config.seeds
         ]
+
+    def with_config(self, **changes: Any) -> Study:
+        """The same with other fields of `settings.config`."""
+        config = dataclasses.replace(self.settings.config, **changes)
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, config=config))
 
     @property
     def page(self) -> Path:
