@@ -52,6 +52,14 @@ class DistDiffConfig(SamplerConfig):
         "direct_guidance: move the latent itself at every step of the window (the ablation)",
         choices=("transform_guidance", "direct_guidance"),
     )
+    transform_start: str = option(
+        "random",
+        "where the gradient step on scale and shift starts: random, at a draw (paper), which takes "
+        "most elements to the edge of epsilon by itself; inside, at the same draw made so small "
+        "that no element moves by more than half of epsilon; identity, at the latent itself",
+        choices=("random", "inside", "identity"),
+        added_later=True,
+    )
     guidance_step: int = option(20, "M: the window opens M steps before the end")
     guidance_period: int = option(2, "m: steps of the window; the energy is their mean")
     rho: float = option(10.0, "step size of the gradient update")
@@ -86,7 +94,8 @@ class DistDiffConfig(SamplerConfig):
     )
     log_energy: bool = option(
         False,
-        "also measure the energy without guidance and after it, for the manifest: slower",
+        "also measure the energy without guidance and after it, and the share of elements at the "
+        "edge before the gradient, for the manifest: slower",
         decides=False,
     )
 
@@ -135,6 +144,11 @@ class DistDiffConfig(SamplerConfig):
             self.guidance_period <= self.guidance_step,
             f"guidance_period {self.guidance_period} reaches beyond the last step; "
             f"give at most guidance_step, {self.guidance_step}",
+        )
+        require(
+            self.transform_start == "random" or self.guidance_type == "transform_guidance",
+            f"transform_start {self.transform_start} is for guidance_type transform_guidance; "
+            "leave it out",
         )
         require(
             self.constraint_value >= 0,

@@ -43,6 +43,29 @@ def gradient_step(gradient: Tensor, rho: float, mode: str) -> Tensor:
     return rho * gradient
 
 
+def starting_transform(
+    latents: Tensor, generators: Sequence[Generator], start: str, radius: float
+) -> tuple[Tensor, Tensor]:
+    """The w and b at which the gradient is taken, each (B, 4, 1, 1).
+
+    Args:
+        latents: z, (B, 4, h, w).
+        generators: B, which draw w and b.
+        start: "random" is the draw itself; "inside" shrinks w and b of each channel by one factor,
+            until max |w z + b| <= radius / 2; "identity" is w = b = 0, and draws nothing.
+        radius: epsilon.
+    """
+    if start == "identity":
+        zeros = latents.new_zeros(*latents.shape[:2], 1, 1)
+        return zeros, zeros.clone()
+    scale, shift = draw_transform(latents, generators)
+    if start == "inside":
+        largest = (scale * latents + shift).abs().amax(dim=(2, 3), keepdim=True)
+        factor = (radius / 2 / largest.clamp_min(1e-12)).clamp(max=1)
+        scale, shift = scale * factor, shift * factor
+    return scale, shift
+
+
 @dataclass(frozen=True)
 class Guided:
     """Guided latents (B, 4, h, w), and by name figures (B,) about the update."""
@@ -89,8 +112,8 @@ class Guidance:
     ) -> Guided:
         """Scale and shift the latents once (Eq. 5), for a window that the caller runs afterwards.
 
-        Draws w ~ U(0, 1) and b ~ N(0, 1) per channel, takes one gradient step on both, and projects
-        the result.
+        Starts at w ~ U(0, 1) and b ~ N(0, 1) per channel, or where `transform_start` says, takes
+        one gradient step on both, and projects the result.
 
         Args:
             latents: (B, 4, h, w) at the first timestep of the window, float32.
@@ -101,7 +124,8 @@ class Guidance:
         """
         config = self.config
         # Look ahead from the transformed latents, to learn how w and b change the energy.
-        scale, shift = draw_transform(latents, generators)
+        radius = config.constraint_value
+        scale, shift = starting_transform(latents, generators, config.transform_start, radius)
         with torch.enable_grad():
             scale.requires_grad_()
             shift.requires_grad_()
@@ -115,9 +139,8 @@ class Guidance:
         scale_step, shift_step = step.chunk(2, dim=1)
         scale, shift = scale.detach(), shift.detach()
         moved = transform_latents(latents, scale - scale_step, shift - shift_step)
-        radius = config.constraint_value
         guided = project(moved, latents, radius)
-        # For the manifest: the latents of the random draw alone tell what the gradient changed.
+        # For the manifest: the latents before the step tell what the gradient changed.
         unmoved = project(start.detach(), latents, radius)
         figures = {
             "energy_start": energy.detach(),
@@ -126,6 +149,8 @@ class Guidance:
             "changed_by_update": _share(guided != unmoved),
             "update_skipped": skipped,
         }
+        if config.log_energy:
+            figures["saturated_start"] = _share((start.detach() - latents).abs() >= radius)
         return Guided(guided, figures)
 
     def direct(
