@@ -56,6 +56,7 @@ def test_the_commands_are_those_that_one_would_type(make_study, few_digits_dir):
     _, todo = make_study(*words, "--lr", "0.1", "--no-page")
     place = f"-d digits --data_dir {few_digits_dir} --shots 2"
     recipe = "--checkpoint_dir out/checkpoint --lr 0.1 --budget steps --max_train_steps 300"
+    recipe += " --eval_steps 100"
     images = "--exp img2img_10x --expanded_dir out/expanded/img2img_10x"
     assert [command for i in range(4) for command in plain(todo, i)] == [
         f"python train_original.py {place} {recipe} --seeds 4 5",
