@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The study on 20 MNIST digits, with an embedded diffusion model of other writers' digits: four methods, three seeds, and the page.
-# Cost: about 6 minutes on two CPU cores after installation. Output: demo/. A second call only makes the result again.
+# Cost: about 5 minutes on two CPU cores after installation. Output: demo/. A second call only makes the result again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
