@@ -22,6 +22,7 @@ from expansion.study import __main__ as study
 from expansion.study import jobs, opening
 from tests.conftest import TINY_MODEL
 from tests.helpers.stand_ins import folders
+from tests.study.conftest import HereAlone
 
 QUICK = {
     "num_images_per_prompt": 2,
@@ -46,25 +47,6 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jobs, "num_cores", lambda: 1)
     return tmp_path
-
-
-class HereAlone:
-    """In the place of a Runner: answers in this process, and runs nothing."""
-
-    def __init__(self, *_: object):
-        pass
-
-    def __enter__(self) -> HereAlone:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def set_processes(self, environs: object) -> None:
-        pass
-
-    def ask(self, call: str, *arguments: object) -> object:
-        return import_object(call)(*arguments)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from expansion.common.config import import_object
 from expansion.study import plan
 from expansion.study.choices import Machine, choose_network
 from expansion.study.config import read_command_line, settle
@@ -58,3 +59,22 @@ def options_of(command: str) -> dict[str, list[str]]:
         else:
             values.append(word)
     return found
+
+
+class HereAlone:
+    """In the place of a Runner: answers in this process and runs nothing."""
+
+    def __init__(self, *_: object):
+        pass
+
+    def __enter__(self) -> HereAlone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def set_processes(self, environs: object) -> None:
+        pass
+
+    def ask(self, call: str, *arguments: object) -> object:
+        return import_object(call)(*arguments)

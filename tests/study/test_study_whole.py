@@ -10,12 +10,12 @@ import time
 import pytest
 import yaml
 
-from expansion.common.config import import_object
 from expansion.common.errors import InputError
 from expansion.study import __main__ as study
 from expansion.study import jobs, opening, talk
 from tests.conftest import TINY_MODEL
 from tests.helpers.stand_ins import draw, folders
+from tests.study.conftest import HereAlone
 
 pytestmark = pytest.mark.slow  # whole studies
 
@@ -38,25 +38,6 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jobs, "num_cores", lambda: 1)
     return tmp_path
-
-
-class HereAlone:
-    """In the place of a Runner: answers in this process and runs nothing."""
-
-    def __init__(self, *_: object):
-        pass
-
-    def __enter__(self) -> HereAlone:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def set_processes(self, environs: object) -> None:
-        pass
-
-    def ask(self, call: str, *arguments: object) -> object:
-        return import_object(call)(*arguments)
 
 
 @pytest.fixture
