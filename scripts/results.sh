@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The comparisons of docs/results.md that need nothing from outside: MNIST few-shot and digits, 2, 5 and 10 images a class, five seeds.
-# Cost: about 3 hours on two CPU cores. Output: results/<set><images a class>/, each with its tables; a second call only shows these again.
+# Cost: hours on two CPU cores; each study says how many before it begins. Output: results/<set><images a class>/, each with its tables; a second call only shows these again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh

@@ -50,40 +50,31 @@ def run_rounds(pilot: Pilot, runner: Runner, num_processes: int) -> Outcome:
             runner.run(stage)
         found = {i: pilot.predictions(arm, number) for i, arm in enumerate(alive)}
         places = standing(alive, found)
-        base = _first(places, generated=False).arm
+        base = next(place.arm for place in places if place.arm.method is None)
         for arm in made:
             gain = compare(found[alive.index(arm)], found[alive.index(base)], METRIC)
             gains[pilot.arms.index(arm)] = (arm, gain)
         # Who goes on; in the last round, and when the time is over, nobody does.
         over = time.monotonic() - begun > 60 * pilot.config.minutes
         is_last = over or number == num_rounds - 1
-        going = [] if is_last else survivors(places, number == 0)
-        rounds.append([dataclasses.replace(p, goes_on=is_last or p.arm in going) for p in places])
+        kept = survivors(places, number == 0)
+        rounds.append([dataclasses.replace(p, goes_on=is_last or p.arm in kept) for p in places])
         _say_places(pilot, rounds[-1])
         if is_last:
             break
-        alive = going
+        alive = kept
     if len(rounds) < num_rounds:
         effort = dataclasses.replace(pilot.effort, repeats=pilot.effort.repeats[: len(rounds)])
         pilot = dataclasses.replace(pilot, effort=effort, cut_short=True)
         keep_effort(pilot)
-    best = _best(places, is_first=number == 0)
+    # The best arms with and without generated images; of a first round, in its augmentation.
+    best = next(arm for arm in kept if arm.method is not None)
+    base = next(arm for arm in kept if arm.method is None)
     said = answer(
         best, found[alive.index(best)], base, found[alive.index(base)], pilot.config.worth
     )
     ordered = sorted(gains.values(), key=lambda pair: -pair[1].mean)
     return Outcome(pilot, rounds, ordered, said, "")
-
-
-def _best(places: Sequence[Place], is_first: bool) -> Arm:
-    """The best arm with generated images; in a first round, of the better augmentation."""
-    kept = survivors(places, is_first)
-    return next(place.arm for place in places if place.arm in kept and place.arm.method)
-
-
-def _first(places: Sequence[Place], generated: bool) -> Place:
-    """The best place of an arm with or without generated images."""
-    return next(place for place in places if (place.arm.method is not None) == generated)
 
 
 def _say_places(pilot: Pilot, places: Sequence[Place]) -> None:
