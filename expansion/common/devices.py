@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def usable_device(name: str) -> str:
-    """The device `name`, or for "auto" this process's GPU, or the CPU if there is none.
+    """The device `name`, or for "auto" this process's GPU (CUDA, MPS, ...), else the CPU.
 
     Raises:
         InputError: It cannot be used here.
@@ -22,8 +22,8 @@ def usable_device(name: str) -> str:
     import torch
 
     if name == "auto":
-        local_rank = os.environ.get("LOCAL_RANK", "0")
-        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+        gpu = torch.accelerator.current_accelerator(check_available=True)
+        name = f"{gpu.type}:{os.environ.get('LOCAL_RANK', '0')}" if gpu else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -34,6 +34,8 @@ def usable_device(name: str) -> str:
 
 def device_and_dtype(device: str, dtype: str) -> tuple[str, str]:
     """Where an expansion runs, and the number format of its networks, for "auto" or as given.
+
+    For "auto" the format is float16 on CUDA alone, float32 elsewhere.
 
     Raises:
         InputError: See `usable_device`.

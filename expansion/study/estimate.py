@@ -158,7 +158,9 @@ def count(model: str, resolution: int, arch: str, image_size: int, num_classes: 
 
     from expansion.benchmarks.sampling_arms import matrix_rate, unet_flops
     from expansion.classifier.backbones import Classifier
+    from expansion.common.devices import device_and_dtype
     from expansion.common.quiet import quiet_libraries
+    from expansion.diffusion.stable_diffusion import DTYPES
 
     # Networks on the meta device have shapes, but neither weights nor results.
     with torch.device("meta"), quiet_libraries(), torch.no_grad():
@@ -190,6 +192,5 @@ def count(model: str, resolution: int, arch: str, image_size: int, num_classes: 
             "input_bytes": 3 * image_size**2,
         }
     # The rate, in the number format that generation uses on this device.
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    return {**facts, "rate": matrix_rate(device, torch.float16 if on_gpu else torch.float32)}
+    device, dtype = device_and_dtype("auto", "auto")
+    return {**facts, "rate": matrix_rate(torch.device(device), DTYPES[dtype])}

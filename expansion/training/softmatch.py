@@ -67,12 +67,12 @@ class SoftMatchWeights:
         self.num_images = len(everyone)
         self._update_prior(everyone, m)
         confidences = self.align(everyone).amax(dim=1)
-        confidences = confidences.double()  # a running mean of equal values is to be that value
+        confidences = _doubled(confidences)  # a running mean of equal values is to be that value
         self.mean = m * self.mean.to(confidences) + (1 - m) * confidences.mean()
         self.variance = self.variance.to(confidences)
         if len(confidences) > 1:
             self.variance = m * self.variance + (1 - m) * confidences.var()
-        below = (self.align(probabilities).amax(dim=1).double() - self.mean).clamp(max=0)
+        below = (_doubled(self.align(probabilities).amax(dim=1)) - self.mean).clamp(max=0)
         variance = self.variance.clamp(min=SMALLEST_DEVIATION**2)
         exponent = -(below**2) * self.config.n_sigma**2 / (2 * variance)
         return (self.config.max_weight * exponent.exp()).to(probabilities)
@@ -104,6 +104,11 @@ class SoftMatchWeights:
             self.model_prior = mean
         else:
             self.model_prior = m * self.model_prior.to(mean.device) + (1 - m) * mean
+
+
+def _doubled(values: Tensor) -> Tensor:
+    """The values in float64; on the CPU for MPS, which has no such numbers."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def of_all_processes(rows: Tensor) -> Tensor:

@@ -71,8 +71,9 @@ def evaluate(
 
 def _means(loss: float, hits: float, count: float, accelerator: Accelerator) -> tuple[float, float]:
     """(mean loss, accuracy in percent) from all processes' sums of losses, hits and images."""
-    totals = torch.tensor((loss, hits, count), dtype=torch.float64).to(accelerator.device)
-    loss, hits, count = accelerator.reduce(totals).tolist()
+    if accelerator.num_processes > 1:
+        totals = torch.tensor((loss, hits, count), dtype=torch.float64).to(accelerator.device)
+        loss, hits, count = accelerator.reduce(totals).tolist()
     return loss / count, 100 * hits / count
 
 

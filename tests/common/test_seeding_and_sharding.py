@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from expansion.common.devices import usable_device
+from expansion.common.devices import device_and_dtype, usable_device
 from expansion.common.errors import InputError
 from expansion.common.seeding import image_generator, image_seed, stable_seed
 from expansion.common.sharding import make_units, resolve_shard, take_shard
@@ -98,9 +98,24 @@ def test_the_shard_comes_from_options_then_launcher_then_array(
     assert bool(shard.origin) == (split is None and bool(environ))  # who decided it is said
 
 
-def test_launched_processes_of_two_machines_take_each_shard_once_and_each_gpu_once(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def pretend_a_gpu(monkeypatch, kind: str) -> None:
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available: torch.device(kind)
+    )
     monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("cuda", "float16"), ("mps", "float32"), ("xpu", "float32")]
+)
+def test_any_kind_of_gpu_is_taken_before_the_cpu(monkeypatch, kind, dtype):
+    pretend_a_gpu(monkeypatch, kind)
+    assert device_and_dtype("auto", "auto") == (f"{kind}:0", dtype)
+    assert device_and_dtype("cpu", "auto") == ("cpu", "float32")
+
+
+def test_launched_processes_of_two_machines_take_each_shard_once_and_each_gpu_once(monkeypatch):
+    pretend_a_gpu(monkeypatch, "cuda")
     shards, devices = [], []
     for machine in range(2):
         for local_rank in range(4):
