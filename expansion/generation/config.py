@@ -55,7 +55,7 @@ class ExpandConfig:
         choices=PROMPT_PER,
     )
     batch_size: int | str = option(
-        8,
+        "auto",
         "images that are denoised together; auto: as many as fit, found once for the folder",
         words=("auto",),
     )
