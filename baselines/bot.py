@@ -20,9 +20,9 @@ class BoTSampler(Text2ImgSampler):
     @torch.no_grad()
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
         """Draw noise, then a guidance scale, and run all steps; see `Sampler.sample`."""
-        latents, prompt_embeds = self.start(batch, generators)
+        latents, conditioning = self.start(batch, generators)
         largest = int(self.config.guidance_scale)
         drawn = [torch.randint(1, largest + 1, (1,), generator=g) for g in generators]
         scale = torch.cat(drawn).to(latents)
-        latents, _ = self.denoiser.run(latents, self.denoiser.timesteps, prompt_embeds, scale)
+        latents, _ = self.denoiser.run(latents, self.denoiser.timesteps, conditioning, scale)
         return Samples(self.codec.decode(latents), {"guidance_scale": scale})

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
 from baselines.da_fusion_config import DAFusionConfig
 from baselines.embeddings.words import add_words
+from expansion.diffusion.conditioning import Conditioning
+from expansion.diffusion.families import Pipeline
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.samples import Batch, Samples
 
@@ -26,7 +27,7 @@ class DAFusionSampler(Img2ImgSampler):
 
     config: DAFusionConfig
 
-    def __init__(self, pipeline: StableDiffusionPipeline, config: DAFusionConfig):
+    def __init__(self, pipeline: Pipeline, config: DAFusionConfig):
         super().__init__(pipeline, config)
         if config.embeddings is not None:
             trained = config.trained
@@ -46,12 +47,12 @@ class DAFusionSampler(Img2ImgSampler):
         choices = self.config.all_strengths
         drawn = [int(torch.randint(len(choices), (), generator=g)) for g in generators]
         steps = torch.tensor([self.config.steps_of(choices[i]) for i in drawn])
-        latents = self._denoise(latents, noise, steps, self.embed_prompts(batch.prompts))
+        latents = self._denoise(latents, noise, steps, self.embed_prompts(batch))
         strengths = torch.tensor([choices[i] for i in drawn]).to(latents)
         return Samples(self.codec.decode(latents), {"strength": strengths})
 
     def _denoise(
-        self, latents: Tensor, noise: Tensor, steps: Tensor, prompt_embeds: Tensor
+        self, latents: Tensor, noise: Tensor, steps: Tensor, conditioning: Conditioning
     ) -> Tensor:
         """Noise each of B latents to the first of its last `steps` steps, and run these.
 
@@ -59,7 +60,7 @@ class DAFusionSampler(Img2ImgSampler):
             latents: Of the real images, (B, 4, h, w).
             noise: Standard normal, same shape.
             steps: (B,), on the CPU.
-            prompt_embeds: As `embed_prompts` gives them.
+            conditioning: As `embed_prompts` gives it.
 
         Returns:
             Clean latents (B, 4, h, w).
@@ -74,9 +75,9 @@ class DAFusionSampler(Img2ImgSampler):
             stretches = [(steps == count, schedule[-count:]) for count in counts]
         for chosen, timesteps in stretches:
             rows = chosen.nonzero().flatten().to(latents.device)
-            embeds = prompt_embeds.unflatten(0, (-1, len(latents)))[:, rows].flatten(0, 1)
+            own = conditioning.of_images(rows, len(latents))
             latents = latents.clone()
-            latents[rows], _ = denoiser.run(latents[rows], timesteps, embeds)
+            latents[rows], _ = denoiser.run(latents[rows], timesteps, own)
         return latents
 
 

@@ -12,6 +12,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
 
+from expansion.diffusion.conditioning import Conditioning
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.samples import Batch
 
@@ -19,13 +20,13 @@ from expansion.diffusion.samples import Batch
 class Text2ImgSampler(Img2ImgSampler):
     """Denoises standard normal latents by the whole schedule.
 
-    Given equal noise the images equal those of diffusers' `StableDiffusionPipeline`. Of the real
-    images only the size counts, never a pixel.
+    Given equal noise the images equal those of diffusers' `StableDiffusionPipeline`, or
+    `StableDiffusionXLPipeline`. Of the real images only the size counts, never a pixel.
     """
 
     def noise(self, batch: Batch, generators: Sequence[Generator]) -> Tensor:
         """Standard normal latents (B, 4, h, w), of which each generator draws its variant's."""
-        height, width = (side // self.pipeline.vae_scale_factor for side in batch.images.shape[-2:])
+        height, width = (side // self.pipeline.vae_scale_factor for side in batch.size)
         return randn_tensor(
             (len(batch), self.pipeline.vae.config.latent_channels, height, width),
             generator=list(generators),
@@ -33,11 +34,10 @@ class Text2ImgSampler(Img2ImgSampler):
             dtype=torch.float32,
         )
 
-    def start(self, batch: Batch, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
+    def start(self, batch: Batch, generators: Sequence[Generator]) -> tuple[Tensor, Conditioning]:
         """Where the steps begin; each generator draws the noise of its variant.
 
         Returns:
-            Latents (B, 4, h, w), standard normal, and the prompt embeddings as `embed_prompts`
-            gives them.
+            Latents (B, 4, h, w), standard normal, and the conditions as `embed_prompts` gives them.
         """
-        return self.noise(batch, generators), self.embed_prompts(batch.prompts)
+        return self.noise(batch, generators), self.embed_prompts(batch)

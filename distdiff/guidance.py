@@ -20,6 +20,7 @@ from expansion.diffusion.channel_transform import (
     project,
     transform_latents,
 )
+from expansion.diffusion.conditioning import Conditioning
 from expansion.diffusion.denoising import Denoiser
 
 # Mean energy (B,) over the images predicted by a stretch of steps: the list of x0hat -> energy.
@@ -89,24 +90,24 @@ class Guidance:
         self.config = config
 
     def look_ahead_energy(
-        self, latents: Tensor, window: Sequence[int], prompt_embeds: Tensor, targets: Tensor
+        self, latents: Tensor, window: Sequence[int], conditioning: Conditioning, targets: Tensor
     ) -> Tensor:
         """The mean energy (B,) of the images predicted at the steps of `window`.
 
         Args:
             latents: (B, 4, h, w) at the first timestep of the window.
             window: Timesteps.
-            prompt_embeds: As `Denoiser.predict` takes them.
+            conditioning: As `Denoiser.predict` takes them.
             targets: (B,) labels.
         """
-        _, predictions = self.denoiser.run(latents, window, prompt_embeds)
+        _, predictions = self.denoiser.run(latents, window, conditioning)
         return self.energy(predictions, targets)
 
     def transform(
         self,
         latents: Tensor,
         window: Sequence[int],
-        prompt_embeds: Tensor,
+        conditioning: Conditioning,
         targets: Tensor,
         generators: Sequence[Generator],
     ) -> Guided:
@@ -118,7 +119,7 @@ class Guidance:
         Args:
             latents: (B, 4, h, w) at the first timestep of the window, float32.
             window: Timesteps whose predictions give the energy; their latents are discarded.
-            prompt_embeds: As `Denoiser.predict` takes them.
+            conditioning: As `Denoiser.predict` takes them.
             targets: (B,) labels.
             generators: B, which draw w and b.
         """
@@ -130,7 +131,7 @@ class Guidance:
             scale.requires_grad_()
             shift.requires_grad_()
             start = transform_latents(latents, scale, shift)
-            energy = self.look_ahead_energy(start, window, prompt_embeds, targets)
+            energy = self.look_ahead_energy(start, window, conditioning, targets)
             gradients = torch.autograd.grad((energy * config.loss_scale).sum(), (scale, shift))
         joint = torch.cat(gradients, dim=1) / config.loss_scale  # (B, 8, 1, 1)
         # One step on w and b together; the result stays near the latents that came in.
@@ -154,7 +155,7 @@ class Guidance:
         return Guided(guided, figures)
 
     def direct(
-        self, latents: Tensor, window: Sequence[int], prompt_embeds: Tensor, targets: Tensor
+        self, latents: Tensor, window: Sequence[int], conditioning: Conditioning, targets: Tensor
     ) -> Guided:
         """Run the window and guide at each of its steps: z_{t-1} = DDIM(z_t) - rho dE/dz_t.
 
@@ -163,7 +164,7 @@ class Guidance:
         Args:
             latents: (B, 4, h, w) at the first timestep of the window, float32.
             window: Timesteps to run.
-            prompt_embeds: As `Denoiser.predict` takes them.
+            conditioning: As `Denoiser.predict` takes them.
             targets: (B,) labels.
         """
         energies = []
@@ -171,7 +172,7 @@ class Guidance:
         for timestep in window:
             with torch.enable_grad():
                 current = latents.detach().requires_grad_()
-                following, predictions = self.denoiser.run(current, [timestep], prompt_embeds)
+                following, predictions = self.denoiser.run(current, [timestep], conditioning)
                 energy = self.energy(predictions, targets)
                 (gradient,) = torch.autograd.grad((energy * self.config.loss_scale).sum(), current)
             gradient, unusable = finite_or_zero(gradient / self.config.loss_scale)

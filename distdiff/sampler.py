@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from diffusers import AutoencoderTiny
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -18,6 +18,8 @@ from distdiff.prototypes import Prototypes, build_prototypes, extract_features
 from expansion.classifier.backbones import Classifier, load_classifier
 from expansion.common.errors import require, shown
 from expansion.common.phases import phase
+from expansion.diffusion.conditioning import Conditioning
+from expansion.diffusion.families import Pipeline
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.memory import recomputing
 from expansion.diffusion.samples import Batch, Samples
@@ -29,7 +31,7 @@ class DistDiffSampler(Img2ImgSampler):
     """Img2img with hierarchical energy guidance (arXiv 2403.06741).
 
     Args:
-        pipeline: Any SD-1.x or 2.x checkpoint.
+        pipeline: A checkpoint of any family.
         config: Settings of sampling and guidance.
         guide: Frozen classifier of the dataset; default: the one that the config names.
         decoder: Decodes scaled latents to the images whose energy guides; default: the pipeline's
@@ -40,7 +42,7 @@ class DistDiffSampler(Img2ImgSampler):
 
     def __init__(
         self,
-        pipeline: StableDiffusionPipeline,
+        pipeline: Pipeline,
         config: DistDiffConfig,
         guide: Classifier | None = None,
         decoder: AutoencoderTiny | None = None,
@@ -57,7 +59,7 @@ class DistDiffSampler(Img2ImgSampler):
         config: DistDiffConfig,
         class_names: Sequence[str],
         prompt_names: Sequence[str],
-        load_pipeline: Callable[[], StableDiffusionPipeline],
+        load_pipeline: Callable[[], Pipeline],
     ) -> DistDiffSampler:
         guide = None
         if config.energies:
@@ -136,12 +138,12 @@ class DistDiffSampler(Img2ImgSampler):
         window = self.denoiser.timesteps[opens : opens + config.guidance_period]
         after = self.denoiser.timesteps[opens + config.guidance_period :]
 
-        latents, prompt_embeds = self.start(batch, generators)
-        latents, _ = self.denoiser.run(latents, before, prompt_embeds)
+        latents, conditioning = self.start(batch, generators)
+        latents, _ = self.denoiser.run(latents, before, conditioning)
         latents, figures = self._guided_window(
-            guidance, latents, window, prompt_embeds, targets, generators
+            guidance, latents, window, conditioning, targets, generators
         )
-        latents, _ = self.denoiser.run(latents, after, prompt_embeds)
+        latents, _ = self.denoiser.run(latents, after, conditioning)
         return Samples(self.codec.decode(latents), figures)
 
     def guidance(self, groups: Sequence[int] | None = None) -> Guidance:
@@ -176,26 +178,26 @@ class DistDiffSampler(Img2ImgSampler):
         guidance: Guidance,
         latents: Tensor,
         window: Sequence[int],
-        prompt_embeds: Tensor,
+        conditioning: Conditioning,
         targets: Tensor,
         generators: Sequence[Generator],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the window with guidance; returns its latents and figures (B,) about the guidance."""
         if self.config.guidance_type == "direct_guidance":
             with phase("guide"), self._gradient_checkpointing():
-                guided = guidance.direct(latents, window, prompt_embeds, targets)
+                guided = guidance.direct(latents, window, conditioning, targets)
             return guided.latents, guided.figures
         figures: dict[str, Tensor] = {}
         if self.config.log_energy:
             with phase("guide"):
                 figures["energy_unguided"] = guidance.look_ahead_energy(
-                    latents, window, prompt_embeds, targets
+                    latents, window, conditioning, targets
                 )
         with phase("guide"), self._gradient_checkpointing():
-            guided = guidance.transform(latents, window, prompt_embeds, targets, generators)
+            guided = guidance.transform(latents, window, conditioning, targets, generators)
         figures |= guided.figures
         # Transform guidance only looked ahead: the window itself is still to be run.
-        latents, predictions = self.denoiser.run(guided.latents, window, prompt_embeds)
+        latents, predictions = self.denoiser.run(guided.latents, window, conditioning)
         if self.config.log_energy:
             with phase("guide"):
                 figures["energy_end"] = guidance.energy(predictions, targets)

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import Generator, Tensor
 
 from dreamda.config import DreamDAConfig
 from dreamda.inversion import Inversion, ReverseProcess, cycle_inversion, ddim_inversion
 from dreamda.perturbation import GaussianNoise, forked_features, perturbed_features
 from expansion.diffusion.caching import RecentlyUsed
+from expansion.diffusion.conditioning import Conditioning
 from expansion.diffusion.denoising import guide
+from expansion.diffusion.families import Pipeline
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.samples import Batch, Samples
 
@@ -29,13 +30,13 @@ class DreamDASampler(Img2ImgSampler):
     """Inversion and latent perturbation (arXiv 2403.12803 sec. 4.2).
 
     Args:
-        pipeline: Any SD-1.x or 2.x checkpoint.
+        pipeline: A checkpoint of any family.
         config: Settings of sampling, inversion and perturbation.
     """
 
     config: DreamDAConfig
 
-    def __init__(self, pipeline: StableDiffusionPipeline, config: DreamDAConfig):
+    def __init__(self, pipeline: Pipeline, config: DreamDAConfig):
         super().__init__(pipeline, config)
         self.process = ReverseProcess(self.denoiser, config.resolved_eta, pipeline.device)
         self.inversions: RecentlyUsed[Inversion] = RecentlyUsed(MAX_INVERSIONS)
@@ -48,7 +49,7 @@ class DreamDASampler(Img2ImgSampler):
         inversions = self._invert(batch, generators)
         latents = torch.cat([inversion.start for inversion in inversions])
         corrections = torch.stack([inversion.corrections for inversion in inversions], dim=1)
-        prompt_embeds = self.embed_prompts(batch.prompts)
+        conditioning = self.embed_prompts(batch)
         noise = GaussianNoise(
             config.noise_scale,
             relative=config.noise_scale_mode == "relative",
@@ -60,7 +61,7 @@ class DreamDASampler(Img2ImgSampler):
             latents = noise(latents)
         with self._perturbed_unet(noise):
             for i, timestep in enumerate(self.denoiser.timesteps):
-                latents = self._mean(i, timestep, latents, prompt_embeds) + corrections[i]
+                latents = self._mean(i, timestep, latents, conditioning) + corrections[i]
                 if config.location == "xt" and i + 1 < len(corrections):
                     latents = noise(latents)
         if config.location == "x0":
@@ -68,14 +69,16 @@ class DreamDASampler(Img2ImgSampler):
         images = self.codec.decode(latents)
         return Samples(images, self._details(images, batch, noise))
 
-    def _mean(self, index: int, timestep: int, latents: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def _mean(
+        self, index: int, timestep: int, latents: Tensor, conditioning: Conditioning
+    ) -> Tensor:
         """The mean of a step (B, 4, h, w), by Eq. 6 or as the released code computes it.
 
         The released code uses the perturbed prediction in both terms; Eq. 6 has the perturbed
         x0hat but the clean noise.
         """
-        rows, prompt_embeds = self.denoiser.rows(latents, timestep, prompt_embeds)
-        prediction = self.denoiser.unet_rows(rows, timestep, prompt_embeds)
+        rows, conditioning = self.denoiser.rows(latents, timestep, conditioning)
+        prediction = self.denoiser.unet_rows(rows, timestep, conditioning)
         if self.config.perturb == "released":
             return self.process.mean(
                 index,
@@ -137,18 +140,19 @@ class DreamDASampler(Img2ImgSampler):
         config = self.config
         guided = config.source_rows_per_prediction == 2
         negative_prompt = config.negative_prompt if guided else None
-        embeds = self.prompt_encoder([config.source_prompt], negative_prompt)  # (1 or 2, L, D)
+        size = tuple(side * self.pipeline.vae_scale_factor for side in latents.shape[-2:])
+        conditioning = self.prompt_encoder([config.source_prompt], negative_prompt, size)
+        repeats = len(conditioning)  # 1 or 2
         predictions = []
         for rows, steps in zip(
             latents.split(config.source_batch_size),
             timesteps.split(config.source_batch_size),
             strict=True,
         ):
-            repeats = len(embeds)
             prediction = self.denoiser.unet_rows(
                 rows.repeat(repeats, 1, 1, 1),
                 steps.repeat(repeats),
-                embeds.repeat_interleave(len(rows), dim=0),
+                conditioning.repeat_interleave(len(rows)),
             )
             predictions.append(
                 guide(prediction, config.source_guidance_scale) if guided else prediction

@@ -115,3 +115,19 @@ def calls_of():
     yield watch
     for hook in hooks:
         hook.remove()
+
+
+@pytest.fixture(scope="session")
+def sdxl_dir(tmp_path_factory) -> Path:
+    """A tiny Stable Diffusion XL of random weights, for images of 32 pixels; read only."""
+    from tests.helpers.tiny_checkpoints import tiny_sdxl
+
+    return tiny_sdxl(tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(scope="session")
+def sdxl(sdxl_dir):
+    """The tiny Stable Diffusion XL, loaded; tests must leave it as they found it."""
+    from expansion.diffusion.stable_diffusion import load_pipeline
+
+    return load_pipeline(str(sdxl_dir))

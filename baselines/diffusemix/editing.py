@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from baselines.diffusemix.config import DiffuseMixConfig
+from expansion.diffusion.conditioning import Conditioning
 from expansion.diffusion.denoising import Denoiser
 
 
@@ -37,25 +38,26 @@ class EditingDenoiser(Denoiser):
         bound.image_latents = image_latents
         return bound
 
-    def rows(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(
+        self, latents: Tensor, timestep: int, conditioning: Conditioning
+    ) -> tuple[Tensor, Conditioning]:
         """What `unet_rows` takes: rows of e(c, i), then of e(0, i) and of e(0, 0) if guided.
 
         Args:
             latents: (B, 4, h, w).
             timestep: One of `all_timesteps`.
-            prompt_embeds: (2B, L, D), rows of the negative prompt first; (B, L, D) without
-                guidance.
+            conditioning: 2B rows, those of the negative prompt first; B rows without guidance.
 
         Returns:
-            Latents beside image latents (3B or B, 8, h, w), and as many embeddings.
+            Latents beside image latents (3B or B, 8, h, w), and as many rows of conditions.
         """
-        image, prompted = self.image_latents, prompt_embeds[-len(latents) :]
+        image, prompted = self.image_latents, conditioning[-len(latents) :]
         if timestep not in self._guided:
             return torch.cat([latents, image], dim=1), prompted
-        negative = prompt_embeds[: len(latents)]
+        negative = conditioning[: len(latents)]
         images = torch.cat([image, image, torch.zeros_like(image)])
         rows = torch.cat([latents.repeat(3, 1, 1, 1), images], dim=1)
-        return rows, torch.cat([prompted, negative, negative])
+        return rows, Conditioning.cat([prompted, negative, negative])
 
     def guide(
         self, prediction: Tensor, timestep: int, guidance_scale: Tensor | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import Generator, Tensor
 
 from baselines.diffusemix.config import DiffuseMixConfig
@@ -13,6 +12,7 @@ from baselines.diffusemix.editing import EditingDenoiser
 from baselines.diffusemix.fractals import FolderFractals, Fractals, OwnFractals
 from baselines.diffusemix.mixing import SEAM, SIDES, real_share
 from baselines.text2img import Text2ImgSampler
+from expansion.diffusion.families import Pipeline
 from expansion.diffusion.samples import Batch, Samples
 
 
@@ -30,7 +30,7 @@ class DiffuseMixSampler(Text2ImgSampler):
     config: DiffuseMixConfig
     denoiser: EditingDenoiser
 
-    def __init__(self, pipeline: StableDiffusionPipeline, config: DiffuseMixConfig):
+    def __init__(self, pipeline: Pipeline, config: DiffuseMixConfig):
         super().__init__(pipeline, config)
         self.denoiser = EditingDenoiser(pipeline, config)
         folder = config.fractals
@@ -64,7 +64,7 @@ class DiffuseMixSampler(Text2ImgSampler):
             batch: Real images and B variants of them.
             generators: B, of which each draws the noise of its edit.
         """
-        latents, prompt_embeds = self.start(batch, generators)
+        latents, conditioning = self.start(batch, generators)
         denoiser = self.denoiser.of(self.codec.modes(batch))
-        latents, _ = denoiser.run(latents, denoiser.timesteps, prompt_embeds)
+        latents, _ = denoiser.run(latents, denoiser.timesteps, conditioning)
         return self.codec.decode(latents)

@@ -6,13 +6,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
-from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
 from baselines.diffusion_inversion.config import DiffusionInversionConfig
 from baselines.text2img import Text2ImgSampler
 from expansion.common.errors import require
+from expansion.diffusion.conditioning import Conditioning
+from expansion.diffusion.families import Pipeline, family_of, require_one_text_encoder
 from expansion.diffusion.samples import Batch, Samples
 from expansion.diffusion.stable_diffusion import weight_dtype
 from expansion.images.records import ImageRecord
@@ -28,7 +29,8 @@ class DiffusionInversionSampler(Text2ImgSampler):
 
     config: DiffusionInversionConfig
 
-    def __init__(self, pipeline: StableDiffusionPipeline, config: DiffusionInversionConfig):
+    def __init__(self, pipeline: Pipeline, config: DiffusionInversionConfig):
+        require_one_text_encoder(family_of(pipeline), "a trained embedding")
         super().__init__(pipeline, config)
         self.embedding_of: dict[str, Tensor] = {}  # file name -> (tokens, D)
         self.group_of: dict[str, tuple[str, int]] = {}  # file name -> class, number of its group
@@ -64,7 +66,7 @@ class DiffusionInversionSampler(Text2ImgSampler):
         latents, _ = self.denoiser.run(
             latents,
             self.denoiser.timesteps,
-            embeds,
+            Conditioning(embeds),
             eta=self.config.eta,
             generators=generators,
         )

@@ -36,9 +36,11 @@ from expansion.data.datasets import (
     load_dataset,
     write_subset,
 )
+from expansion.diffusion.families import require_one_text_encoder
 from expansion.diffusion.model_configs import read_config
 from expansion.diffusion.model_files import (
     check_model_folder,
+    folder_family,
     locate_model,
     model_fingerprint,
     model_resolution,
@@ -180,6 +182,8 @@ def make_work(config: EmbeddingTrainingConfig) -> Work:
     shard = resolve_shard(config.split, config.total_split)
     model = locate_model(config.pretrained_model_name_or_path)
     check_model_folder(model)
+    if Path(model).is_dir():
+        require_one_text_encoder(folder_family(Path(model)), "a trained embedding")
     _check_resolution(config, model)
     dataset = load_dataset(config.dataset, config.data_dir, config.test_fraction)
     records = choose_subset(

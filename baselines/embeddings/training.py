@@ -29,6 +29,8 @@ from expansion.common.files import write_atomic
 from expansion.common.seeding import stable_seed
 from expansion.data.batches import stream_indices
 from expansion.diffusion.caching import RecentlyUsed
+from expansion.diffusion.conditioning import Conditioning
+from expansion.diffusion.families import family_of, require_one_text_encoder
 from expansion.diffusion.losses import squared_errors
 from expansion.diffusion.memory import is_shortage, recomputing, release
 from expansion.diffusion.stable_diffusion import default_resolution
@@ -92,6 +94,7 @@ class EmbeddingTrainer:
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, config: EmbeddingTrainingConfig):
+        require_one_text_encoder(family_of(pipeline), "a trained embedding")
         self.pipeline, self.config = pipeline, config
         self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.resolution = config.resolution or default_resolution(pipeline)
@@ -202,9 +205,9 @@ class EmbeddingTrainer:
             values.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16"
         )
         with autocast:
-            embeds = embed(values, visits)
+            conditioning = Conditioning(embed(values, visits))
             return squared_errors(
-                self.pipeline.unet, self.scheduler, latents, embeds, noise, timesteps
+                self.pipeline.unet, self.scheduler, latents, conditioning, noise, timesteps
             )
 
     def _draw(self, task: Task, visit: Visit) -> tuple[Tensor, Tensor, Tensor]:

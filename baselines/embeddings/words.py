@@ -9,6 +9,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 from expansion.common.errors import require, shown
+from expansion.diffusion.families import family_of, require_one_text_encoder
 
 
 def add_words(pipeline: StableDiffusionPipeline, words: Mapping[str, Tensor]) -> list[int]:
@@ -22,6 +23,7 @@ def add_words(pipeline: StableDiffusionPipeline, words: Mapping[str, Tensor]) ->
     Raises:
         InputError: The tokenizer's own vocabulary has one of the words.
     """
+    require_one_text_encoder(family_of(pipeline), "a learnt word")
     tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
     added = set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)
     there = sorted((set(words) & set(tokenizer.get_vocab())) - added)

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -25,6 +24,7 @@ from expansion.diffusion.channel_transform import (
     project,
     transform_latents,
 )
+from expansion.diffusion.families import Pipeline
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.memory import recomputing
 from expansion.diffusion.samples import Batch, Samples
@@ -39,7 +39,7 @@ class GIFSampler(Img2ImgSampler):
     """Guided imagination (arXiv 2211.13976) on Stable Diffusion.
 
     Args:
-        pipeline: Any SD-1.x or 2.x checkpoint.
+        pipeline: A checkpoint of any family.
         config: Settings of sampling and of the score.
         clip: Tells features and class probabilities of images; its classes are those of the labels.
 
@@ -50,7 +50,7 @@ class GIFSampler(Img2ImgSampler):
 
     config: GIFConfig
 
-    def __init__(self, pipeline: StableDiffusionPipeline, config: GIFConfig, clip: ClipClassifier):
+    def __init__(self, pipeline: Pipeline, config: GIFConfig, clip: ClipClassifier):
         super().__init__(pipeline, config)
         self.clip = clip.to(pipeline.device)
         self.singly = self.recomputes = False
@@ -65,7 +65,7 @@ class GIFSampler(Img2ImgSampler):
         config: GIFConfig,
         class_names: Sequence[str],
         prompt_names: Sequence[str],
-        load_pipeline: Callable[[], StableDiffusionPipeline],
+        load_pipeline: Callable[[], Pipeline],
     ) -> GIFSampler:
         """Load CLIP for the classes that prompts know as `prompt_names`; then the pipeline."""
         clip = ClipClassifier.load(
@@ -96,8 +96,8 @@ class GIFSampler(Img2ImgSampler):
         A generator draws its variant's posterior, noise, w and b, in this order.
         """
         groups = batch.groups(self.config.group_size)
-        latents, prompt_embeds = self.start(self._turned(batch, groups), generators)
-        latents, _ = self.denoiser.run(latents, self.denoiser.timesteps, prompt_embeds)
+        latents, conditioning = self.start(self._turned(batch, groups), generators)
+        latents, _ = self.denoiser.run(latents, self.denoiser.timesteps, conditioning)
         scale, shift = draw_transform(latents, generators)
         # Each group by itself, so that memory holds the activations of one.
         moved, figures = [], []

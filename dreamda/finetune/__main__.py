@@ -32,9 +32,11 @@ from expansion.common.files import check_outside, claim_folder, write_atomic
 from expansion.common.option_parser import OptionParser
 from expansion.data.datasets import ImageDataset, few_shot, load_dataset
 from expansion.data.prompts import class_prompt
+from expansion.diffusion.families import family_of, require_one_text_encoder
 from expansion.diffusion.model_files import (
     check_model_folder,
     check_model_steps,
+    folder_family,
     locate_model,
     model_fingerprint,
 )
@@ -46,9 +48,9 @@ from expansion.training.run_lock import only_training
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from diffusers import StableDiffusionPipeline
 
     from dreamda.finetune.trainer import DiffusionTrainer
+    from expansion.diffusion.families import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +134,8 @@ def _check(config: FinetuneConfig, output_dir: Path) -> None:
     if not config.from_scratch:
         model = locate_model(config.pretrained_model_name_or_path)
         check_model_folder(model)
+        if config.train_text_encoder and Path(model).is_dir():
+            require_one_text_encoder(folder_family(Path(model)), "--train_text_encoder")
         # The sample grids start from pure noise.
         grids = SamplerConfig(num_inference_steps=SAMPLING_STEPS, strength=1.0)
         check_model_steps(model, grids)
@@ -175,7 +179,7 @@ def train(
     output_dir = Path(config.output_dir)
     # The main process downloads or builds the checkpoint; the others then load its files.
     begin = functools.partial(_beginning, config, scratch, dataset, records)
-    loaded: list[StableDiffusionPipeline] = []
+    loaded: list[Pipeline] = []
     in_main_process(accelerator, lambda: loaded.append(begin()))
     pipeline = loaded[0] if loaded else begin()
     # Train, with pictures before and after.
@@ -244,7 +248,7 @@ def _beginning(
     scratch: FromScratchConfig,
     dataset: ImageDataset,
     records: Sequence[ImageRecord],
-) -> StableDiffusionPipeline:
+) -> Pipeline:
     """The checkpoint that the training starts from: a new one, or the one that `config` names."""
     from expansion.diffusion.stable_diffusion import load_pipeline
 
@@ -258,7 +262,7 @@ def _new_checkpoint(
     scratch: FromScratchConfig,
     dataset: ImageDataset,
     records: Sequence[ImageRecord],
-) -> StableDiffusionPipeline:
+) -> Pipeline:
     """A new pipeline with a trained autoencoder, kept in `<output_dir>/start` until the end."""
     from dreamda.finetune.from_scratch import build_pipeline, train_autoencoder
     from dreamda.finetune.inputs import training_images
@@ -296,7 +300,8 @@ def _save_weights(config: FinetuneConfig, trainer: DiffusionTrainer, output_dir:
     if config.lora_rank:
         save_lora(pipeline.unet, output_dir, config.save_dtype)
         fuse_lora(pipeline.unet)
-    for network in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+    for name in family_of(pipeline).networks:
+        network = getattr(pipeline, name)
         largest = torch.finfo(DTYPES[config.save_dtype]).max
         require(
             all(p.abs().amax() <= largest for p in network.parameters() if p.numel()),

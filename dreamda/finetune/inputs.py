@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,21 +65,31 @@ class CaptionSource:
     """Token ids of a caption per image: a random template of its class, or the empty caption.
 
     Args:
-        tokenizer: CLIP's.
+        tokenizers: CLIP's, one for each text encoder, with windows of one length.
         templates: Captions in which {} stands for the class name.
         names: Class names by label.
         dropout: Share of empty captions, 0 to 1.
     """
 
-    def __init__(self, tokenizer, templates: Sequence[str], names: Sequence[str], dropout: float):
+    def __init__(
+        self,
+        tokenizers: Sequence[Any],
+        templates: Sequence[str],
+        names: Sequence[str],
+        dropout: float,
+    ):
         def tokens(text: str) -> Tensor:
-            return tokenizer(
-                text,
-                padding="max_length",
-                truncation=True,
-                max_length=tokenizer.model_max_length,
-                return_tensors="pt",
-            ).input_ids[0]
+            each = [
+                tokenizer(
+                    text,
+                    padding="max_length",
+                    truncation=True,
+                    max_length=tokenizer.model_max_length,
+                    return_tensors="pt",
+                ).input_ids[0]
+                for tokenizer in tokenizers
+            ]
+            return torch.stack(each)
 
         self.by_class = [[tokens(class_prompt(t, name)) for t in templates] for name in names]
         self.empty = tokens("")
@@ -93,7 +104,7 @@ class CaptionSource:
         )
 
     def input_ids(self, labels: Tensor, templates: Tensor) -> Tensor:
-        """Token ids (B, L) for `labels` (B,) and the `templates` (B,) of `draw`."""
+        """Token ids (B, E, L), for E tokenizers, of `labels` (B,) and the `templates` of `draw`."""
         return torch.stack(
             [
                 self.by_class[label][template] if template >= 0 else self.empty

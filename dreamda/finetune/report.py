@@ -16,7 +16,7 @@ from expansion.data.prompts import class_prompt
 from expansion.pictures.figures import contact_sheet, line_charts
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from expansion.diffusion.families import Pipeline
 
 SAMPLES_PER_CLASS = 6
 MAX_CLASSES = 20  # rows of a sample grid
@@ -77,7 +77,7 @@ def loss_chart(rows: Sequence[dict[str, Any]]) -> Image.Image:
 
 
 def sample_grid(
-    pipeline: StableDiffusionPipeline,
+    pipeline: Pipeline,
     prompt_names: Sequence[str],
     config: FinetuneConfig,
     resolution: int,
@@ -100,15 +100,13 @@ def sample_grid(
 
 
 def _samples(
-    pipeline: StableDiffusionPipeline, prompt: str, config: FinetuneConfig, resolution: int
+    pipeline: Pipeline, prompt: str, config: FinetuneConfig, resolution: int
 ) -> list[Image.Image]:
     import torch
 
-    from expansion.diffusion.stable_diffusion import ddim_scheduler
+    from expansion.diffusion.stable_diffusion import ddim_scheduler, with_scheduler
 
-    parts = {**pipeline.components, "scheduler": ddim_scheduler(pipeline)}
-    sampler = type(pipeline)(**parts, requires_safety_checker=False)
-    sampler.set_progress_bar_config(disable=True)
+    sampler = with_scheduler(pipeline, ddim_scheduler(pipeline))
     return sampler(
         prompt,
         height=resolution,

@@ -12,12 +12,12 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
@@ -28,6 +28,13 @@ from expansion.common.errors import require
 from expansion.common.files import write_atomic
 from expansion.common.seeding import stable_seed
 from expansion.data.batches import StreamBatches, stream_loader
+from expansion.diffusion.conditioning import Conditioning, encode_tokens
+from expansion.diffusion.families import (
+    Pipeline,
+    family_of,
+    require_one_text_encoder,
+    text_encoders,
+)
 from expansion.diffusion.losses import squared_errors
 from expansion.diffusion.stable_diffusion import default_resolution
 from expansion.images.records import ImageRecord
@@ -89,7 +96,7 @@ def diffusion_losses(
     scheduler: DDPMScheduler,
     weights: Tensor,
     latents: Tensor,
-    prompt_embeds: Tensor,
+    conditioning: Conditioning,
     noise: Tensor,
     timesteps: Tensor,
 ) -> Tensor:
@@ -100,11 +107,11 @@ def diffusion_losses(
         scheduler: Gives the noise schedule and says which of both is predicted.
         weights: (T,), from `loss_weights`.
         latents: (B, 4, h, w), VAE-scaled.
-        prompt_embeds: (B, L, D).
+        conditioning: B rows.
         noise: Standard normal, like `latents`.
         timesteps: (B,), one per image.
     """
-    errors = squared_errors(unet, scheduler, latents, prompt_embeds, noise, timesteps)
+    errors = squared_errors(unet, scheduler, latents, conditioning, noise, timesteps)
     return weights.to(latents.device)[timesteps] * errors
 
 
@@ -123,7 +130,7 @@ class DiffusionTrainer:
 
     def __init__(
         self,
-        pipeline: StableDiffusionPipeline,
+        pipeline: Pipeline,
         records: Sequence[ImageRecord],
         prompt_names: Sequence[str],
         config: FinetuneConfig,
@@ -139,7 +146,10 @@ class DiffusionTrainer:
         # What the networks are fed with.
         self.weights = loss_weights(self.scheduler.alphas_cumprod, config, prediction_type)
         self.captions = CaptionSource(
-            pipeline.tokenizer, config.captions, prompt_names, config.caption_dropout
+            [getattr(pipeline, name) for name in family_of(pipeline).tokenizers],
+            config.captions,
+            prompt_names,
+            config.caption_dropout,
         )
         self.resolution = training_resolution(pipeline, config)
         side = self.resolution // pipeline.vae_scale_factor
@@ -164,7 +174,11 @@ class DiffusionTrainer:
         pipeline.unet.requires_grad_(not config.lora_rank)
         if config.lora_rank:
             add_lora(pipeline.unet, config.lora_rank, config.lora_alpha, config.seed)
-        pipeline.text_encoder.requires_grad_(config.train_text_encoder).to(accelerator.device)
+        if config.train_text_encoder:
+            require_one_text_encoder(family_of(pipeline), "--train_text_encoder")
+        self.text_encoders = text_encoders(pipeline)
+        for encoder in self.text_encoders:
+            encoder.requires_grad_(config.train_text_encoder).to(accelerator.device)
         self.networks = nn.ModuleDict({"unet": pipeline.unet})
         if config.train_text_encoder:
             self.networks["text_encoder"] = pipeline.text_encoder
@@ -178,9 +192,8 @@ class DiffusionTrainer:
             weight_decay=config.adam_weight_decay,
         )
         self.unet, self.optimizer = accelerator.prepare(pipeline.unet, self.optimizer)
-        self.text_encoder = pipeline.text_encoder
         if config.train_text_encoder:
-            self.text_encoder = accelerator.prepare(pipeline.text_encoder)
+            self.text_encoders = [accelerator.prepare(pipeline.text_encoder)]
 
     def train(
         self, state_dir: Path, first: int, after_step: Callable[[int, float, float], None]
@@ -256,7 +269,9 @@ class DiffusionTrainer:
         )
         loss = torch.zeros((), device=accelerator.device)
         for part in parts[:-1]:
-            with accelerator.no_sync(self.unet), accelerator.no_sync(self.text_encoder):
+            with ExitStack() as unsynchronised:
+                for network in (self.unet, *self.text_encoders):
+                    unsynchronised.enter_context(accelerator.no_sync(network))
                 loss += self._backward(*part)
         loss += self._backward(*parts[-1])
         accelerator.clip_grad_norm_(self.trained, config.max_grad_norm)
@@ -267,7 +282,7 @@ class DiffusionTrainer:
         return accelerator.reduce(loss, "mean").item()
 
     def _draws(self, step: int, labels: Tensor) -> tuple[Tensor, ...]:
-        """Draw posterior noise, noise, timesteps and token ids for this process's images.
+        """Draw posterior noise, noise, timesteps and captions for this process's images.
 
         They are drawn for the images of all processes, of which each takes its own, so that the
         number of processes does not change them.
@@ -282,7 +297,7 @@ class DiffusionTrainer:
         templates = self.captions.draw(count, seed)
         own = slice(accelerator.process_index, None, accelerator.num_processes)
         input_ids = self.captions.input_ids(labels, templates[own])
-        return posterior_noise[own], noise[own], timesteps[own], input_ids
+        return posterior_noise[own], noise[own], timesteps[own], input_ids, templates[own] < 0
 
     def _backward(
         self,
@@ -291,6 +306,7 @@ class DiffusionTrainer:
         noise: Tensor,
         timesteps: Tensor,
         input_ids: Tensor,
+        is_empty: Tensor,
     ) -> Tensor:
         """Add up the gradient of one part of a step; returns the part's share of the mean loss."""
         vae, accelerator = self.pipeline.vae, self.accelerator
@@ -299,9 +315,12 @@ class DiffusionTrainer:
             latents = posterior.mean + posterior.std * posterior_noise
             latents = latents * vae.config.scaling_factor
         with accelerator.autocast():
-            prompt_embeds = self.text_encoder(input_ids)[0]
+            size = (self.resolution, self.resolution)
+            conditioning = encode_tokens(
+                self.pipeline, self.text_encoders, input_ids, is_empty, size
+            )
             losses = diffusion_losses(
-                self.unet, self.scheduler, self.weights, latents, prompt_embeds, noise, timesteps
+                self.unet, self.scheduler, self.weights, latents, conditioning, noise, timesteps
             )
         # Gradients are summed over parts and averaged over processes.
         loss = losses.sum() * accelerator.num_processes / self.config.train_batch_size
@@ -338,7 +357,7 @@ class DiffusionTrainer:
         return step
 
 
-def training_resolution(pipeline: StableDiffusionPipeline, config: FinetuneConfig) -> int:
+def training_resolution(pipeline: Pipeline, config: FinetuneConfig) -> int:
     """Side in pixels of training images and samples: that of `config`, else the checkpoint's own.
 
     Raises:

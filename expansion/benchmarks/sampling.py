@@ -35,10 +35,9 @@ from expansion.common.tables import aligned
 from expansion.generation.plan import Plan, make_plan
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
     from expansion.benchmarks.sampling_arms import Contender, Measurement
     from expansion.common.phases import PhaseClock
+    from expansion.diffusion.families import Pipeline
 
 MAIN_PHASES = ("encode", "denoise", "guide", "decode", "idle")  # follow one another
 BESIDE_PHASES = ("load", "write")  # run in threads of their own
@@ -212,7 +211,7 @@ class Bench:
         torch.save({**state, "class_names": list(dataset.class_names)}, path)
         return path
 
-    def _load(self) -> StableDiffusionPipeline:
+    def _load(self) -> Pipeline:
         from expansion.benchmarks.sampling_arms import random_stable_diffusion
         from expansion.diffusion.stable_diffusion import ddim_scheduler, load_pipeline
 
@@ -248,7 +247,9 @@ class Bench:
             "resolution": resolution,
             "num_images_per_prompt": self.config.num_images_per_prompt,
             "rounds": self.config.rounds,
-            "flops_per_row": unet_flops(unet, resolution // self.pipeline.vae_scale_factor),
+            "flops_per_row": unet_flops(
+                self.pipeline, resolution // self.pipeline.vae_scale_factor
+            ),
             "matrix_rate": matrix_rate(self.pipeline.device, unet.dtype),
         }
 
@@ -259,8 +260,10 @@ class Bench:
             diffusers_run,
             our_run,
         )
+        from expansion.diffusion.families import STABLE_DIFFUSION_XL, family_of
         from expansion.diffusion.variants import Drawing
 
+        is_xl = family_of(self.pipeline) is STABLE_DIFFUSION_XL
         contenders = []
         for method, plan in self.plans.items():
             drawing = Drawing(
@@ -278,8 +281,10 @@ class Bench:
             least = plan.method_config.variants_per_group
             for size in sorted({max(size, least) for size in self.config.batch_sizes}):
                 contenders.append(Contender(method, size, self.pipeline, ours))
-            if method in RIVALS and self.config.rivals:
-                name, batches, arguments = RIVALS[method]
+            name, batches, arguments = RIVALS.get(method, ("", False, {}))
+            # CycleDiffusion is there for Stable Diffusion 1.x and 2.x alone.
+            has_rival = "StableDiffusion" in name or (name and not is_xl)
+            if has_rival and self.config.rivals:
                 theirs = diffusers_pipeline(name, self.pipeline)
                 given = {arguments[key]: getattr(plan.method_config, key) for key in arguments}
                 run = diffusers_run(theirs, drawing, plan.method_config, **given)

@@ -37,6 +37,8 @@ from transformers import (
 from expansion.common.config import PROJECT_ROOT
 from expansion.common.phases import PhaseClock
 from expansion.common.sharding import make_units
+from expansion.diffusion.conditioning import PromptEncoder
+from expansion.diffusion.families import STABLE_DIFFUSION_XL, Pipeline, family_of
 from expansion.diffusion.sampler import Sampler
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.stable_diffusion import DTYPES
@@ -73,7 +75,7 @@ class Contender:
 
     name: str
     batch_size: int
-    pipeline: StableDiffusionPipeline
+    pipeline: Pipeline
     prepare: Callable[[], Run]
 
     def measure(self, variants: Sequence[Variant], clock: PhaseClock | None = None) -> Measurement:
@@ -118,7 +120,7 @@ def our_run(sampler: Sampler, drawing: Drawing) -> Run:
 
 
 def diffusers_run(
-    pipeline: StableDiffusionPipeline, drawing: Drawing, config: SamplerConfig, **options: Any
+    pipeline: Pipeline, drawing: Drawing, config: SamplerConfig, **options: Any
 ) -> Run:
     """A pipeline of diffusers, as a simple script uses it: open, resize, call, save.
 
@@ -153,10 +155,19 @@ def diffusers_run(
     return run
 
 
-def diffusers_pipeline(name: str, pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
-    """The pipeline class `name` of diffusers with the networks of `pipeline` and DDIM."""
+def diffusers_pipeline(name: str, pipeline: Pipeline) -> Pipeline:
+    """The pipeline class `name` of diffusers with the networks of `pipeline` and DDIM.
+
+    With a checkpoint of SDXL it is that class's counterpart for SDXL.
+    """
     import diffusers
 
+    if family_of(pipeline) is STABLE_DIFFUSION_XL:
+        xl_class = getattr(diffusers, name.replace("StableDiffusion", "StableDiffusionXL"))
+        scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        made = xl_class(**{**pipeline.components, "scheduler": scheduler})
+        made.set_progress_bar_config(disable=True)
+        return made
     parts = dict(pipeline.components)
     parts["scheduler"] = DDIMScheduler.from_config(pipeline.scheduler.config)
     with warnings.catch_warnings():
@@ -246,13 +257,14 @@ def random_clip(folder: Path, full_size: bool) -> Path:
     return folder
 
 
-def unet_flops(unet: UNet2DConditionModel, side: int) -> int:
+def unet_flops(pipeline: Pipeline, side: int) -> int:
     """Floating-point operations of a row in the U-Net, for latents with a side of `side` cells."""
-    latents = torch.zeros(1, unet.config.in_channels, side, side)
-    text = torch.zeros(1, 77, unet.config.cross_attention_dim)
-    inputs = (part.to(unet.device, unet.dtype) for part in (latents, text))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        unet(next(inputs), 1, encoder_hidden_states=next(inputs))
+    unet = pipeline.unet
+    latents = torch.zeros(1, unet.config.in_channels, side, side).to(unet.device, unet.dtype)
+    with torch.no_grad():
+        conditioning = PromptEncoder(pipeline)(["a photo"], None)
+        with FlopCounterMode(display=False) as counter:
+            unet(latents, 1, **conditioning.unet_inputs)
     return counter.get_total_flops()
 
 

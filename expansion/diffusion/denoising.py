@@ -15,13 +15,14 @@ import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
     SchedulerMixin,
-    StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
 
 from expansion.common.phases import phase
+from expansion.diffusion.conditioning import Conditioning
+from expansion.diffusion.families import Pipeline
 from expansion.diffusion.model_configs import check_steps, noise_schedule
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.stable_diffusion import ddim_scheduler, weight_dtype
@@ -66,7 +67,7 @@ class Denoiser:
         InputError: These steps cannot be taken on the checkpoint's noise schedule.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, config: SamplerConfig):
+    def __init__(self, pipeline: Pipeline, config: SamplerConfig):
         self.unet = pipeline.unet
         self.scheduler = ddim_scheduler(pipeline)
         self.config = config
@@ -93,7 +94,7 @@ class Denoiser:
         self,
         latents: Tensor,
         timestep: int,
-        prompt_embeds: Tensor,
+        conditioning: Conditioning,
         guidance_scale: Tensor | None = None,
     ) -> Tensor:
         """The guided prediction e_u + g (e_c - e_u), (B, 4, h, w), float32.
@@ -101,42 +102,42 @@ class Denoiser:
         Args:
             latents: (B, 4, h, w), float32.
             timestep: Training timestep, one of `all_timesteps`.
-            prompt_embeds: (2B, L, D), rows of the negative prompt first; (B, L, D) without
-                guidance.
+            conditioning: 2B rows, those of the negative prompt first; B rows without guidance.
             guidance_scale: g of each sample, (B,); default: the config's.
         """
-        rows, prompt_embeds = self.rows(latents, timestep, prompt_embeds)
-        return self.guide(self.unet_rows(rows, timestep, prompt_embeds), timestep, guidance_scale)
+        rows, conditioning = self.rows(latents, timestep, conditioning)
+        return self.guide(self.unet_rows(rows, timestep, conditioning), timestep, guidance_scale)
 
-    def rows(self, latents: Tensor, timestep: int, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(
+        self, latents: Tensor, timestep: int, conditioning: Conditioning
+    ) -> tuple[Tensor, Conditioning]:
         """What `unet_rows` takes at a step: all rows twice if guided, else the prompt's alone.
 
         Args:
             latents: (B, 4, h, w).
             timestep: One of `all_timesteps`.
-            prompt_embeds: As in `predict`.
+            conditioning: As in `predict`.
 
         Returns:
-            Latents (2B or B, 4, h, w), and as many embeddings.
+            Latents (2B or B, 4, h, w), and as many rows of conditions.
         """
         if timestep in self._guided:
-            return torch.cat([latents, latents]), prompt_embeds
-        return latents, prompt_embeds[-len(latents) :]
+            return torch.cat([latents, latents]), conditioning
+        return latents, conditioning[-len(latents) :]
 
-    def unet_rows(self, rows: Tensor, timestep: int | Tensor, prompt_embeds: Tensor) -> Tensor:
+    def unet_rows(self, rows: Tensor, timestep: int | Tensor, conditioning: Conditioning) -> Tensor:
         """The U-Net's prediction for every row, before guidance, (R, 4, h, w), float32.
 
         Args:
             rows: Latents (R, 4, h, w), float32.
             timestep: One of `all_timesteps` for all rows, or a tensor (R,) of timesteps.
-            prompt_embeds: (R, L, D), one for each row.
+            conditioning: R rows.
         """
         if not isinstance(timestep, Tensor):
             timestep = self._on_device[timestep]
         with phase("denoise"):
-            output = self.unet(
-                rows.to(weight_dtype(self.unet)), timestep, encoder_hidden_states=prompt_embeds
-            )
+            latents = rows.to(weight_dtype(self.unet))
+            output = self.unet(latents, timestep, **conditioning.unet_inputs)
         return output.sample.float()
 
     def guide(
@@ -159,7 +160,7 @@ class Denoiser:
         self,
         latents: Tensor,
         timesteps: Sequence[int],
-        prompt_embeds: Tensor,
+        conditioning: Conditioning,
         guidance_scale: Tensor | None = None,
         eta: float = 0.0,
         generators: Sequence[Generator] = (),
@@ -171,7 +172,7 @@ class Denoiser:
         Args:
             latents: (B, 4, h, w) at timesteps[0], float32.
             timesteps: A stretch of `self.timesteps`; nothing happens without any.
-            prompt_embeds: As in `predict`.
+            conditioning: As in `predict`.
             guidance_scale: As in `predict`.
             eta: Of DDIM (arXiv 2010.02502, Eq. 16): share, 0 to 1, of the noise that the full
                 reverse process adds in a step.
@@ -185,7 +186,7 @@ class Denoiser:
             solver = self._new_solver()
             solver.set_begin_index(self.all_timesteps.index(timesteps[0]))
         for timestep in timesteps:
-            noise_pred = self.predict(latents, timestep, prompt_embeds, guidance_scale)
+            noise_pred = self.predict(latents, timestep, conditioning, guidance_scale)
             fresh: dict[str, Any] = {}
             if eta:
                 noise = randn_tensor(

@@ -1,4 +1,4 @@
-"""The three maps around the U-Net: text -> embeddings, images -> latents, latents -> images.
+"""The two maps around the U-Net: images -> latents, latents -> images.
 
 Spaces: `images` [0, 1]; `pixel_values` [-1, 1]; `latents` are the autoencoder's latents times
 `vae.config.scaling_factor`.
@@ -6,54 +6,24 @@ Spaces: `images` [0, 1]; `pixel_values` [-1, 1]; `latents` are the autoencoder's
 
 from __future__ import annotations
 
-import functools
+import logging
 from collections.abc import Sequence
 
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from expansion.common.phases import phase
 from expansion.diffusion.caching import RecentlyUsed
+from expansion.diffusion.families import Pipeline
+from expansion.diffusion.memory import is_shortage, release
 from expansion.diffusion.samples import Batch
 from expansion.diffusion.stable_diffusion import weight_dtype
 
+logger = logging.getLogger(__name__)
+
+TILE = 64  # latent cells, side of what is decoded at a time after a shortage of memory
 LATENTS_AT_ONCE = 4 * 64 * 64  # latent cells of one call of the decoder: four images of 512 pixels
-
-
-class PromptEncoder:
-    """Makes prompt embeddings, each text by itself and only once.
-
-    Args:
-        pipeline: Gives tokenizer and text encoder.
-        max_texts: Number of embeddings that are kept in memory.
-    """
-
-    def __init__(self, pipeline: StableDiffusionPipeline, max_texts: int = 2048):
-        self.pipeline = pipeline
-        self.embed = functools.lru_cache(max_texts)(self._embed)
-
-    def _embed(self, text: str, dtype: torch.dtype) -> Tensor:
-        with phase("encode"):
-            embeds, _ = self.pipeline.encode_prompt(
-                text,
-                self.pipeline.device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=False,
-            )
-        return embeds[0].to(dtype)
-
-    def __call__(self, prompts: Sequence[str], negative_prompt: str | None) -> Tensor:
-        """Embed B prompts: (B, L, D) in the text encoder's number format.
-
-        Args:
-            prompts: B texts; L is the tokenizer's window, D the encoder's width.
-            negative_prompt: If it is given, B rows of its embedding come first: (2B, L, D).
-        """
-        negative = [] if negative_prompt is None else [negative_prompt] * len(prompts)
-        dtype = self.pipeline.text_encoder.dtype
-        return torch.stack([self.embed(text, dtype) for text in (*negative, *prompts)])
 
 
 class LatentCodec:
@@ -65,10 +35,14 @@ class LatentCodec:
     Args:
         pipeline: Gives the autoencoder.
         max_sources: Number of posteriors that are kept in memory.
+
+    Attributes:
+        tiled: Whether the decoder met a shortage of memory and works in tiles.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, max_sources: int = 256):
-        self.vae = pipeline.vae
+    def __init__(self, pipeline: Pipeline, max_sources: int = 256):
+        self.vae, self.scale_factor = pipeline.vae, pipeline.vae_scale_factor
+        self.tiled = False
         self.posteriors: RecentlyUsed[DiagonalGaussianDistribution] = RecentlyUsed(max_sources)
 
     def encode(self, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
@@ -115,7 +89,36 @@ class LatentCodec:
         """Decode scaled latents to (B, 3, H, W) in about [-1, 1], not clamped, float32."""
         scaled = (latents / self.vae.config.scaling_factor).to(weight_dtype(self.vae))
         parts = scaled.split(decoded_at_once(latents))
-        return torch.cat([self.vae.decode(part).sample.float() for part in parts])
+        return torch.cat([self._decode_part(part).float() for part in parts])
+
+    def _decode_part(self, latents: Tensor) -> Tensor:
+        """Decode latents that go into one call; after a shortage one by one, and last in tiles.
+
+        Tiles overlap and are blended, so that such images differ a little from whole ones. Nothing
+        is decoded in tiles where gradients are wanted.
+        """
+        if not self.tiled:
+            images = self._decode_whole(latents)
+            if images is not None:
+                return images
+            release()
+            if len(latents) > 1:
+                return torch.cat([self._decode_part(one) for one in latents.split(1)])
+            self.tiled = True
+            logger.warning("out of memory in the decoder; from now on it works in blended tiles")
+        self.vae.tile_latent_min_size = TILE
+        self.vae.tile_sample_min_size = TILE * self.scale_factor
+        return self.vae.tiled_decode(latents).sample
+
+    def _decode_whole(self, latents: Tensor) -> Tensor | None:
+        """Decode without tiles; None if memory ran out where a smaller call can help."""
+        try:
+            return self.vae.decode(latents).sample
+        except (RuntimeError, MemoryError) as error:
+            divisible = len(latents) > 1 or max(latents.shape[-2:]) > TILE
+            if not is_shortage(error) or not divisible or torch.is_grad_enabled():
+                raise
+            return None
 
     def _posterior_of(self, source: str, image: Tensor) -> DiagonalGaussianDistribution:
         return self.posteriors.get(

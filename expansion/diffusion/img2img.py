@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
 
+from expansion.diffusion.conditioning import Conditioning, PromptEncoder
 from expansion.diffusion.denoising import Denoiser
-from expansion.diffusion.encoding import LatentCodec, PromptEncoder
+from expansion.diffusion.encoding import LatentCodec
+from expansion.diffusion.families import Pipeline
 from expansion.diffusion.sampler import Sampler
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch, Samples
@@ -25,15 +26,15 @@ class Img2ImgSampler(Sampler):
     """Makes variants of real images by noising and denoising a share of the schedule.
 
     `config.strength` is that share. Given equal noise the images equal those of diffusers'
-    `StableDiffusionImg2ImgPipeline`: a generator first draws the autoencoder's posterior, then the
-    noise.
+    `StableDiffusionImg2ImgPipeline`, or `StableDiffusionXLImg2ImgPipeline`: a generator first draws
+    the autoencoder's posterior, then the noise.
 
     Args:
-        pipeline: Any SD-1.x or 2.x checkpoint.
+        pipeline: A checkpoint of any family.
         config: Settings of denoising.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, config: SamplerConfig):
+    def __init__(self, pipeline: Pipeline, config: SamplerConfig):
         self.pipeline = pipeline
         self.config = config
         self.denoiser = Denoiser(pipeline, config)
@@ -46,7 +47,7 @@ class Img2ImgSampler(Sampler):
         config: Any,
         class_names: Sequence[str],
         prompt_names: Sequence[str],
-        load_pipeline: Callable[[], StableDiffusionPipeline],
+        load_pipeline: Callable[[], Pipeline],
     ) -> Img2ImgSampler:
         config.check_run()
         return cls(load_pipeline(), config)
@@ -57,11 +58,11 @@ class Img2ImgSampler(Sampler):
     @torch.no_grad()
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
         """Noise the real images, then run all executed steps; see `Sampler.sample`."""
-        latents, prompt_embeds = self.start(batch, generators)
-        latents, _ = self.denoiser.run(latents, self.denoiser.timesteps, prompt_embeds)
+        latents, conditioning = self.start(batch, generators)
+        latents, _ = self.denoiser.run(latents, self.denoiser.timesteps, conditioning)
         return Samples(self.codec.decode(latents))
 
-    def start(self, batch: Batch, generators: Sequence[Generator]) -> tuple[Tensor, Tensor]:
+    def start(self, batch: Batch, generators: Sequence[Generator]) -> tuple[Tensor, Conditioning]:
         """Where the executed steps begin.
 
         Args:
@@ -69,14 +70,14 @@ class Img2ImgSampler(Sampler):
             generators: B, of which each draws its variant's posterior, then its noise.
 
         Returns:
-            Noised latents (B, 4, h, w) at the first executed step, and the prompt embeddings as
+            Noised latents (B, 4, h, w) at the first executed step, and the conditions as
             `embed_prompts` gives them.
         """
         latents = self.codec.encode(batch, generators)
         noise = randn_tensor(latents.shape, generator=list(generators), device=latents.device)
-        return self.denoiser.add_noise(latents, noise), self.embed_prompts(batch.prompts)
+        return self.denoiser.add_noise(latents, noise), self.embed_prompts(batch)
 
-    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Embed B prompts: (B, L, D), or with guidance (2B, L, D), the negative prompt's first."""
+    def embed_prompts(self, batch: Batch) -> Conditioning:
+        """Conditions of B variants: B rows, or with guidance 2B, the negative prompt's first."""
         negative_prompt = self.config.negative_prompt if self.config.guidance_scale > 1 else None
-        return self.prompt_encoder(prompts, negative_prompt)
+        return self.prompt_encoder(batch.prompts, negative_prompt, batch.size)

@@ -10,10 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expansion.common.errors import InputError, require
-from expansion.diffusion.weight_files import find_lora, num_lora_layers, safetensors_header
+from expansion.diffusion.families import text_encoders
+from expansion.diffusion.model_files import text_width
+from expansion.diffusion.weight_files import (
+    find_lora,
+    lora_text_width,
+    num_lora_layers,
+    safetensors_header,
+)
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from expansion.diffusion.families import Pipeline
+
+
+TEXT_WIDTHS = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    2048: "Stable Diffusion XL",
+}
 
 
 def check_lora(name: str, model: str) -> None:
@@ -29,14 +43,25 @@ def check_lora(name: str, model: str) -> None:
         f"--lora {name} lies in the checkpoint {model}, to whose weights it was added already; "
         "leave --lora out, or give the checkpoint that it was trained on",
     )
+    made_for, taken = lora_text_width(safetensors_header(path)), text_width(model)
+    require(
+        None in (made_for, taken) or made_for == taken,
+        f"--lora {name} is for {_kind(made_for)}, the checkpoint {model} is {_kind(taken)}; give "
+        "one that was trained on this checkpoint or its base",
+    )
     require(
         importlib.util.find_spec("peft") is not None,
         f"--lora {name} needs the package peft: pip install peft",
     )
 
 
-def add_lora(pipeline: StableDiffusionPipeline, name: str, scale: float) -> None:
-    """Add an adapter to the weights of U-Net and text encoder.
+def _kind(text_width: int) -> str:
+    """A kind of checkpoints, known by the width of the texts that its U-Net looks at."""
+    return f"{TEXT_WIDTHS.get(text_width, 'a U-Net')} (texts of width {text_width})"
+
+
+def add_lora(pipeline: Pipeline, name: str, scale: float) -> None:
+    """Add an adapter to the weights of U-Net and text encoders.
 
     Args:
         pipeline: Its networks are changed in place.
@@ -48,6 +73,7 @@ def add_lora(pipeline: StableDiffusionPipeline, name: str, scale: float) -> None
     """
     from expansion.common.quiet import quiet_libraries
 
+    networks = [pipeline.unet, *text_encoders(pipeline)]
     path = find_lora(name)
     wanted = num_lora_layers(safetensors_header(path))
     try:
@@ -57,9 +83,7 @@ def add_lora(pipeline: StableDiffusionPipeline, name: str, scale: float) -> None
             )
             # Layers that fit no network are passed over in silence, so count those that fit.
             fitting = sum(
-                ".lora_A." in key
-                for part in (pipeline.unet, pipeline.text_encoder)
-                for key, _ in part.named_parameters()
+                ".lora_A." in key for part in networks for key, _ in part.named_parameters()
             )
             if fitting == wanted:
                 pipeline.fuse_lora(lora_scale=scale)
@@ -74,5 +98,5 @@ def add_lora(pipeline: StableDiffusionPipeline, name: str, scale: float) -> None
         f"cannot add --lora {name}: of its {wanted} layers {fitting} fit this checkpoint; give one "
         "that was trained on it",
     )
-    for part in (pipeline.unet, pipeline.text_encoder):
+    for part in networks:
         part.requires_grad_(False)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from expansion.diffusion.conditioning import Conditioning
+
 
 def squared_errors(
     unet: nn.Module,
     scheduler: DDPMScheduler,
     latents: Tensor,
-    prompt_embeds: Tensor,
+    conditioning: Conditioning,
     noise: Tensor,
     timesteps: Tensor,
 ) -> Tensor:
@@ -20,7 +22,7 @@ def squared_errors(
         unet: Predicts the noise or v.
         scheduler: Gives the noise schedule and says which of both is predicted.
         latents: (B, 4, h, w), VAE-scaled.
-        prompt_embeds: (B, L, D).
+        conditioning: B rows.
         noise: Standard normal, like `latents`.
         timesteps: (B,), one per image.
     """
@@ -29,5 +31,5 @@ def squared_errors(
         target = scheduler.get_velocity(latents, noise, timesteps)
     else:
         target = noise
-    prediction = unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample
+    prediction = unet(noisy, timesteps, **conditioning.unet_inputs).sample
     return (prediction.float() - target).square().mean(dim=(1, 2, 3))

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from diffusers import ModelMixin, StableDiffusionPipeline
+from diffusers import ModelMixin
 from torch import Generator, Tensor
 
 from expansion.common.errors import InputError
 from expansion.common.sharding import make_units
+from expansion.diffusion.families import Pipeline
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch, Samples
 
@@ -28,7 +29,7 @@ IMAGES_PER_TRIAL = 32  # images for each image of the batch that is tried
 class CanSample(Protocol):
     """What this module needs of a sampler; the class `Sampler` itself imports this module."""
 
-    pipeline: StableDiffusionPipeline
+    pipeline: Pipeline
     config: SamplerConfig
 
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples: ...

@@ -1,7 +1,8 @@
 """Checks of a checkpoint's JSON files before its weights load; imports no torch.
 
-This project gives a U-Net noisy latents, a timestep and text embeddings. Checkpoints whose configs
-ask for anything else are refused. Of a scheduler's config only what describes the model is used.
+This project gives a U-Net noisy latents, a timestep, text embeddings and, with SDXL, the sizes of
+the image. Checkpoints whose configs ask for anything else are refused. Of a scheduler's config only
+what describes the model is used.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from expansion.common.errors import JSON_ERRORS, InputError, brief, require, shown
+from expansion.diffusion.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, Family
 
 if TYPE_CHECKING:
     from expansion.diffusion.sampler_config import SamplerConfig
@@ -53,7 +55,8 @@ OTHER_INPUTS = {
     9: "a mask and a masked image beside the latents (inpainting)",
 }
 IMAGE_UNETS = "a checkpoint of InstructPix2Pix, such as timbrooks/instruct-pix2pix,"
-REMEDY = "give a text-to-image checkpoint of Stable Diffusion 1.x or 2.x"
+REMEDY = "give a text-to-image checkpoint of Stable Diffusion 1.x, 2.x or XL"
+NUM_SIZES = 6  # numbers about an image that SDXL's base takes
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -202,21 +205,21 @@ def first_timestep(schedule: Mapping[str, Any], config: SamplerConfig) -> int:
     return round((executed - 1 + extra) * (total - 1) / intervals)
 
 
-def check_networks(folder: Path, image_unet: bool = False) -> None:
+def check_networks(folder: Path, family: Family, image_unet: bool = False) -> None:
     """Raise InputError for networks that need other inputs, or were not made for each other.
 
     Args:
         folder: Diffusers folder.
+        family: Its family.
         image_unet: Whether the U-Net has to take the latents of an image beside its own.
     """
-    unet, vae, text = (
-        read_config(folder / part / "config.json") for part in ("unet", "vae", "text_encoder")
-    )
-    # The U-Net asks for nothing beside latents, timestep and text.
+    unet, vae = (read_config(folder / part / "config.json") for part in ("unet", "vae"))
+    # The U-Net asks for nothing that its family is not given.
+    given = {"addition_embed_type": "text_time"} if family is STABLE_DIFFUSION_XL else {}
     for key, need in UNET_NEEDS.items():
         value = unet.get(key)
         require(
-            value is None or value is False,
+            value is None or value is False or given.get(key) == value,
             f"cannot load the model {folder}: its unet needs {need} ({key} {brief(value)}); "
             f"{REMEDY}",
         )
@@ -225,6 +228,11 @@ def check_networks(folder: Path, image_unet: bool = False) -> None:
     channels = unet.get("in_channels", 4)
     need = OTHER_INPUTS.get(
         channels if type(channels) is int else 0, "other latents than its vae's"
+    )
+    require(
+        not image_unet or family is STABLE_DIFFUSION,
+        f"the model {folder} is of {family.title}; this method needs {IMAGE_UNETS} as a diffusers "
+        "folder or hub id",
     )
     require(
         not image_unet or channels == 2 * latents,
@@ -262,10 +270,34 @@ def check_networks(folder: Path, image_unet: bool = False) -> None:
         f"cannot load the model {folder}: scaling_factor of its vae is {brief(factor)}; copy the "
         "whole folder again",
     )
-    # U-Net and text encoder belong together.
-    widths = unet.get("cross_attention_dim", 1280), text.get("hidden_size")
+    _check_texts(folder, family, unet)
+
+
+def _check_texts(folder: Path, family: Family, unet: Mapping[str, Any]) -> None:
+    """Raise InputError unless U-Net and text encoders belong together."""
+    configs = [read_config(folder / part / "config.json") for part in family.text_encoders]
+    named = " and ".join(family.text_encoders)
+    wanted, each = unet.get("cross_attention_dim", 1280), [c.get("hidden_size") for c in configs]
+    made = sum(each) if all(type(size) is int for size in each) else each[0]
     require(
-        widths[1] is None or widths[0] == widths[1],
-        f"cannot load the model {folder}: its unet looks at texts of width {brief(widths[0])}, its "
-        f"text_encoder makes {brief(widths[1])}; copy both from one checkpoint",
+        made is None or wanted == made,
+        f"cannot load the model {folder}: its unet looks at texts of width {brief(wanted)}, its "
+        f"{named} makes {brief(made)}; copy both from one checkpoint",
+    )
+    if family is not STABLE_DIFFUSION_XL:
+        return
+    require(
+        unet.get("addition_embed_type") == "text_time",
+        f"cannot load the model {folder}: it has two text encoders, but its unet takes no sizes of "
+        f"images (addition_embed_type {brief(unet.get('addition_embed_type'))}); copy both from "
+        "one checkpoint",
+    )
+    pooled = configs[-1].get("projection_dim", 512)
+    added = pooled + NUM_SIZES * (unet.get("addition_time_embed_dim") or 0)
+    require(
+        unet.get("projection_class_embeddings_input_dim") == added,
+        f"cannot load the model {folder}: its unet takes "
+        f"{brief(unet.get('projection_class_embeddings_input_dim'))} numbers beside the text, "
+        f"its text_encoder_2 and {NUM_SIZES} sizes make {added}; give a base of Stable Diffusion "
+        "XL, whose parts belong together",
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from expansion.common.config import PROJECT_ROOT
 from expansion.common.errors import InputError, brief, require, shown
+from expansion.diffusion.families import STABLE_DIFFUSION_XL, Family, family_of_index
 from expansion.diffusion.model_configs import (
     IMAGE_UNETS,
     check_networks,
@@ -34,19 +35,9 @@ from expansion.images.file_trees import walk
 if TYPE_CHECKING:
     from expansion.diffusion.sampler_config import SamplerConfig
 
-# Component -> (library, pattern of the classes) that are loaded; a model_index.json that names
-# others, or code in the folder, is refused here rather than by diffusers in the middle of loading.
-CLASSES = {
-    "scheduler": ("diffusers", r"\w+Scheduler"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "tokenizer": ("transformers", "CLIPTokenizer(Fast)?"),
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-}
 UNUSED = ("safety_checker", "feature_extractor")  # parts that change no image
 LARGEST_RESOLUTION = 16_384  # pixels
-NETWORKS = ("text_encoder", "unet", "vae")
-COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+XL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
 def locate_model(name_or_path: str) -> str:
@@ -115,15 +106,16 @@ def _check_folder(folder: Path, image_unet: bool) -> None:
         f"{folder} holds a LoRA ({LORA_FILE}), no checkpoint: expand.py takes it as --lora "
         f"{folder} beside the checkpoint that it was trained on",
     )
+    family = folder_family(folder)
     missing = [
         f"{part}/*.safetensors"
-        for part in NETWORKS
+        for part in family.networks
         if (folder / part).is_dir()
         and not any((folder / part).glob("*.safetensors"))
         and not any((folder / part).glob("*.bin"))
     ]
     _check_configs(folder, missing, image_unet)
-    for part in NETWORKS:
+    for part in family.networks:
         weight_files(folder, part)
 
 
@@ -135,23 +127,45 @@ def _check_configs(folder: Path, further: Iterable[str] = (), image_unet: bool =
         further: What else is known to be missing, for the same message.
         image_unet: As in `check_model_folder`.
     """
-    require(
-        (folder / "model_index.json").is_file(),
-        f"{folder} has no model_index.json, so it is no diffusers checkpoint; give a diffusers "
-        "folder, or one .safetensors file that holds the whole checkpoint",
-    )
-    missing = [part for part in COMPONENTS if not (folder / part).is_dir()]
+    family = folder_family(folder)
+    missing = [part for part in family.components if not (folder / part).is_dir()]
     missing += further
     if missing:
         raise InputError(
             f"the checkpoint {folder} lacks {', '.join(missing)}; copy the whole folder again"
         )
     _check_files(folder)
-    _check_index(folder / "model_index.json")
+    _check_index(folder / "model_index.json", family)
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     check_scheduler(read_config(scheduler_file), str(scheduler_file))
-    check_networks(folder, image_unet)
+    check_networks(folder, family, image_unet)
     model_resolution(str(folder))
+
+
+def folder_family(folder: Path) -> Family:
+    """The family of a diffusers folder.
+
+    Raises:
+        InputError: It is no diffusers folder, or that of a refiner.
+    """
+    path = folder / "model_index.json"
+    require(
+        path.is_file(),
+        f"{folder} has no model_index.json, so it is no diffusers checkpoint; give a diffusers "
+        "folder, or one .safetensors file that holds the whole checkpoint",
+    )
+    index = read_config(path)
+    family = family_of_index(index)
+    is_refiner = family is STABLE_DIFFUSION_XL and (
+        index.get("requires_aesthetics_score") is True
+        or index.get("text_encoder") in (None, [None, None])
+    )
+    require(
+        not is_refiner,
+        f"{folder} is a refiner of Stable Diffusion XL, which has no first text encoder and only "
+        f"finishes images of a base; give the base, such as {XL_BASE}",
+    )
+    return family
 
 
 def _check_files(folder: Path) -> None:
@@ -160,17 +174,17 @@ def _check_files(folder: Path) -> None:
         require(path.is_file() or path.is_dir(), f"{path} is no file; copy the whole folder again")
 
 
-def _check_index(path: Path) -> None:
-    """Refuse a model_index.json that names other classes than those of Stable Diffusion."""
+def _check_index(path: Path, family: Family) -> None:
+    """Refuse a model_index.json that names other classes than those of its family."""
     index = read_config(path)
-    for part, (library, name) in CLASSES.items():
+    for part, (library, name) in family.classes.items():
         named = index.get(part)
         fits = isinstance(named, list) and len(named) == 2 and named[0] == library
         fits = fits and isinstance(named[1], str) and re.fullmatch(name, named[1])
         require(
             bool(fits),
-            f"{path}: its {part} is {brief(named)}, not one of {library} that Stable Diffusion 1.x "
-            "or 2.x has; give another checkpoint",
+            f"{path}: its {part} is {brief(named)}, not one of {library} that {family.title} has; "
+            "give another checkpoint",
         )
     custom = [
         part for part in sorted(index) if not part.startswith("_") and _is_foreign(index[part])
@@ -178,17 +192,17 @@ def _check_index(path: Path) -> None:
     require(
         isinstance(index.get("_class_name"), str) and not custom,
         f"{path} names code of its own ({shown(custom) or '_class_name'}); give a checkpoint of "
-        "Stable Diffusion 1.x or 2.x",
+        "Stable Diffusion 1.x, 2.x or XL",
     )
     further = [
         part
         for part, named in sorted(index.items())
-        if isinstance(named, list) and named[0] and part not in (*CLASSES, *UNUSED)
+        if isinstance(named, list) and named[0] and part not in (*family.classes, *UNUSED)
     ]
     require(
         not further,
         f"{path}: a {index['_class_name']} needs more than text ({shown(further)}); give a "
-        "text-to-image checkpoint of Stable Diffusion 1.x or 2.x",
+        "text-to-image checkpoint of Stable Diffusion 1.x, 2.x or XL",
     )
 
 
@@ -229,8 +243,9 @@ def model_fingerprint(
 def _loaded_files(folder: Path, with_weights: bool) -> dict[str, Path]:
     """`<component>/<file>` -> path: networks' configs and weights, and all files of the others."""
     files: list[Path] = []
-    for part in COMPONENTS:
-        if part in NETWORKS:
+    family = folder_family(folder)
+    for part in family.components:
+        if part in family.networks:
             weights = weight_files(folder, part) if with_weights else []
             files += sorted([folder / part / "config.json", *weights])
         else:
@@ -268,6 +283,13 @@ def model_resolution(name_or_path: str) -> int:
         f"{folder}: its configs give a resolution of {resolution} pixels; copy it again",
     )
     return resolution
+
+
+def text_width(name_or_path: str) -> int | None:
+    """Width of the texts that a diffusers folder's U-Net looks at; None for all others."""
+    path = Path(name_or_path, "unet", "config.json")
+    width = read_config(path).get("cross_attention_dim", 1280) if path.is_file() else None
+    return width if type(width) is int else None
 
 
 def file_fingerprint(path: str | Path) -> str:

@@ -15,8 +15,9 @@ from expansion.images.records import ImageRecord, Picture, given_records
 from expansion.images.variants import Variant, variant_name
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
     from torch import Generator
+
+    from expansion.diffusion.families import Pipeline
 
 
 class Sampler(ABC):
@@ -30,7 +31,7 @@ class Sampler(ABC):
         batch_size: Number of images that `variants` denoises together.
     """
 
-    pipeline: StableDiffusionPipeline
+    pipeline: Pipeline
     config: SamplerConfig
     batch_size: int = 8
 
@@ -41,7 +42,7 @@ class Sampler(ABC):
         config: Any,
         class_names: Sequence[str],
         prompt_names: Sequence[str],
-        load_pipeline: Callable[[], StableDiffusionPipeline],
+        load_pipeline: Callable[[], Pipeline],
     ) -> Sampler:
         """Construct the sampler; files that `config` names are checked before the pipeline loads.
 

@@ -47,6 +47,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images, pixels."""
+        height, width = self.images.shape[-2:]
+        return height, width
+
     def part(self, start: int, stop: int) -> Batch:
         """The variants `start` to `stop` - 1 alone, with the real images that they need."""
         index = self.source_index[start:stop]

@@ -1,4 +1,4 @@
-"""Stable Diffusion checkpoints: loading and saving.
+"""Stable Diffusion checkpoints, 1.x, 2.x and XL: loading and saving.
 
 Loading never runs code from a checkpoint: it reads safetensors, and
 old single files with torch.load's weights_only.
@@ -7,25 +7,34 @@ old single files with torch.load's weights_only.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     DDIMScheduler,
+    SchedulerMixin,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from torch import nn
-from transformers import CLIPTextModel
 
 from expansion.common.errors import InputError, brief, require, shown
 from expansion.common.hub import hub_failure, no_vain_requests, only_cached, unreachable
 from expansion.common.quiet import quiet_libraries
+from expansion.diffusion.families import (
+    STABLE_DIFFUSION,
+    Pipeline,
+    family_of,
+    family_of_index,
+    text_encoders,
+)
 from expansion.diffusion.model_configs import check_scheduler, noise_schedule, read_config
 from expansion.diffusion.model_files import check_model_folder
 from expansion.diffusion.weight_files import CONVERSION, PICKLES, weight_variant
@@ -49,8 +58,8 @@ def load_pipeline(
     revision: str | None = None,
     single_file_config: str | None = None,
     image_unet: bool = False,
-) -> StableDiffusionPipeline:
-    """Load an SD-1.x or 2.x checkpoint, frozen and in eval mode, without a safety checker.
+) -> Pipeline:
+    """Load a checkpoint of any family, frozen and in eval mode, without a safety checker.
 
     Its scheduler is DDIM with the checkpoint's noise schedule, whatever sampler it names.
 
@@ -82,9 +91,9 @@ def load_pipeline(
     # Make it ready for sampling: DDIM, frozen, on its device.
     _check_parts(pipeline, name_or_path)
     pipeline.scheduler = ddim_scheduler(pipeline)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.requires_grad_(False)
-        part.eval()
+    for name in family_of(pipeline).networks:
+        getattr(pipeline, name).requires_grad_(False).eval()
+    _keep_decoder_safe(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
     if pipeline.device.type == "cuda":  # what tensor cores convolve; no gain was seen on a CPU
@@ -112,10 +121,13 @@ def _local_folder(name_or_path: str, revision: str | None, image_unet: bool) -> 
     return str(folder)
 
 
-def _from_folder(folder: str, dtype: str) -> StableDiffusionPipeline:
+def _from_folder(folder: str, dtype: str) -> Pipeline:
     """Load a pipeline from a local diffusers folder, each part in the variant that it has."""
+    family = family_of_index(read_config(Path(folder, "model_index.json")))
     schedule = read_config(Path(folder, "scheduler", "scheduler_config.json"))
     parts: dict[str, Any] = {"scheduler": _ddim(schedule)}
+    for part in family.text_encoders:
+        parts[part] = _text_encoder(folder, part, family.classes[part][1], dtype)
     for part, network in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
         parts[part] = network.from_pretrained(
             folder,
@@ -124,19 +136,11 @@ def _from_folder(folder: str, dtype: str) -> StableDiffusionPipeline:
             dtype=DTYPES[dtype],
             use_safetensors=True,
         )
-    return StableDiffusionPipeline.from_pretrained(
-        folder,
-        text_encoder=_text_encoder(folder, dtype),
-        **parts,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline_class = getattr(diffusers, family.pipeline_class)
+    return pipeline_class.from_pretrained(folder, **parts, **family.arguments)
 
 
-def _from_single_file(
-    path: str, dtype: str, single_file_config: str | None
-) -> StableDiffusionPipeline:
+def _from_single_file(path: str, dtype: str, single_file_config: str | None) -> Pipeline:
     """Load a pipeline from one file; without `single_file_config`, its kind is guessed."""
     guess = single_file_config is None
     try:
@@ -145,10 +149,8 @@ def _from_single_file(
                 path,
                 config=single_file_config,
                 dtype=DTYPES[dtype],
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
                 local_files_only=not guess,
+                **STABLE_DIFFUSION.arguments,
             )
     except Exception as error:  # files of other networks make diffusers fail in any way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -174,7 +176,7 @@ def _from_single_file(
         ) from error
 
 
-def load_tiny_decoder(name_or_path: str, pipeline: StableDiffusionPipeline) -> AutoencoderTiny:
+def load_tiny_decoder(name_or_path: str, pipeline: Pipeline) -> AutoencoderTiny:
     """Load a distilled autoencoder (such as TAESD) for the latents of `pipeline`, frozen.
 
     `name_or_path` is a hub id or a diffusers folder; number format and device are the pipeline's.
@@ -203,51 +205,93 @@ def load_tiny_decoder(name_or_path: str, pipeline: StableDiffusionPipeline) -> A
     return decoder.eval().requires_grad_(False).to(pipeline.device)
 
 
-def _text_encoder(folder: str, dtype: str) -> CLIPTextModel:
-    """Load the text encoder; raises ValueError where weights are missing.
+def _text_encoder(folder: str, part: str, class_name: str, dtype: str) -> nn.Module:
+    """Load a text encoder; raises ValueError where weights are missing.
 
-    `StableDiffusionPipeline` would fill them with random numbers and say nothing.
+    diffusers' pipelines would fill them with random numbers and say nothing.
     """
-    encoder, report = CLIPTextModel.from_pretrained(
+    encoder, report = getattr(transformers, class_name).from_pretrained(
         folder,
-        subfolder="text_encoder",
-        variant=weight_variant(Path(folder), "text_encoder"),
+        subfolder=part,
+        variant=weight_variant(Path(folder), part),
         dtype=DTYPES[dtype],
         use_safetensors=True,
         output_loading_info=True,
     )
     if report["missing_keys"]:
-        raise ValueError(f"its text_encoder lacks {min(report['missing_keys'])}")
+        raise ValueError(f"its {part} lacks {min(report['missing_keys'])}")
     return encoder
 
 
-def _check_parts(pipeline: StableDiffusionPipeline, name: str) -> None:
+def _check_parts(pipeline: Pipeline, name: str) -> None:
     """Raise InputError for parts that lack weights or were not made for each other."""
-    for part in ("text_encoder", "unet", "vae"):
+    family = family_of(pipeline)
+    for part in family.networks:
         absent = [
             key for key, value in getattr(pipeline, part).state_dict().items() if value.is_meta
         ]
         require(not absent, f"cannot load the model {name}: its {part} lacks {shown(absent, 1)}")
-    unet, vae, text = (part.config for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
-    for left, right, meaning in (
+    unet, vae = pipeline.unet.config, pipeline.vae.config
+    encoders = [encoder.config for encoder in text_encoders(pipeline)]
+    tokenizers = [getattr(pipeline, part) for part in family.tokenizers]
+    width, both = sum(text.hidden_size for text in encoders), " and ".join(family.text_encoders)
+    pairs = [
         (unet.out_channels, vae.latent_channels, "latent channels of unet and vae"),
-        (unet.cross_attention_dim, text.hidden_size, "widths of unet and text_encoder"),
-        (pipeline.tokenizer.model_max_length, text.max_position_embeddings, "token windows"),
-    ):
+        (unet.cross_attention_dim, width, f"widths of unet and {both}"),
+    ]
+    for tokenizer in tokenizers:
+        window = encoders[0].max_position_embeddings
+        pairs.append((tokenizer.model_max_length, window, "token windows"))
+    for left, right, meaning in pairs:
         require(
             left == right,
             f"cannot use the model {name}: {meaning} are {brief(left)} and {brief(right)}; give a "
             "text-to-image checkpoint whose parts belong together",
         )
-    largest = max(pipeline.tokenizer.get_vocab().values(), default=0)
-    require(
-        largest < text.vocab_size,
-        f"cannot use the model {name}: its tokenizer has token {largest}, its text_encoder only "
-        f"{text.vocab_size}; copy both from one checkpoint",
-    )
+    for part, tokenizer, text in zip(family.text_encoders, tokenizers, encoders, strict=True):
+        largest = max(tokenizer.get_vocab().values(), default=0)
+        require(
+            largest < text.vocab_size,
+            f"cannot use the model {name}: its tokenizer has token {largest}, its {part} only "
+            f"{text.vocab_size}; copy both from one checkpoint",
+        )
 
 
-def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
+def _keep_decoder_safe(pipeline: Pipeline) -> None:
+    """Leave the autoencoder in float32 where float16 would overflow, as SDXL's does.
+
+    Its decoder then costs more time, and its images are those that diffusers decodes in float32.
+    """
+    vae = pipeline.vae
+    overflows = family_of(pipeline).decodes_in_float32 and vae.config.get("force_upcast", True)
+    if overflows and weight_dtype(vae) == torch.float16:
+        vae.to(dtype=torch.float32)
+
+
+@contextmanager
+def in_float32(pipeline: Pipeline) -> Iterator[None]:
+    """Inside, all networks have float32; afterwards they have their own number formats again."""
+    dtype, dtype_of_vae = pipeline.unet.dtype, weight_dtype(pipeline.vae)
+    pipeline.to(dtype=torch.float32)
+    try:
+        yield
+    finally:
+        pipeline.to(dtype=dtype)
+        pipeline.vae.to(dtype=dtype_of_vae)
+
+
+def with_scheduler(pipeline: Pipeline, scheduler: SchedulerMixin) -> Pipeline:
+    """A pipeline of the same networks with another scheduler; `pipeline` stays as it is."""
+    parts = {**pipeline.components, "scheduler": scheduler}
+    settings = {**family_of(pipeline).arguments}
+    if "force_zeros_for_empty_prompt" in pipeline.config:
+        settings["force_zeros_for_empty_prompt"] = pipeline.config.force_zeros_for_empty_prompt
+    made = type(pipeline)(**{**parts, **settings})
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def save_pipeline(pipeline: Pipeline, folder: Path, dtype: str) -> None:
     """Write a diffusers folder with weights in `dtype`, a key of `DTYPES`.
 
     All configs say float32, so that a plain `from_pretrained` gives parts of one dtype. `pipeline`
@@ -256,7 +300,7 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -
     with quiet_libraries():
         pipeline.to(dtype=DTYPES[dtype]).save_pretrained(folder, safe_serialization=True)
         pipeline.to(dtype=torch.float32)
-    for part in ("text_encoder", "vae", "unet"):
+    for part in family_of(pipeline).networks:
         path = folder / part / "config.json"
         values = json.loads(path.read_text())
         values.pop("_name_or_path", None)
@@ -265,7 +309,7 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -
         path.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def ddim_scheduler(pipeline: StableDiffusionPipeline) -> DDIMScheduler:
+def ddim_scheduler(pipeline: Pipeline) -> DDIMScheduler:
     """DDIM with the checkpoint's noise schedule, whatever sampler its folder names.
 
     Raises:
@@ -286,7 +330,7 @@ def _ddim(config: Mapping[str, Any]) -> DDIMScheduler:
         raise InputError(f"the checkpoint's noise schedule cannot be used: {reason}") from error
 
 
-def default_resolution(pipeline: StableDiffusionPipeline) -> int:
+def default_resolution(pipeline: Pipeline) -> int:
     """Side in pixels that the U-Net was trained for."""
     return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
 

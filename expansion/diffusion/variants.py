@@ -20,7 +20,7 @@ from expansion.common.seeding import image_generator, stable_seed
 from expansion.common.sharding import make_units
 from expansion.diffusion.memory import CanSample, FittingSampler
 from expansion.diffusion.samples import Batch, Samples
-from expansion.diffusion.stable_diffusion import default_resolution
+from expansion.diffusion.stable_diffusion import default_resolution, in_float32
 from expansion.images.tensors import BICUBIC, to_unit_tensor
 from expansion.images.variants import Variant, group_by
 
@@ -120,11 +120,8 @@ def sample_finite(
     if dtype == torch.float32 or samples.images.isfinite().all():
         return samples
     logger.warning("an image was not finite in %s; repeating its batch in float32", dtype)
-    pipeline.to(dtype=torch.float32)
-    try:
+    with in_float32(pipeline):
         return fitting.sample(batch, generators)
-    finally:
-        pipeline.to(dtype=dtype)
 
 
 def eight_bit(images: Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from expansion.diffusion.model_configs import OTHER_INPUTS, REMEDY, read_config
 
 STEMS = {  # part -> name of its weights without variant, shard number and suffix
     "text_encoder": "model",
+    "text_encoder_2": "model",
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     ".": "diffusion_pytorch_model",  # a network that is a folder of its own
@@ -31,6 +32,9 @@ CONVERSION = (
     'convert it where there is a network: python -c "from diffusers import StableDiffusionPipeline '
     "as P; P.from_single_file('{name}').save_pretrained('FOLDER')\", and give the folder"
 )
+
+
+XL_CONVERSION = CONVERSION.replace("StableDiffusion", "StableDiffusionXL")
 
 
 def weight_variant(folder: Path, part: str) -> str | None:
@@ -110,10 +114,24 @@ def safetensors_header(path: Path) -> Mapping[str, Any]:
     return {key: value for key, value in header.items() if key != "__metadata__"}
 
 
-def num_lora_layers(names: Mapping[str, Any]) -> int:
+def num_lora_layers(names: Iterable[str]) -> int:
     """How many layers a LoRA with tensors of these names adapts (diffusers, kohya or peft)."""
     layer = r"lora[._](down|A)\b|_lora\.down\b|lora_linear_layer\.down\b"
     return sum(bool(re.search(layer, name)) for name in names)
+
+
+def lora_text_width(header: Mapping[str, Any]) -> int | None:
+    """Width of the texts that a LoRA's cross-attention looks at; None if it adapts none.
+
+    Args:
+        header: Of its safetensors file.
+    """
+    for name, described in header.items():
+        if re.search(r"attn2[._](processor[._])?to_[kv]([._]|_lora[._])", name):
+            shape = described.get("shape")
+            if num_lora_layers([name]) and isinstance(shape, list) and len(shape) >= 2:
+                return shape[1]
+    return None
 
 
 def check_single_file(path: Path) -> None:
@@ -147,8 +165,9 @@ def check_single_file(path: Path) -> None:
     foreign += [n for n in names if n.startswith("model.diffusion_model.label_emb.")]
     require(
         not foreign,
-        f"{path} needs more than text (it has {foreign[0] if foreign else ''}), as Stable "
-        f"Diffusion XL and unCLIP do; {REMEDY}",
+        f"{path} needs more than text (it has {foreign[0] if foreign else ''}), as unCLIP and SDXL "
+        "do; one of SDXL is taken as a diffusers folder: "
+        f"{XL_CONVERSION.format(name=path)}",
     )
     shape = header[FIRST_CONV].get("shape")
     channels = shape[1] if isinstance(shape, list) and len(shape) == 4 else shape

@@ -23,6 +23,7 @@ from distdiff.sampler import DistDiffSampler
 from dreamda.config import DreamDAConfig
 from dreamda.sampler import DreamDASampler
 from expansion.common.errors import InputError
+from expansion.diffusion.conditioning import Conditioning
 from expansion.diffusion.samples import Batch
 from tests.conftest import ROOT
 
@@ -87,7 +88,7 @@ def distdiff_sampler(pipeline, monkeypatch, **options) -> DistDiffSampler:
     noise = tensor(GIVEN["noise"])
     monkeypatch.setattr("expansion.diffusion.img2img.randn_tensor", lambda *_, **__: noise)
     monkeypatch.setattr(sampler.codec, "encode", lambda *_: tensor(GIVEN["vae_latents"]))
-    sampler.embed_prompts = lambda prompts: tensor(GIVEN["prompt_embeds"])
+    sampler.embed_prompts = lambda batch: Conditioning(tensor(GIVEN["prompt_embeds"]))
     return sampler
 
 
@@ -119,7 +120,7 @@ def digit_three() -> Batch:
 
 def test_the_prompt_s_embeddings_are_those_of_the_released_run(pipeline):
     sampler = DistDiffSampler(pipeline, DistDiffConfig(optimize_targets="none"), None)
-    embeds = sampler.embed_prompts(digit_three().prompts)
+    embeds = sampler.embed_prompts(digit_three()).prompt_embeds
     torch.testing.assert_close(embeds, tensor(GIVEN["prompt_embeds"]), atol=2e-6, rtol=1e-5)
 
 

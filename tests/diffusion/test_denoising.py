@@ -24,6 +24,7 @@ from distdiff.prototypes import Prototypes
 from distdiff.sampler import DistDiffSampler
 from expansion.classifier.backbones import Classifier
 from expansion.common.errors import InputError
+from expansion.diffusion.conditioning import Conditioning
 from expansion.diffusion.denoising import Denoiser
 from expansion.diffusion.encoding import LatentCodec
 from expansion.diffusion.img2img import Img2ImgSampler
@@ -216,7 +217,7 @@ def test_one_step_follows_the_ddim_equation_down_to_the_first_alpha(pipeline):
     )  # e_u, e_c: e = 0.5 + 4 * (0.25 - 0.5) = -0.5
     z = torch.full((1, 4, 8, 8), 2.0)
     for t, previous in ((481, 461), (1, 0)):
-        latents, (x0hat,) = denoiser.run(z, [t], embeds)
+        latents, (x0hat,) = denoiser.run(z, [t], Conditioning(embeds))
         expected = (2.0 + 0.5 * math.sqrt(1 - a[t])) / math.sqrt(a[t])
         torch.testing.assert_close(x0hat, torch.full_like(z, expected), atol=1e-5, rtol=0)
         expected = math.sqrt(a[previous]) * expected - 0.5 * math.sqrt(1 - a[previous])
@@ -329,7 +330,8 @@ class NanSampler:
     config = SamplerConfig()
 
     def __init__(self, dtype: torch.dtype, nan_in: tuple[torch.dtype, ...]):
-        self.pipeline = SimpleNamespace(unet=SimpleNamespace(dtype=dtype), to=self.convert)
+        vae = torch.nn.Linear(1, 1)
+        self.pipeline = SimpleNamespace(unet=SimpleNamespace(dtype=dtype), vae=vae, to=self.convert)
         self.nan_in, self.seen = nan_in, []
 
     def convert(self, dtype):

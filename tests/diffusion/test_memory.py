@@ -260,3 +260,34 @@ def test_without_a_gpu_the_pixels_decide_the_batch_size(side, limit, size):
     )
     found = fitting_batch_size(sampler, lambda n: make_batch(1, [0] * n, side), limit)
     assert found == size
+
+
+@pytest.mark.parametrize(("count", "room", "sides"), [(2, 1, [16, 16]), (1, 0, [12] * 4)])
+def test_decoding_without_memory_goes_one_by_one_and_then_in_tiles(
+    pipeline, monkeypatch, caplog, count, room, sides
+):
+    """Room for so many latents of 16 cells; tiles of 12 cells, of which four cover one."""
+    monkeypatch.setattr("expansion.diffusion.encoding.TILE", 12)
+    codec, decoded = LatentCodec(pipeline), []
+    latents = torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = codec.decode(latents)
+
+    def scarce(module, inputs):
+        decoded.append(inputs[0].shape[-2])
+        if len(inputs[0]) > room and inputs[0].shape[-2] == 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = pipeline.vae.decoder.register_forward_pre_hook(scarce)
+    try:
+        with torch.no_grad():
+            images = codec.decode(latents)
+        assert codec.tiled == (room == 0) == ("in blended tiles" in caplog.text)
+        with torch.enable_grad(), pytest.raises(torch.OutOfMemoryError):
+            LatentCodec(pipeline).decode_raw(latents)
+    finally:
+        hook.remove()
+    assert images.shape == (count, 3, 64, 64) and decoded[1] == sides[0]
+    exact = room > 0
+    torch.testing.assert_close(images, whole, atol=1e-4 if exact else 0.5, rtol=0)
+    assert (images - whole).abs().mean() < (1e-5 if exact else 0.05)

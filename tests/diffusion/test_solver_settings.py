@@ -13,6 +13,7 @@ import expand
 from dreamda.config import DreamDAConfig
 from dreamda.finetune import __main__ as finetune
 from expansion.common.errors import InputError
+from expansion.diffusion.conditioning import Conditioning
 from expansion.diffusion.denoising import Denoiser
 from expansion.diffusion.model_configs import check_scheduler, check_steps, first_timestep
 from expansion.diffusion.model_files import check_model_folder, check_model_steps
@@ -64,9 +65,9 @@ def predicted():
         denoiser = Denoiser(pipeline, config)
         draw = torch.Generator().manual_seed(1)
         start = torch.randn(1, 4, 8, 8, generator=draw)
-        embeds = torch.randn(2, 77, 64, generator=draw)
+        conditioning = Conditioning(torch.randn(2, 77, 64, generator=draw))
         with torch.no_grad():
-            latents, x0hats = denoiser.run(start, denoiser.timesteps, embeds)
+            latents, x0hats = denoiser.run(start, denoiser.timesteps, conditioning)
         return [latents, *x0hats]
 
     plain = {solver: run(TINY_MODEL, solver) for solver in SOLVERS}

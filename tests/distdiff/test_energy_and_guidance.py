@@ -297,7 +297,8 @@ def test_the_gradient_agrees_with_finite_differences_in_float64(monkeypatch):
         Prototypes(PROTOTYPES.class_prototypes.double(), PROTOTYPES.group_prototypes.double())
     )
     z = torch.randn(2, 4, 8, 8, generator=generators()[0]).double()
-    embeds, labels = sampler.prompt_encoder(PROMPTS[:2], "").double(), torch.tensor([1, 2])
+    embeds = sampler.prompt_encoder(PROMPTS[:2], "").map(Tensor.double)
+    labels = torch.tensor([1, 2])
     window = [301, 201]
     w, b = (draw.double() for draw in drawn_transform(generators(2)))
     joint, slopes, eps = torch.cat([w, b], dim=1), [], 1e-5

@@ -20,6 +20,7 @@ from dreamda.finetune.report import TrainingLog, loss_chart, read_log, sample_gr
 from dreamda.finetune.trainer import DiffusionTrainer, diffusion_losses, loss_weights
 from expansion.common.errors import InputError
 from expansion.data.datasets import few_shot, load_dataset
+from expansion.diffusion.conditioning import Conditioning
 from expansion.diffusion.stable_diffusion import load_pipeline
 from tests.conftest import TINY_MODEL
 
@@ -91,7 +92,7 @@ def test_the_loss_is_the_weighted_error_of_noise_or_velocity(prediction_type):
         return SimpleNamespace(sample=torch.full_like(noisy, 0.5))
 
     weights = torch.linspace(0, 1, 1000)
-    losses = diffusion_losses(unet, scheduler, weights, z, None, noise, t)
+    losses = diffusion_losses(unet, scheduler, weights, z, Conditioning(torch.empty(0)), noise, t)
     target = noise if prediction_type == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * z
     expected = t / 999 * (target - 0.5).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(losses, expected)
@@ -176,7 +177,7 @@ def test_processes_exchange_gradients_once_per_step(make_trainer):
     trainer.unet.register_forward_hook(lambda *_: exchanged.append(not silent))
     trainer._step(0, *batch(3))
     assert exchanged == [False, False, True]
-    assert networks == [trainer.unet, trainer.text_encoder] * 2
+    assert networks == [trainer.unet, *trainer.text_encoders] * 2
 
 
 def test_sampling_uses_averaged_weights_in_eval_mode_and_leaves_no_trace(make_trainer):

@@ -99,7 +99,7 @@ def test_a_perturbed_step_by_hand(pipeline, perturb, location):
 
     (inversion,) = sampler._invert(batch, generators(1))
     x, t = inversion.start, sampler.denoiser.timesteps[0]
-    embeds = sampler.embed_prompts(batch.prompts)
+    embeds = sampler.embed_prompts(batch)
     noise = GaussianNoise(2.0, relative=False, generators=generators(1), shared=perturb == "eq6")
     scheduler = sampler.denoiser.scheduler
     a_t, a_p = scheduler.alphas_cumprod[t], scheduler.final_alpha_cumprod
@@ -126,7 +126,7 @@ def test_latent_locations_by_hand(pipeline):
         sampler = DreamDASampler(pipeline, config)
         ours = sampler.sample(batch, generators(1)).images
         (inversion,) = sampler._invert(batch, generators(1))
-        embeds = sampler.embed_prompts(batch.prompts)
+        embeds = sampler.embed_prompts(batch)
         drawn = 0.7 * torch.randn(1, 4, 8, 8, generator=generators(1)[0])
         x = inversion.start + (drawn if place == 0 else 0)
         with torch.no_grad():

@@ -18,7 +18,7 @@ import torch
 
 import expand
 from expansion.classifier.backbones import Classifier, classifier_state, load_classifier
-from expansion.diffusion.encoding import PromptEncoder
+from expansion.diffusion.conditioning import PromptEncoder
 from expansion.diffusion.model_files import check_model_folder, model_fingerprint, model_resolution
 from expansion.diffusion.stable_diffusion import ddim_scheduler, default_resolution, load_pipeline
 from tests.conftest import TINY_MODEL
