@@ -2,7 +2,7 @@
 
     python -m expansion.benchmark
     python -m expansion.benchmark --methods img2img --batch_sizes 1 8 50 --rounds 5
-    python -m expansion.benchmark --full_size --dtype bfloat16 --resolution 512 --batch_sizes 1 8 32
+    python -m expansion.benchmark --full_size sd1 --dtype bfloat16 --resolution 512 --batch_sizes 8
 
 All contenders run in one process by turns, from image files to image files, with each method's own
 steps, strength and guidance. Figures are medians over the rounds. diffusers' pipelines for img2img
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = report(lines, bench.facts)
     sys.stdout.write(text)
     if config.output:
-        figures = {"facts": bench.facts, "lines": [line.figures() for line in lines]}
+        figures = {"facts": bench.facts, "lines": [line.figures(bench.facts) for line in lines]}
         write_atomic(Path(config.output), json.dumps(figures, indent=1) + "\n")
 
 
@@ -97,7 +97,7 @@ class Line:
         """The median over the rounds of what `value` gives of a measurement."""
         return statistics.median(value(m) for m in self.measurements)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """All figures of the line, as the JSON file holds them."""
         first = self.measurements[0]
         figures = {
@@ -113,6 +113,7 @@ class Line:
         if self.clock is not None:
             figures["seconds_per_image"] = self.seconds_per_image()
             figures["overhead"] = self.overhead()
+            figures["share_of_matrix_rate"] = self.network_rate(facts) / facts["matrix_rate"]
         return figures
 
     def seconds_per_image(self) -> dict[str, float]:
@@ -122,6 +123,11 @@ class Line:
         seconds["other"] = clock.unaccounted
         seconds |= {name: clock.beside[name] for name in BESIDE_PHASES}
         return {name: value / images for name, value in seconds.items()}
+
+    def network_rate(self, facts: Mapping[str, Any]) -> float:
+        """Operations per second of the U-Net's forward passes, while it denoises and guides."""
+        seconds = self.clock.seconds["denoise"] + self.clock.seconds["guide"]
+        return facts["flops_per_row"] * self.profiled.rows / seconds
 
     def overhead(self) -> float:
         """The share of time that is spent outside the networks."""
@@ -171,7 +177,7 @@ class Bench:
 
     def _plan(self, method: str) -> Plan:
         """The plan of expand.py; a classifier or CLIP that guides has random weights."""
-        from expansion.benchmarks.sampling_arms import random_clip
+        from expansion.benchmarks.random_networks import random_clip
 
         config = self.config
         given = {
@@ -190,7 +196,7 @@ class Bench:
         if "encoder_weight_path" in names:
             given["encoder_weight_path"] = self._random_guide()
         if "clip_model" in names:
-            given["clip_model"] = random_clip(self.folder / "clip", config.full_size)
+            given["clip_model"] = random_clip(self.folder / "clip", config.full_size is not None)
         line = [f"--{name}={value}" for name, value in given.items() if value is not None]
         run_config, method_config, _ = expand.parse(line)
         return make_plan(run_config, method_config)
@@ -212,17 +218,22 @@ class Bench:
         return path
 
     def _load(self) -> Pipeline:
-        from expansion.benchmarks.sampling_arms import random_stable_diffusion
+        from expansion.benchmarks.random_networks import random_pipeline
         from expansion.diffusion.stable_diffusion import ddim_scheduler, load_pipeline
 
         # One checkpoint for all: the plans refused methods that need another kind.
         first = next(iter(self.plans.values()))
         image_unet = first.method_config.needs_image_unet
         pipeline = load_pipeline(first.model, self.dtype, self.device, image_unet=image_unet)
-        if self.config.full_size:
+        if self.config.full_size is not None:
             scheduler = ddim_scheduler(pipeline)
-            pipeline = random_stable_diffusion(
-                pipeline.tokenizer, scheduler, self.dtype, self.device, image_unet
+            pipeline = random_pipeline(
+                self.config.full_size,
+                pipeline.tokenizer,
+                scheduler,
+                self.dtype,
+                self.device,
+                image_unet,
             )
             pipeline.set_progress_bar_config(disable=True)
         if self.config.compile:
@@ -315,7 +326,7 @@ def report(lines: Sequence[Line], facts: Mapping[str, Any]) -> str:
     # The speed of all contenders.
     speed = [("", "batch", "images/s", "slowest", "fastest", "rows/s", "rows/image", "peak GB")]
     for line in lines:
-        figures = line.figures()
+        figures = line.figures(facts)
         rates, peak = figures["all_images_per_second"], figures["peak_memory_bytes"]
         speed.append(
             (
@@ -338,8 +349,7 @@ def report(lines: Sequence[Line], facts: Mapping[str, Any]) -> str:
         if line.clock is None:
             continue
         seconds = line.seconds_per_image()
-        rate = facts["flops_per_row"] * line.profiled.rows
-        rate /= (seconds["denoise"] + seconds["guide"]) * line.profiled.images
+        rate = line.network_rate(facts)
         parts.append(
             (
                 line.contender.name,

@@ -16,32 +16,18 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     StableDiffusionImg2ImgPipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
 )
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-)
 
-from expansion.common.config import PROJECT_ROOT
 from expansion.common.phases import PhaseClock
 from expansion.common.sharding import make_units
 from expansion.diffusion.conditioning import PromptEncoder
 from expansion.diffusion.families import STABLE_DIFFUSION_XL, Pipeline, family_of
 from expansion.diffusion.sampler import Sampler
 from expansion.diffusion.sampler_config import SamplerConfig
-from expansion.diffusion.stable_diffusion import DTYPES
 from expansion.diffusion.variants import Drawing, square_image
 from expansion.generation.loop import generate
 from expansion.images.variants import Variant, group_by
@@ -178,83 +164,6 @@ def diffusers_pipeline(name: str, pipeline: Pipeline) -> Pipeline:
         made = pipeline_class(**parts, requires_safety_checker=False)
     made.set_progress_bar_config(disable=True)
     return made
-
-
-def random_stable_diffusion(
-    tokenizer: CLIPTokenizer,
-    scheduler: DDIMScheduler,
-    dtype: str,
-    device: str,
-    image_unet: bool = False,
-) -> StableDiffusionPipeline:
-    """Stable Diffusion 1.x at its full size (1.07 billion parameters) with random weights.
-
-    Args:
-        tokenizer: Any tokenizer with a vocabulary that is not larger than the text encoder's.
-        scheduler: Gives the noise schedule.
-        dtype: A key of `DTYPES`.
-        device: Where the weights are made.
-        image_unet: Whether the U-Net takes the latents of an image beside its own.
-    """
-    # Networks of the published sizes.
-    down = ("DownEncoderBlock2D",) * 4
-    text_config = CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-    )
-    with torch.device(device):
-        parts = {
-            "unet": UNet2DConditionModel(
-                sample_size=64,
-                in_channels=8 if image_unet else 4,
-                cross_attention_dim=768,
-                attention_head_dim=8,
-            ),
-            "vae": AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512),
-                layers_per_block=2,
-                down_block_types=down,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                latent_channels=4,
-                sample_size=512,
-            ),
-            "text_encoder": CLIPTextModel(text_config),
-        }
-    # Made ready as `load_pipeline` does it.
-    for part in parts.values():
-        part.to(DTYPES[dtype]).eval().requires_grad_(False)
-        if device.startswith("cuda") and not isinstance(part, CLIPTextModel):
-            part.to(memory_format=torch.channels_last)
-    return StableDiffusionPipeline(
-        **parts,
-        tokenizer=tokenizer,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def random_clip(folder: Path, full_size: bool) -> Path:
-    """Save a CLIP with random weights for a method that scores images with one; returns its folder.
-
-    Args:
-        folder: Where it is saved.
-        full_size: As large as ViT-B/32, for images of 224 pixels; else tiny, for 32.
-    """
-    tokenizer = CLIPTokenizer.from_pretrained(PROJECT_ROOT / "assets/tiny-sd-digits/tokenizer")
-    ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
-    tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    tiny = {} if full_size else {**tiny, "num_attention_heads": 2}
-    side = 224 if full_size else 32
-    text = CLIPTextConfig(vocab_size=len(tokenizer), **ids, **tiny)
-    vision = CLIPVisionConfig(image_size=side, patch_size=32 if full_size else 8, **tiny)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
-    processor = CLIPImageProcessor(
-        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-    )
-    for part in (tokenizer, processor):
-        part.save_pretrained(folder)
-    return folder
 
 
 def unet_flops(pipeline: Pipeline, side: int) -> int:

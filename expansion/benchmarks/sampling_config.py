@@ -30,8 +30,10 @@ class BenchmarkConfig:
     pretrained_model_name_or_path: str | None = option(
         None, "Stable Diffusion checkpoint; default: the dataset's"
     )
-    full_size: bool = option(
-        False, "Stable Diffusion 1.x at its full size with random weights, instead of a checkpoint"
+    full_size: str | None = option(
+        None,
+        "Stable Diffusion 1.x or XL at its full size with random weights, instead of a checkpoint",
+        choices=("sd1", "sdxl"),
     )
     batch_sizes: tuple[int, ...] = option((1, 10, 50), "images that are denoised together")
     num_images_per_prompt: int = option(10, "n: variants of each real image")

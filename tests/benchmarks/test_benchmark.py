@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from expansion.benchmarks import sampling as benchmark
+from expansion.benchmarks.random_networks import random_pipeline
 from expansion.benchmarks.sampling_arms import (
     counted_rows,
     matrix_rate,
-    random_stable_diffusion,
     some_variants,
     unet_flops,
 )
@@ -82,15 +82,26 @@ def test_rows_and_operations_are_counted(pipeline):
     assert 1e9 < matrix_rate(torch.device("cpu"), torch.float32) < 1e13
 
 
-def test_the_full_size_network_has_the_parts_of_stable_diffusion_1(pipeline):
-    full = random_stable_diffusion(pipeline.tokenizer, pipeline.scheduler, "float32", "meta")
+def test_networks_of_full_size_have_the_parts_of_the_published_ones(pipeline):
+    full = random_pipeline("sd1", pipeline.tokenizer, pipeline.scheduler, "float32", "meta")
     sizes = {
         name: sum(p.numel() for p in getattr(full, name).parameters())
         for name in ("unet", "vae", "text_encoder")
     }
     assert sizes == {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
     parts = pipeline.tokenizer, pipeline.scheduler, "float32", "meta"
-    assert random_stable_diffusion(*parts, image_unet=True).unet.conv_in.in_channels == 8
+    assert random_pipeline("sd1", *parts, image_unet=True).unet.conv_in.in_channels == 8
+    xl = random_pipeline("sdxl", *parts)
+    sizes = {
+        name: sum(p.numel() for p in getattr(xl, name).parameters())
+        for name in ("unet", "vae", "text_encoder", "text_encoder_2")
+    }
+    assert sizes == {
+        "unet": 2_567_463_684,
+        "vae": 83_653_863,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 694_659_840,
+    }
 
 
 @pytest.mark.slow

@@ -1,0 +1,79 @@
+"""`python -m expansion.benchmarks.gpu_report FOLDER`: figures of `scripts/gpu_check.sh` in a table.
+
+Reads the figures of `expansion.benchmark` and the output of the tests in the folder, prints a
+Markdown table, and writes it and all figures to `report.md` and `report.json` there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expansion.common.errors import require, run_command
+from expansion.common.files import write_atomic
+
+FAMILIES = {"sd1": "SD 1.x, 512", "sdxl": "SDXL, 1024"}
+ONE, TWO = "one", ("two_a", "two_b")  # the same work by one process, and by two at a time
+COLUMNS = ("", "", "batch", "images/s", "U-Net rows/s", "peak GB", "of the matrix rate (%)")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print and write the report on the folder that `arguments` names."""
+    given = sys.argv[1:] if arguments is None else arguments
+    require(len(given) == 1, "give the folder of scripts/gpu_check.sh")
+    folder = Path(given[0])
+    measured = {
+        path.stem: json.loads(path.read_text())
+        for path in sorted(folder.glob("*.json"))
+        if path.stem != "report"
+    }
+    require(bool(measured), f"{folder}: no benchmark left figures there; see its *.txt")
+    tests = folder / "tests.txt"
+    passed = tests.read_text().strip().splitlines()[-1:] if tests.is_file() else []
+    text = report(measured, passed)
+    sys.stdout.write(text)
+    write_atomic(folder / "report.md", text)
+    write_atomic(folder / "report.json", json.dumps({"tests": passed, **measured}, indent=1) + "\n")
+
+
+def report(measured: Mapping[str, Mapping[str, Any]], tests: Sequence[str]) -> str:
+    """The table in Markdown.
+
+    Args:
+        measured: Name of a benchmark -> what its JSON file holds.
+        tests: What the tests said last.
+    """
+    facts = next(iter(measured.values()))["facts"]
+    rate = facts["matrix_rate"] / 1e12
+    lines = [f"{facts['device']}, {facts['dtype']}, matrix product {rate:.0f} TFLOP/s", ""]
+    rows = [COLUMNS, ("---",) * len(COLUMNS)]
+    for name, title in FAMILIES.items():
+        for line in measured.get(name, {}).get("lines", []):
+            share = line.get("share_of_matrix_rate")
+            rows.append(
+                (
+                    title,
+                    line["name"],
+                    str(line["batch_size"]),
+                    f"{line['images_per_second']:.3g}",
+                    f"{line['rows_per_second']:.3g}",
+                    f"{line['peak_memory_bytes'] / 1e9:.1f}",
+                    "" if share is None else f"{100 * share:.0f}",
+                )
+            )
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    if {ONE, *TWO} <= set(measured):
+        alone, both = (
+            sum(measured[name]["lines"][0]["images_per_second"] for name in names)
+            for names in ((ONE,), TWO)
+        )
+        lines += ["", f"img2img: one process {alone:.3g} images/s, two at a time {both:.3g}"]
+    lines += ["", *(f"tests: {text}" for text in tests)]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run_command(main)

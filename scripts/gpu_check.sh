@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Checks and measures one GPU in at most 8 minutes: the tests marked gpu, then the speed of Stable Diffusion 1.x and XL at full size with random
+# weights, beside diffusers' pipelines, and one process against two. Output: gpu_check/report.md and report.json, or in the folder given.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+REQUIREMENTS=requirements-dev.txt
+. scripts/environment.sh
+
+OUT=${1:-gpu_check}
+mkdir -p "$OUT"
+measure() {    # NAME OPTIONS...: a benchmark, whose figures are kept in NAME.json
+    local name=$1
+    shift
+    echo "$name: $*"
+    "$PYTHON" -m expansion.benchmark --dtype bfloat16 --rounds 1 --num_images_per_prompt 4 --output "$OUT/$name.json" "$@" > "$OUT/$name.txt" 2>&1 ||
+        { echo "failed, see $OUT/$name.txt:"; tail -n 3 "$OUT/$name.txt"; }
+}
+
+rm -f "$OUT"/*.json
+"$PYTHON" -m pytest -m gpu -p no:cacheprovider tests/gpu 2>&1 | tee "$OUT/tests.txt" || true
+METHODS="img2img text2img distdiff dreamda"
+measure sd1 --full_size sd1 --resolution 512 --batch_sizes 16 --methods $METHODS
+measure sdxl --full_size sdxl --resolution 1024 --batch_sizes 4 --methods $METHODS
+# Two processes at a time on one GPU, each with the same work as the one before them.
+ALONE="--full_size sd1 --resolution 512 --batch_sizes 16 --methods img2img --no-rivals"
+measure one $ALONE
+measure two_a $ALONE & measure two_b $ALONE & wait
+"$PYTHON" -m expansion.benchmarks.gpu_report "$OUT"
