@@ -10,6 +10,7 @@ checkpoint/<dataset>/<arch>_unpretrained_<exp>_lr<lr>/seed<k>. Finished runs are
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import sys
@@ -107,8 +108,8 @@ class TrainExpandConfig(TrainConfig):
     )
     max_variants: int | None = option(
         None,
-        "use only the first so many variants of each real image, as if no more had been made; "
-        "default: all",
+        "use only the first so many variants of each real image, as if no more had been made; of "
+        "a selection those that it keeps among them; default: all",
     )
     real_share: float | None = option(
         None,
@@ -142,10 +143,6 @@ class TrainExpandConfig(TrainConfig):
         require(
             self.max_variants is None or self.max_variants > 0,
             f"max_variants {self.max_variants}: give 1 or more",
-        )
-        require(
-            self.max_variants is None or self.selection is None,
-            "selection names the images to learn from, and max_variants others; give one",
         )
         require(
             self.real_share is None or 0 < self.real_share < 1,
@@ -247,7 +244,7 @@ def expanded_arm_name(
 def generated_records(
     config: TrainExpandConfig, data: TrainData, expanded_dir: Path
 ) -> list[ImageRecord]:
-    """Readable variants of the training images, those of a selection if the config names one.
+    """Readable variants of the training images: the first ones, or those of a selection, if asked.
 
     They get wrong labels if the config asks for them.
     """
@@ -255,9 +252,9 @@ def generated_records(
     trained_on = {record.file_name: record for record in data.train}
     rest = [*data.dataset.records("train"), *data.val, *data.test]
     others = {record.file_name: record for record in rest}
-    kept = read_expansion(
-        expanded_dir, trained_on, config.on_incomplete, others, config.max_variants
-    )
+    read = functools.partial(read_expansion, expanded_dir, trained_on, config.on_incomplete, others)
+    # A selection is of the whole set.
+    kept = read(None if config.selection is not None else config.max_variants)
     require(
         bool(kept), f"{expanded_dir} holds no variants of the {len(trained_on)} training images"
     )
@@ -266,6 +263,14 @@ def generated_records(
         _check_other_set(kept, config, data, expanded_dir)
     if config.selection is not None:
         kept = select_images(config.selection, kept, expanded_dir, trained_on)
+        if config.max_variants is not None:
+            first = {record.file_name for record in read(config.max_variants)}
+            kept = [record for record in kept if record.file_name in first]
+            require(
+                bool(kept),
+                f"{config.selection} keeps none of the first {config.max_variants} variants of "
+                "each real image; give a larger max_variants",
+            )
     absent = classes_without_images(data.dataset.class_names, kept)
     require(
         not (config.only_generated and absent),

@@ -259,6 +259,7 @@ def train_command(study: Study, arm: Arm) -> Command:
     name, folder, recipe = _of_script(study, arm, arguments)
     # The work of all seeds.
     generated = study.num_images(arm.method) if arm.method else 0
+    generated = min(generated, arm.options.get("max_variants") or generated)
     schedule = Schedule(recipe, study.num_train * (1 + generated))
     num_steps = len(schedule.batch_sizes)
     harder = 1.0 if arm.labels == LABELS[0] else MORE_LEARNING

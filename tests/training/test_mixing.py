@@ -18,8 +18,12 @@ from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
 from expansion.data.batches import FixedShare, StandIns, StreamBatches
 from expansion.data.datasets import load_dataset
+from expansion.images.content import readable_records
 from expansion.images.records import ImageRecord
 from expansion.store.expanded_set import read_expansion
+from expansion.store.manifest import read_manifest
+from expansion.store.selection import Selection
+from expansion.store.tars import sample
 from expansion.training.mixing import Mixing
 from expansion.training.objectives import Supervised
 from expansion.training.trainer import Trainer
@@ -149,8 +153,61 @@ def test_the_batches_of_a_training_hold_the_share(sets):
     assert [int(labels.sum()) for _, labels in batches] == [6] * 4
 
 
-def test_the_first_variants_train_as_a_set_of_as_many(train):
-    assert equal(train("--max_variants 2"), train("", "two"))
+@pytest.mark.parametrize("labels", ["seed", "amst", "soft"])
+def test_the_first_variants_train_as_a_set_of_as_many(train, labels):
+    options = f"--labels {labels} --batch_size 6"
+    assert equal(train(f"{options} --max_variants 2"), train(options, "two"))
+
+
+def test_the_first_variants_of_tars_train_as_those_of_folders(train, sets, tmp_path):
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    rows = read_manifest(sets / "four")
+    with (folder / "four-00000.tar").open("wb") as file:
+        for number, row in enumerate(rows):
+            png = (sets / "four" / row["file_name"]).read_bytes()
+            row |= {"tar": "four-00000.tar", "offset": file.tell() + 512, "size": len(png)}
+            file.write(sample(f"{number:08d}", png, {**row, "label": 0}))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "manifest.four-00000.jsonl").write_text(lines)
+    packed = train(f"--expanded_dir {folder} --max_variants 2")
+    assert equal(packed, train("", "two"))
+
+
+def test_the_first_variants_have_the_soft_labels_of_a_file_for_all(train, sets, tmp_path):
+    names = sorted(row["file_name"] for row in read_manifest(sets / "four"))
+    lines = [{"class_names": ["ant", "bee"]}]
+    lines += [{"file_name": name, "soft_label": [0.25, 0.75]} for name in names]
+    path = tmp_path / "soft.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = f"--soft_labels {path}"
+    assert equal(train(f"{options} --max_variants 2"), train(options, "two"))
+
+
+def selection_of(sets: Path, path: Path, keep) -> Path:
+    """A selection of the set `four`, of the rows for which `keep` is true."""
+    rows = read_manifest(sets / "four")
+    real = {r.file_name: r for r in load_dataset(str(sets / "noise")).records("train")}
+    images = readable_records(read_expansion(sets / "four", real), "fail")[0]
+    contents = {record.file_name: record.content for record in images}
+    kept = {r["file_name"]: contents[r["file_name"]] for r in rows if keep(r)}
+    dropped = {name: "odd" for name in contents if name not in kept}
+    Selection("noise", "four", "even ones", {}, {}, kept, dropped).write(path)
+    return path
+
+
+def test_of_a_selection_what_it_keeps_of_the_first_variants_is_trained_on(train, sets, tmp_path):
+    even = selection_of(sets, tmp_path / "even.json", lambda row: row["variant"] % 2 == 0)
+    few = train(f"--exp set --selection {even} --max_variants 2")
+    assert few.parent.name == "resnet10_tiny_unpretrained_set_even_first2_lr0.05"
+    assert load_yaml(few / "results.yaml").values["num_generated"] == 6
+    assert equal(few, train("--max_variants 1"))  # of the first two only number 0 is even
+
+
+def test_a_selection_of_later_variants_alone_is_refused_with_the_first(train, sets, tmp_path):
+    late = selection_of(sets, tmp_path / "late.json", lambda row: row["variant"] > 1)
+    with pytest.raises(InputError, match="late.json keeps none of the first 2 variants"):
+        train(f"--selection {late} --max_variants 2")
 
 
 def test_max_variants_counts_in_the_identity_and_in_the_name(train):
@@ -232,7 +289,6 @@ def test_a_stopped_run_with_a_share_ends_with_the_same_weights(train, monkeypatc
     ("--real_share 0", "real_share 0.0: give"),
     ("--replace_probability 1.5", "replace_probability 1.5: give 0 to 1"),
     ("--max_variants 0", "max_variants 0: give 1 or more"),
-    ("--max_variants 2 --selection kept.json", "selection names the images to learn from, and max"),
     ("--real_share 0.5 --only_generated", "real_share and only_generated exclude each other"),
     ("--labels soft --real_share 0.5", "real_share does not go with --labels soft, .*min_labeled"),
     ("--labels amst --only_generated", "only_generated does not go with --labels amst"),
