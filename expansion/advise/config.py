@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from expansion.common.config import option
 from expansion.common.errors import require
-from expansion.study.config import StudyConfig
+from expansion.study.settings import StudyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,9 @@ class AdviseConfig(StudyConfig):
         require(
             not self.draw_per_seed,
             "draw_per_seed: the adviser looks at one choice of images; leave it out",
+        )
+        require(
+            self.sweep is None, "sweep: the adviser takes its time for few arms; name them in arms"
         )
         require(
             self.guide is None,

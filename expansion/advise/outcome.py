@@ -19,7 +19,7 @@ from expansion.report.gallery import BUDGET, Budget, variants_beside_real
 from expansion.report.page import render
 from expansion.report.sets import read_set
 from expansion.report.verdict import signed
-from expansion.study.config import LABELS, Arm
+from expansion.study.settings import LABELS, Arm
 from expansion.study.steps import Study, train_command
 
 ADVISED_FILE, RECORD_FILE, PAGE_FILE = "advised.yaml", "advice.json", "advice.html"

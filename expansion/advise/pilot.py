@@ -27,7 +27,7 @@ from expansion.advise.efforts import Effort
 from expansion.classifier.recipe import Schedule
 from expansion.common.config import import_object
 from expansion.metrics.predictions import PREDICTIONS_FILE, Predictions, joined
-from expansion.study.config import LABELS, Arm
+from expansion.study.settings import LABELS, Arm
 from expansion.study.steps import Command, Stage, Study, expand_commands, recipe_of, train_command
 
 FEWEST_STEPS = 20  # of a training

@@ -20,7 +20,7 @@ from scipy.special import ndtr
 
 from expansion.metrics.comparison import LEVEL, Gain, compare
 from expansion.metrics.predictions import Predictions
-from expansion.study.config import Arm
+from expansion.study.settings import Arm
 
 METRIC = "last_accuracy"
 PRIOR_SHARE, PRIOR_SPREAD = 0.2, 0.2  # of the errors of the best arm without generated images

@@ -11,8 +11,8 @@ from expansion.advise.pilot import Pilot
 from expansion.advise.rounds import METRIC, Place, answer, standing, survivors
 from expansion.common.files import to_yaml, write_atomic
 from expansion.metrics.comparison import Gain, compare
-from expansion.study.config import Arm
 from expansion.study.runner import Runner
+from expansion.study.settings import Arm
 from expansion.study.talk import say
 
 EFFORT_FILE = "effort.yaml"

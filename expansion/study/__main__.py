@@ -3,6 +3,7 @@
     python -m expansion.study path/to/photos
     python -m expansion.study digits --shots 2 --methods img2img dreamda --yes
     python -m expansion.study path/to/photos --config my_study.yaml --dry_run
+    python -m expansion.study digits --shots 2 --methods distdiff --sweep rho=1,10 K=1,3
 
 It checks the photos, sets some apart for testing if there are no test images, trains classifiers on
 the real images, generates more with each method, trains on both, and writes a page that says
@@ -18,11 +19,11 @@ from collections.abc import Sequence
 from expansion.common.errors import run_command
 from expansion.common.files import check_claim, claim_folder
 from expansion.study import plan, talk
-from expansion.study.config import StudyConfig
 from expansion.study.estimate import estimate
 from expansion.study.opening import Opened, costs_here, require_room, run_study
 from expansion.study.photos import Photos
 from expansion.study.runner import Runner
+from expansion.study.settings import StudyConfig
 from expansion.study.steps import Stage, stages, work_left
 from expansion.study.talk import say
 

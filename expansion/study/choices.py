@@ -15,7 +15,7 @@ from typing import Any
 from expansion.common.config import CONFIG_DIR
 from expansion.common.errors import InputError
 from expansion.diffusion.model_files import check_model_folder, locate_model
-from expansion.study.config import Settings
+from expansion.study.settings import Settings
 
 SMALL_SIDE = 64  # pixels; images up to this are not enlarged to the 224 of ImageNet's networks
 TINY_SIDE = 40  # pixels; images up to this are not enlarged to 64 either

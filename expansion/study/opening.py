@@ -15,10 +15,11 @@ from expansion.common.files import check_outside
 from expansion.diffusion.model_files import locate_model
 from expansion.study import choices, jobs, plan, talk
 from expansion.study.choices import Machine, Network
-from expansion.study.config import Settings, StudyConfig, read_command_line, settle
+from expansion.study.config import read_command_line, settle
 from expansion.study.estimate import Costs, costs_of
 from expansion.study.photos import Photos, look_at
 from expansion.study.runner import Failed, Runner
+from expansion.study.settings import Settings, StudyConfig
 from expansion.study.steps import Study, recipe_of
 from expansion.study.talk import say
 

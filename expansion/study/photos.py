@@ -19,7 +19,7 @@ from expansion.data.datasets import ImageDataset, check_classes, choose_subset, 
 from expansion.data.splits import find_stored_split
 from expansion.images.content import content_summary, readable_records
 from expansion.images.records import ImageRecord
-from expansion.study.config import StudyConfig
+from expansion.study.settings import StudyConfig
 
 SHOWN_LINES = 12  # lines of the check that are shown
 TEST_FRACTION = 0.3  # share of each class for testing, if there are no test images

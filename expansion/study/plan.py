@@ -13,8 +13,9 @@ from expansion.data.datasets import ImageDataset
 from expansion.diffusion.model_files import locate_model, model_fingerprint, model_resolution
 from expansion.images.content import content_summary
 from expansion.study.choices import REHEARSAL_MODEL, Network, is_same_model, scale_of
-from expansion.study.config import NESTED, Settings, StudyConfig, settle
+from expansion.study.config import NESTED, settle
 from expansion.study.photos import Photos
+from expansion.study.settings import Settings, StudyConfig
 from expansion.study.steps import Study
 
 REMEDY = "give another --output_dir, or remove the folder"
@@ -155,6 +156,7 @@ def _named(settings: Settings) -> dict[str, dict[str, Any]]:
     options = {
         name: {**({"method": method} if method != name else {}), **settings.method_options[name]}
         for name, method in settings.samplers.items()
+        if name not in settings.by_sweep  # their names tell their options
     }
     return {name: values for name, values in options.items() if values}
 

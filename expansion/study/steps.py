@@ -18,8 +18,8 @@ from expansion.common.config import import_object
 from expansion.common.errors import require
 from expansion.common.files import is_done
 from expansion.data.datasets import ImageDataset
-from expansion.study.config import LABELS, Arm, Settings
 from expansion.study.estimate import GUIDED, MORE_LEARNING, Work
+from expansion.study.settings import LABELS, Arm, Settings
 from expansion.study.worker import typed
 from expansion.training.experiment import arm_name, run_dir
 from expansion.training.options import TrainConfig, parse_training
@@ -259,7 +259,13 @@ def train_command(study: Study, arm: Arm) -> Command:
     name, folder, recipe = _of_script(study, arm, arguments)
     # The work of all seeds.
     generated = study.num_images(arm.method) if arm.method else 0
-    generated = min(generated, arm.options.get("max_variants") or generated)
+    first = arm.options.get("max_variants") or generated
+    require(
+        first <= generated,
+        f"{name}: max_variants {first} of a set of {generated} variants of each image; give a "
+        "larger num_images_per_prompt",
+    )
+    generated = min(generated, first)
     schedule = Schedule(recipe, study.num_train * (1 + generated))
     num_steps = len(schedule.batch_sizes)
     harder = 1.0 if arm.labels == LABELS[0] else MORE_LEARNING
@@ -280,7 +286,8 @@ def train_command(study: Study, arm: Arm) -> Command:
 def result_commands(study: Study) -> list[Command]:
     """The commands that make the table and, if it is wanted, the page."""
     config = study.settings.config
-    table = (str(study.checkpoint_dir), "--table")
+    columns = study.settings.columns
+    table = (str(study.checkpoint_dir), "--table", *(("--columns", *columns) if columns else ()))
     commands = [Command("table", "parse_logs:main", table)]
     if config.page:
         # The judge of a set is not its guide, where there are several seeds.

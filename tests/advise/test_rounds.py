@@ -21,7 +21,7 @@ from expansion.advise.rounds import (
 from expansion.common.errors import InputError
 from expansion.metrics.comparison import compare
 from expansion.metrics.predictions import Predictions, joined
-from expansion.study.config import Arm
+from expansion.study.settings import Arm
 
 PLAIN = Arm(None, "seed", {})
 A, B, C = (Arm(name, "seed", {}) for name in "abc")

@@ -14,6 +14,7 @@ from expansion.study.choices import Machine, choose_network
 from expansion.study.config import read_command_line, settle
 from expansion.study.photos import look_at
 from expansion.study.steps import stages
+from tests.helpers.run_folders import write_arm, write_run
 
 CPU = Machine([])
 

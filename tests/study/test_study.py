@@ -13,8 +13,9 @@ from expansion.advise.config import AdviseConfig
 from expansion.common.config import CONFIG_DIR
 from expansion.common.errors import InputError
 from expansion.study import choices, plan, talk
-from expansion.study.config import SCALES, Arm, read_command_line, settle
+from expansion.study.config import read_command_line, settle
 from expansion.study.photos import look_at
+from expansion.study.settings import SCALES, Arm
 from expansion.study.steps import work_left
 from tests.conftest import TINY_MODEL
 from tests.helpers.stand_ins import folders
