@@ -95,6 +95,26 @@ def few_shot(
     return sorted((r for r in records if r.file_name in chosen), key=lambda r: r.file_name)
 
 
+def share_of_each_class(
+    records: Sequence[ImageRecord], fraction: float, subset_seed: int
+) -> list[ImageRecord]:
+    """Keep a share of each class, rounded, but at least one image; chosen as by `few_shot`.
+
+    A smaller share keeps a part of what a larger one keeps.
+
+    Args:
+        records: All images.
+        fraction: The share, more than 0 and at most 1.
+        subset_seed: Decides which images are kept.
+    """
+    if fraction == 1:
+        return list(records)
+    chosen = _choose(
+        records, lambda members: max(1, round(fraction * len(members))), "share", subset_seed
+    )
+    return [record for record in records if record.file_name in chosen]
+
+
 def hold_out(
     records: Sequence[ImageRecord], fraction: float, seed: int
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:

@@ -28,6 +28,12 @@ class ExpandConfig:
         None, "folder of the expanded set; default: <data_dir>/<dataset>_expansion/<exp>"
     )
     num_images_per_prompt: int = option(5, "n: variants of each real image")
+    expand_fraction: float = option(
+        1.0,
+        "share of the real images of each class that are expanded, 0 to 1, drawn by --subset_seed; "
+        "a method that learns from the real images still sees all of them. 0.2 and one variant of "
+        "each make the factor 0.2x",
+    )
     pretrained_model_name_or_path: str = option(
         "CompVis/stable-diffusion-v1-4",
         "Stable Diffusion checkpoint: hub id, diffusers folder or single .safetensors file",
@@ -61,7 +67,7 @@ class ExpandConfig:
     )
     seed: int = option(42, "run seed; with the real image's path and n it decides the noise")
     shots: int | None = option(None, "use only this many real images per class")
-    subset_seed: int = option(0, "which images --shots keeps")
+    subset_seed: int = option(0, "which images --shots keeps and --expand_fraction takes")
     fold: str | None = option(
         None,
         "I/K: expand only what the training commands' --fold I/K trains on, for methods that learn "
@@ -117,6 +123,8 @@ class ExpandConfig:
             if value != "auto":
                 require(value > 0, f"{name} {value}: give a positive number")
                 require(value <= LARGEST_COUNT, f"{name} {value}: give at most {LARGEST_COUNT}")
+        fraction = self.expand_fraction
+        require(0 < fraction <= 1, f"expand_fraction {fraction:g}: give more than 0 and at most 1")
         self._check_until_kept()
         resolution = self.resolution
         require(

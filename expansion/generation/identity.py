@@ -81,5 +81,5 @@ def layout_of(plan: Plan) -> dict[str, Any]:
         "tars": plan.tars.pattern,
         "images_per_tar": plan.config.images_per_tar,
         "num_images_per_prompt": plan.config.num_images_per_prompt,
-        "images": content_summary(plan.records),
+        "images": content_summary(plan.expanded),
     }

@@ -25,7 +25,7 @@ from expansion.data.prompts import (
     read_prompts,
     template_prompts,
 )
-from expansion.data.splits import fold_of
+from expansion.data.splits import fold_of, share_of_each_class
 from expansion.diffusion.lora import check_lora
 from expansion.diffusion.model_files import (
     check_model_folder,
@@ -55,8 +55,9 @@ class Plan:
         config: Settings that all methods share.
         method_config: Settings of the method.
         dataset: The dataset of the real images.
-        records: The real images that are expanded.
-        chosen: These, and those of the part that a fold leaves out.
+        records: The real images that the method sees.
+        expanded: Those of them that variants are made of.
+        chosen: The records, and those of the part that a fold leaves out.
         sources: All training images by file name, also those that are not expanded now.
         num_skipped: Number of real images that cannot be read and were left out.
         prompts: The prompts of the variants.
@@ -73,6 +74,7 @@ class Plan:
     method_config: SamplerConfig
     dataset: ImageDataset
     records: list[ImageRecord]
+    expanded: list[ImageRecord]
     chosen: list[ImageRecord]
     sources: Sources
     num_skipped: int
@@ -141,6 +143,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     chosen, problems = readable_records(chosen, config.on_error)
     records, held_out = fold_of(chosen, config.fold, config.subset_seed)
     check_classes(dataset, records)
+    expanded = share_of_each_class(records, config.expand_fraction, config.subset_seed)
     if held_out:
         _check_guides(method_config, held_out, config.fold)
     # Where the images go, and what they are to show.
@@ -150,18 +153,19 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     check_outside(output_dir, method_config.input_folders())
     _check_folders(output_dir, folders.values())
     method_config.check_images(records, dataset.class_names, model, config.revision)
-    prompts = _prompts(config, method_config, dataset, everything, records)
+    prompts = _prompts(config, method_config, dataset, everything, expanded)
     stems = image_stems(everything, folders)
     return Plan(
         config=config,
         method_config=method_config,
         dataset=dataset,
         records=records,
+        expanded=expanded,
         chosen=chosen,
         sources={record.file_name: record for record in (*everything, *records)},
         num_skipped=len(problems),
         prompts=prompts,
-        variants=_variants(records, stems, prompts, config.num_images_per_prompt),
+        variants=_variants(expanded, stems, prompts, config.num_images_per_prompt),
         folders=folders,
         exp=exp_name(config),
         output_dir=output_dir,
@@ -211,8 +215,9 @@ def _batch_size(config: ExpandConfig, output_dir: Path) -> int | None:
 
 
 def exp_name(config: ExpandConfig) -> str:
-    """The name of the expanded set: as given, or after method and number of variants."""
-    return config.exp or f"{config.method}_{config.num_images_per_prompt}x"
+    """The name of the expanded set: as given, or after method and variants per real image."""
+    factor = config.num_images_per_prompt * config.expand_fraction
+    return config.exp or f"{config.method}_{factor:.10g}x"
 
 
 def output_folder(config: ExpandConfig, dataset_title: str) -> Path:

@@ -208,7 +208,7 @@ def _measured(plan: Plan, sampler: Sampler, drawing: Drawing) -> Plan:
 
 def _say_what_is_asked(plan: Plan, stored: StoredSet) -> None:
     """Write down what this command asks for, and move images that do not belong to it away."""
-    sources = [record.file_name for record in plan.records]
+    sources = [record.file_name for record in plan.expanded]
     count = plan.config.num_images_per_prompt
     Asked(count, sources, facts_of(plan)).write(plan.output_dir)
     if not plan.tars:

@@ -25,7 +25,7 @@ def write_contact_sheets(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = range(min(MAX_COLUMNS, plan.config.num_images_per_prompt))
     by_key = {(row["source"], row["variant"]): row for row in rows}
     first: dict[int, ImageRecord] = {}
-    for record in plan.records:
+    for record in plan.expanded:
         first.setdefault(record.label, record)
     lines = []
     for label, record in sorted(first.items()):

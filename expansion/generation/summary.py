@@ -24,11 +24,13 @@ def describe(plan: Plan) -> str:
     training = (
         f"training: {trained:.10g} U-Net rows, {trained / len(plan.variants):.3g} per image\n"
     )
+    num_expanded = len(plan.expanded)
+    expanded = f", {num_expanded} of them expanded" if num_expanded < len(plan.records) else ""
     gigabytes = mine * resolution**2 * 1.7e-9  # a PNG takes about 1.7 bytes per pixel
     return (
         f"{to_yaml(settings)}\n"
         f"real images: {len(plan.records)} in {len(plan.dataset.class_names)} classes"
-        f" ({plan.num_skipped} unreadable ones left out)\n"
+        f" ({plan.num_skipped} unreadable ones left out){expanded}\n"
         f"prompt of {first.source.file_name}: {first.prompt}\n"
         f"images to generate: {len(plan.variants)}, {resolution}x{resolution} pixels\n"
         f"{plan.shard}: {share}\n"

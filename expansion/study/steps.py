@@ -121,8 +121,13 @@ class Study:
         own = self.settings.method_options.get(method, {})
         return own.get("num_images_per_prompt", self.settings.config.num_images_per_prompt)
 
+    def factor(self, method: str) -> float:
+        """Number of images that a method makes, divided by that of the real ones, about."""
+        own = {**self.settings.expand, **self.settings.method_options.get(method, {})}
+        return self.num_images(method) * own.get("expand_fraction", 1)
+
     def set_name(self, method: str) -> str:
-        return f"{method}_{self.num_images(method)}x"
+        return f"{method}_{self.factor(method):.10g}x"
 
     def set_folder(self, method: str) -> Path:
         """The folder of a method's expanded set."""
@@ -218,7 +223,7 @@ def expand_commands(study: Study, name: str, num_shards: int) -> list[Command]:
         arguments += [f"--{GUIDE_OPTION}", study.settings.config.guide or str(own_guide)]
     arguments += option_words(own)
     # The work, as expand.py would cut it.
-    title, images = study.set_name(name), study.num_train * study.num_images(name)
+    title, images = study.set_name(name), round(study.num_train * study.factor(name))
     title += "" if study.draw is None else f" draw {study.draw}"
     parsed, method_config, _ = expand.parse(arguments)
     if isinstance(parsed.batch_size, int):  # there cannot be more shards than batches
@@ -258,15 +263,7 @@ def train_command(study: Study, arm: Arm) -> Command:
         arguments += ["--seeds", *map(str, seeds)]
     name, folder, recipe = _of_script(study, arm, arguments)
     # The work of all seeds.
-    generated = study.num_images(arm.method) if arm.method else 0
-    first = arm.options.get("max_variants") or generated
-    require(
-        first <= generated,
-        f"{name}: max_variants {first} of a set of {generated} variants of each image; give a "
-        "larger num_images_per_prompt",
-    )
-    generated = min(generated, first)
-    schedule = Schedule(recipe, study.num_train * (1 + generated))
+    schedule = Schedule(recipe, _images_per_epoch(study, arm, name))
     num_steps = len(schedule.batch_sizes)
     harder = 1.0 if arm.labels == LABELS[0] else MORE_LEARNING
     work = Work(
@@ -281,6 +278,20 @@ def train_command(study: Study, arm: Arm) -> Command:
         tuple(folder / f"seed{seed}" for seed in seeds),
         work,
     )
+
+
+def _images_per_epoch(study: Study, arm: Arm, name: str | None) -> int:
+    """Real and generated images that an arm trains on; `name` is for the error."""
+    if arm.method is None:
+        return study.num_train
+    made = study.num_images(arm.method)
+    used = arm.options.get("max_variants") or made
+    require(
+        used <= made,
+        f"{name}: max_variants {used} of a set of {made} variants of each image; give a larger "
+        "num_images_per_prompt",
+    )
+    return round(study.num_train * (1 + study.factor(arm.method) * used / made))
 
 
 def result_commands(study: Study) -> list[Command]:

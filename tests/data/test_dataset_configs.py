@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from torchvision.models import ResNet18_Weights
 
 from expansion.common.errors import InputError
 from expansion.data.datasets import load_dataset
@@ -90,3 +91,15 @@ def test_what_is_no_name_is_still_refused(tmp_path, configs, text, named):
     configs("set", text)
     with pytest.raises(InputError, match=named):
         load_dataset("set", tmp_path / "data")
+
+
+def test_imagenet_has_a_thousand_names_of_its_own_in_the_order_of_torchvisions_weights():
+    names = read_config("imagenet")[0].class_names
+    assert len(names) == 1000 and list(names) == sorted(names)
+    assert all(key.startswith("n") and len(key) == 9 and key[1:].isdecimal() for key in names)
+    assert len({name.lower() for name in names.values()}) == 1000  # CLIP reads small letters alone
+    known = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    pairs = list(zip(known, names.values(), strict=True))
+    assert sum(theirs == ours for theirs, ours in pairs) > 900
+    imagenette = read_config("imagenette")[0].class_names
+    assert {key: names[key] for key in imagenette} == imagenette

@@ -100,6 +100,13 @@ def test_every_stand_in_is_of_a_dataset_file():
             [1, 1],
         ),
         ("shenzhen", ["0", "1"], ["normal", "tuberculosis"], [3, 3], [2, 2]),
+        (
+            "imagenet",
+            ["n02012849", "n02113186", "n02963159", "n03126707"],
+            ["crane bird", "Cardigan Welsh corgi", "cardigan", "construction crane"],
+            [2, 2, 2, 2],
+            [2, 2, 2, 2],
+        ),
         ("imagenette", ["n01440764", "n03028079"], ["tench", "church"], [2, 1], [2, 1]),
     ],
 )

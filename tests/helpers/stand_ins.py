@@ -138,6 +138,13 @@ def imagenette(root: Path) -> None:
         folders(root / split, {"n01440764": 2, "n03028079": 1}, ".JPEG")
 
 
+def imagenet(root: Path) -> None:
+    """A crane that is a bird, a cardigan that is a dog, and those that are a machine and wool."""
+    for split in ("train", "val"):
+        names = ("n02012849", "n02113186", "n02963159", "n03126707")
+        folders(root / split, dict.fromkeys(names, 2), ".JPEG")
+
+
 def flowers(root: Path) -> None:
     """The re-split of three of the 102 classes, whose numbers sort otherwise as text."""
     for split in ("train", "valid"):
@@ -233,6 +240,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "fgvc_aircraft": ("fgvc_aircraft", aircraft),
     "cub-200-2011": ("CUB_200_2011", cub),
     "shenzhen": ("shenzhen", shenzhen),
+    "imagenet": ("imagenet", imagenet),
     "imagenette": ("imagenette2-320", imagenette),
     "cifar10": ("cifar10", cifar10),
     "cifar100": ("cifar100", cifar100),
