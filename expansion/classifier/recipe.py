@@ -73,6 +73,13 @@ class Recipe:
         "state dict (timm's too); for CLIP also a hub id or local folder; default: IMAGENET1K_V1, "
         "or those that CLIP's name says",
     )
+    zero_shot_head: bool = option(
+        False,
+        "start a CLIP's head from the text features of the classes' prompts: it decides as "
+        "zero-shot CLIP before it learns; needs --pretrained, and weights that are a hub id or "
+        "folder",
+        added_later=True,
+    )
     zero_init_residual: bool = option(
         False,
         "start every residual block of a ResNet as the identity (gamma 0 in its last batch "

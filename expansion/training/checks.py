@@ -12,6 +12,7 @@ import torch
 
 from expansion.classifier.backbones import Classifier, check_arch, check_backbone, check_pretrained
 from expansion.classifier.recipe import Recipe, Schedule
+from expansion.classifier.text_head import check_zero_shot_head
 from expansion.common.errors import require
 
 
@@ -24,6 +25,8 @@ def check_training(recipe: Recipe, num_classes: int, num_images: int, num_proces
     check_arch(recipe.arch)
     classifier = _without_numbers(recipe.arch, num_classes, recipe.image_size)
     check_backbone(classifier)
+    if recipe.zero_shot_head:
+        check_zero_shot_head(recipe)
     if recipe.pretrained:
         check_pretrained(recipe.arch, recipe.image_size, recipe.weights)
     if recipe.compile:

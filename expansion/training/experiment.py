@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expansion.classifier.recipe import Recipe, Schedule
-from expansion.common.config import deciding, import_object, load_yaml
+from expansion.common.config import config_hash, deciding, import_object, load_yaml
 from expansion.common.devices import make_accelerator
 from expansion.common.errors import require
 from expansion.common.files import check_outside, is_done, to_yaml
@@ -36,6 +36,7 @@ from expansion.training.run_lock import check_run, training_in
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from expansion.classifier.backbones import Classifier
     from expansion.training.objectives import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -179,6 +180,9 @@ def _identity(recipe: Recipe, data: TrainData, arm: Arm, seed: int) -> dict[str,
     decisive = deciding(recipe)
     if recipe.weights is not None and Path(recipe.weights).is_file():
         decisive["weights"] = file_fingerprint(recipe.weights)
+    if recipe.zero_shot_head:
+        template = data.dataset.config.prompt_template
+        decisive["head_prompts"] = config_hash([template, *data.dataset.prompt_names])
     if arm.learning_config is not None:
         decisive["learning"] = deciding(arm.learning_config)
     images: dict[str, Sequence[ImageRecord]] = {
@@ -218,7 +222,6 @@ def _train(
     """One run, from its first weights or its last checkpoint to its results."""
     import torch
 
-    from expansion.classifier.backbones import Classifier
     from expansion.training.objectives import Run, TrainingImages
     from expansion.training.trainer import Trainer, write_results
 
@@ -227,14 +230,7 @@ def _train(
     seed, names = identity["seed"], data.dataset.class_names
     torch.manual_seed(seed)
     run = Run(
-        classifier=Classifier(
-            recipe.arch,
-            len(names),
-            recipe.image_size,
-            recipe.pretrained,
-            recipe.weights,
-            recipe.zero_init_residual,
-        ),
+        classifier=_classifier(recipe, data.dataset),
         recipe=recipe,
         seed=seed,
         run_dir=arm.folder / f"seed{seed}",
@@ -284,6 +280,26 @@ def _describe(config: TrainConfig, recipe: Recipe, data: TrainData, arm: Arm) ->
         f"{unlabeled}"
         f"output: {folder}; " + ", ".join(f"seed {seed} {state}" for seed, state in states.items())
     )
+
+
+def _classifier(recipe: Recipe, dataset: ImageDataset) -> Classifier:
+    """The network with its first weights, of which the global seed decides the random ones."""
+    from expansion.classifier.backbones import Classifier
+
+    classifier = Classifier(
+        recipe.arch,
+        len(dataset.class_names),
+        recipe.image_size,
+        recipe.pretrained,
+        recipe.weights,
+        recipe.zero_init_residual,
+    )
+    if recipe.zero_shot_head:
+        from expansion.classifier.text_head import start_from_text
+
+        template = dataset.config.prompt_template
+        start_from_text(classifier, recipe.weights, dataset.prompt_names, template)
+    return classifier
 
 
 def _accuracies(folder: Path) -> str:
