@@ -19,6 +19,7 @@ import train_expand
 import train_original
 from baselines.diffusion_inversion import __main__ as diffusion_inversion
 from baselines.textual_inversion import __main__ as textual_inversion
+from distdiff import prototype_plot
 from dreamda.finetune import __main__ as finetune
 from dreamda.prompts import __main__ as prompts
 from expansion.advise.config import AdviseConfig
@@ -31,6 +32,7 @@ from expansion.export import __main__ as export
 from expansion.measures import bias
 from expansion.measures import command as evaluate
 from expansion.predict import __main__ as predict
+from expansion.report import paired
 from expansion.selection import command as filter_command
 from expansion.store.selection import Selection
 from expansion.study import config as study_config
@@ -53,6 +55,7 @@ MORE_OPTIONS = {
 PARSERS = {
     "baselines.textual_inversion": textual_inversion.parse,
     "baselines.diffusion_inversion": diffusion_inversion.parse,
+    "distdiff.prototype_plot": prototype_plot.parse,
     "dreamda.finetune": finetune.parse,
     "dreamda.prompts": prompts.parse,
     "expansion.advise": lambda words: study_config.read_command_line(words, "", AdviseConfig),
@@ -61,6 +64,7 @@ PARSERS = {
     "expansion.export": export.parse,
     "expansion.study": lambda words: study_config.read_command_line(words, ""),
     "expansion.predict": predict.parse,
+    "expansion.report.paired": paired.parse,
     "expansion.evaluate": evaluate.parse,
     "expansion.filter": filter_command.parse,
     "expansion.measures.bias": bias.parse,
@@ -69,6 +73,7 @@ PARSERS = {
 FOUND = {
     "baselines.textual_inversion": lambda parsed: parsed[0].output_dir,
     "baselines.diffusion_inversion": lambda parsed: parsed[0].output_dir,
+    "distdiff.prototype_plot": lambda parsed: parsed.encoder_weight_path,
     "dreamda.finetune": lambda parsed: parsed[0].output_dir,
     "dreamda.prompts": lambda parsed: parsed.output,
     "expansion.advise": lambda parsed: parsed.peek("minutes"),
@@ -77,6 +82,7 @@ FOUND = {
     "expansion.export": lambda parsed: parsed.merge,
     "expansion.study": lambda parsed: parsed.peek("dataset"),
     "expansion.predict": lambda parsed: parsed.photos,
+    "expansion.report.paired": lambda parsed: parsed.sets,
     "expansion.evaluate": lambda parsed: parsed.exp,
     "expansion.filter": lambda parsed: parsed.rule,
     "expansion.measures.bias": lambda parsed: parsed.sizes,
@@ -88,7 +94,9 @@ def python_commands(path: Path) -> list[str]:
     text = path.read_text().replace("\\\\\n", "\\\n")
     lines = re.sub(r"\\\n(#|\s)*", " ", text).splitlines()
     commands = [
-        re.search(r"^[#\s]*(python (?:\w+\.py|-m (?:baselines|dreamda|expansion)\.).*)$", line)
+        re.search(
+            r"^[#\s]*(python (?:\w+\.py|-m (?:baselines|distdiff|dreamda|expansion)\.).*)$", line
+        )
         for line in lines
     ]
     return [c[1].split("  #")[0].strip() for c in commands if c]
