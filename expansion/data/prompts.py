@@ -1,7 +1,9 @@
 """Prompts: a template with the class name in it, or a file of candidates to draw from.
 
-A prompts file is JSON, `{class: [prompts]}`, or JSON lines, `{"file_name": ..., "text": ...}`, with
-one or more lines per real image. It is read and checked as a whole before any weights load.
+A prompts file is JSON, `{class: [prompts]}`; or JSON lines, `{"file_name": ..., "text": ...}`, with
+one or more lines per real image; or a language model's numbered lists one below the other, a class
+each, without headings: "1. A regal Abyssinian cat ...", of which DreamDA published one. It is read
+and checked as a whole before any weights load.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 PROMPT_PER = ("image", "variant")
 NUM_SHOWN = 5  # names that an error lists before it only counts
+NUMBERED = re.compile(r"\s*(?P<number>\d+)[.)]\s+(?P<text>\S.*)")  # a line of a numbered list
+ENOUGH = 0.75  # share of a list's prompts that name the class that the list is of
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,9 @@ def read_prompts(path: str | Path, scope: PromptScope, per: str, seed: int) -> P
     if _is_json_lines(text):
         by_file = _read_lines(path, text, scope)
         given = [(scope.labels[name], texts) for name, texts in by_file.items()]
+    elif NUMBERED.match(text.lstrip().partition("\n")[0]):
+        by_label = _read_numbered(path, text, scope)
+        given = list(enumerate(by_label))
     else:
         by_label = _read_classes(path, text, scope)
         given = list(enumerate(by_label))
@@ -279,6 +286,57 @@ def _read_lines(path: str | Path, text: str, scope: PromptScope) -> dict[str, li
         path, problems, 'expected {"file_name": ..., "text": ...} for each real image of the run'
     )
     return by_file
+
+
+def _read_numbered(path: str | Path, text: str, scope: PromptScope) -> list[tuple[str, ...]]:
+    """Read the candidates of each class, in label order, from numbered lists of one class each.
+
+    A list begins where numbers begin anew. It is of the class that its prompts name; where they
+    name two, as "american bulldog" and "bulldog", of the longer name.
+    """
+    # The lists: number of the first line, and prompts.
+    lists: list[tuple[int, list[str]]] = []
+    problems: dict[str, list[str]] = defaultdict(list)
+    last = 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        found = NUMBERED.fullmatch(line.rstrip())
+        if found is None:
+            problems["no '<number>. <prompt>' in line"] += [str(number)] if line.strip() else []
+            continue
+        if not lists or int(found["number"]) < max(last, 2):
+            lists.append((number, []))
+        lists[-1][1].append(stripped(found["text"]))
+        last = int(found["number"])
+    # Their classes.
+    by_label: dict[int, tuple[str, ...]] = {}
+    for first, texts in lists:
+        label = _class_of_list(texts, scope.prompt_names)
+        place = f"that from line {first}, {texts[0][:40]!r}"
+        if label is None:
+            problems["lists of no class"].append(place)
+        elif label in by_label:
+            problems["second lists of a class"].append(place)
+        else:
+            by_label[label] = tuple(texts)
+    problems["no list for class"] = [
+        repr(name) for label, name in enumerate(scope.class_names) if label not in by_label
+    ]
+    _raise_if_any(
+        path, problems, "expected a numbered list for each class, whose prompts name the class"
+    )
+    return [by_label[label] for label in range(len(scope.class_names))]
+
+
+def _class_of_list(texts: Sequence[str], prompt_names: Sequence[str]) -> int | None:
+    """The class that most of the texts name; None if too few name one, or two equally."""
+    counts = [sum(names_class(text, name) for text in texts) for name in prompt_names]
+    ranks = sorted(
+        ((count, len(name)), label)
+        for label, (count, name) in enumerate(zip(counts, prompt_names, strict=True))
+    )
+    (best, label), others = ranks[-1], ranks[:-1]
+    unclear = bool(others) and others[-1][0] == best
+    return None if unclear or best[0] < ENOUGH * len(texts) else label
 
 
 def _object(line: str) -> dict[str, Any] | None:

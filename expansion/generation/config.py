@@ -53,7 +53,9 @@ class ExpandConfig:
         None, "prompt, {} is the class name; default: the dataset's"
     )
     prompts_file: str | None = option(
-        None, "JSON {class: [prompts]} or JSON lines {file_name, text}; default: the template"
+        None,
+        "JSON {class: [prompts]}, JSON lines {file_name, text} or numbered lists, one of each "
+        "class; default: the template",
     )
     prompt_per: str = option(
         "image",

@@ -308,3 +308,57 @@ def test_a_prompt_beyond_the_window_is_announced_once(tmp_path, arguments, digit
 def test_file_and_template_together_are_refused(tmp_path, arguments):
     with pytest.raises(InputError, match="prompts_file .*prompt_template 'a {}'.*only one"):
         expand.main(arguments(tmp_path / "out", "--prompt_template", "a {}"))
+
+
+# Numbered lists
+
+
+CATS = PromptScope(
+    class_names=("Bengal", "american_bulldog", "bulldog"),
+    prompt_names=("Bengal", "american bulldog", "bulldog"),
+    labels={"train/1.png": 0, "train/2.png": 1, "train/3.png": 2},
+    wanted=("train/1.png",),
+)
+LISTS = """1. An American Bulldog asleep.
+2. A proud American bulldog.
+2. An american bulldog again, under a number that is there twice.
+5. An American Bulldog, after two that are missing.
+
+1. A Bengal cat on a shelf.
+2. Two Bengals.
+3. A Bengal kitten.
+4. A cat of which nothing more is said.
+1) A bulldog.
+"""
+
+
+def test_numbered_lists_are_of_the_classes_that_they_name_in_any_order(tmp_path, caplog):
+    prompts = read_prompts(write(tmp_path / "gpt.txt", LISTS), CATS, "image", 3)
+    assert [len(texts) for texts in prompts.by_label] == [4, 4, 1]
+    assert prompts.by_label[0][0] == "A Bengal cat on a shelf."
+    assert prompts.by_label[1][3] == "An American Bulldog, after two that are missing."
+    assert prompts.by_label[2] == ("A bulldog.",)
+    assert "1 of 9 prompts do not name their class" in caplog.text
+    assert prompts.prompt_of("train/1.png", 0, 0) == prompts.by_label[0][draw(3, "train/1.png", 4)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("1) A bulldog.\n", ""),
+            "no list for class: 'bulldog'; expected a numbered list for each",
+        ),
+        (("1) A bulldog.", "Bulldogs:\n1) A bulldog."), "no '<number>. <prompt>' in line: 10"),
+        (("1) A bulldog.", "1) A poodle."), "lists of no class: that from line 10, 'A poodle.'"),
+        (
+            ("1) A bulldog.", "1) A bulldog.\n1) A bulldog here."),
+            "second lists of a class: that from line 11, 'A bulldog here.'",
+        ),
+        (("3. A Bengal kitten", "3. A bulldog"), "lists of no class: that from line 6"),
+    ],
+)
+def test_other_lists_are_refused_with_what_was_expected(tmp_path, change, message):
+    with pytest.raises(InputError) as error:
+        read_prompts(write(tmp_path / "gpt.txt", LISTS.replace(*change)), CATS, "image", 3)
+    assert message in str(error.value)
