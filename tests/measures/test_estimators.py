@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import linalg, stats
 
 from expansion.common.errors import InputError
-from expansion.measures import kernels
+from expansion.measures import distributions, kernels
 from expansion.measures.distributions import (
     LEAST_OF_CLASS,
     Reference,
@@ -258,3 +258,26 @@ def test_the_papers_columns_are_of_the_number_of_images_that_is_named():
     found = paper_figures(Sample(normal(30, seed=1), np.zeros(30)), reference)
     assert found.num_images == 25 and found.frechet > 0
     assert found.mmd == math.sqrt(max(found.mmd2, 0))
+
+
+def test_the_papers_columns_draw_their_images_once_for_a_seed(monkeypatch):
+    """As FID-3K: the drawn images against all of the reference, by covariances and a root."""
+    real = Sample(normal(40), np.zeros(40))
+    sample = Sample(normal(90, seed=1) * 1.5, np.zeros(90))
+    drawn = []
+    plain = distributions.moments
+    monkeypatch.setattr(distributions, "moments", lambda f: drawn.append(f) or plain(f))
+    found = [
+        paper_figures(sample, Reference(real, Settings(seed, paper_images=30)))
+        for seed in (0, 0, 1)
+    ]
+    assert found[0] == found[1] and found[0] != found[2]
+    chosen = drawn[0]
+    rows = {tuple(row) for row in sample.features}
+    assert len(chosen) == len(np.unique(chosen, axis=0)) == 30
+    assert all(tuple(row) in rows for row in chosen)
+    covariances = [np.cov(part.T) for part in (chosen, real.features)]
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = ((chosen.mean(0) - real.features.mean(0)) ** 2).sum()
+    expected += np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert found[0].frechet == pytest.approx(expected, rel=1e-9)
