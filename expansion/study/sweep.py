@@ -31,6 +31,7 @@ from expansion.study.settings import Arm, Settings
 from expansion.training.options import TrainConfig
 
 FORM = "--sweep OPTION=VALUE,VALUE, such as --sweep strength=0.5,0.8"
+LONGEST_PART = 50  # characters of a name for one option and its value
 EXPAND, TRAIN = "expand", "train"  # the prefixes that tell options of one name apart
 # Options that the training scripts make part of a run's name, if they are not at their default.
 NAMED_BY_SCRIPT = frozenset({*train_expand.NAME_PARTS, "selection", "augment", "crop"})
@@ -182,6 +183,11 @@ def _checked(key: str, values: Any, where: str) -> Sequence[Any]:
     require(None not in values and "" not in values, f"{where}: a value is missing; give {FORM}")
     parts = [_part(key, value) for value in values]
     for number, part in enumerate(parts):
+        require(
+            len(part) <= LONGEST_PART,
+            f"{where}: {brief(values[number])} is too long for the name of a folder; make a set or "
+            "arm of your own in a study file",
+        )
         require(
             part not in parts[:number],
             f"{where}: {brief(values[number])} and an earlier value would both be called {part}",
