@@ -63,6 +63,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--selection", metavar="FILE", help="of python -m expansion.filter: the images to take"
     )
     parser.add_argument(
+        "--max_variants",
+        type=int,
+        help="take only the first so many variants of each real image (default: all)",
+    )
+    parser.add_argument(
         "-d", "--dataset", help="dataset of the real images; default: as the set says"
     )
     parser.add_argument(
@@ -86,7 +91,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default="fail",
         help="what an unreadable image does (default: fail)",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    number = options.max_variants
+    require(number is None or number > 0, f"max_variants {number}: give 1 or more")
+    require(
+        number is None or options.selection is None,
+        "selection names the images to take, and max_variants others; give one",
+    )
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -168,7 +180,9 @@ def _plan(
     # Their variants, and names for all of them.
     sources = {record.file_name: record for record in real}
     others = {record.file_name: record for record in everything}
-    generated = read_expansion(set_dir, sources, options.on_incomplete, others)
+    generated = read_expansion(
+        set_dir, sources, options.on_incomplete, others, options.max_variants
+    )
     generated, _ = readable_records(generated, options.on_error)
     if options.selection is not None:
         generated = select_images(options.selection, generated, set_dir, sources)

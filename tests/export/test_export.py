@@ -245,6 +245,20 @@ def test_only_expanded_images_are_taken_unless_all_are_wanted(
     assert "all/train: 200 real images, 20 generated" in capsys.readouterr().out
 
 
+def test_the_first_variants_alone_are_taken(plain, tmp_path):
+    merged = tmp_path / "merged"
+    export.main([str(plain), "--merge", str(merged), "--max_variants", "1"])
+    made = [row for row in rows_of(merged / "train") if row["synthetic"]]
+    assert [Path(row["file_name"]).stem for row in made] == ["1_expand_0"] * 2  # a cat and a dog
+    for options, message in (
+        (["--max_variants", "3"], "holds 2 variants of each image, max_variants 3 asks for more"),
+        (["--max_variants", "0"], "max_variants 0: give 1 or more"),
+        (["--max_variants", "1", "--selection", "x.json"], "selection names the images to take"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export.main([str(plain), "--merge", str(tmp_path / "other"), *options])
+
+
 def test_a_real_image_that_is_called_as_a_variant_keeps_its_own_file(tmp_path, make_folder):
     tree = {s: {"cat": ["1.png", "1_expand_0.png"], "dog": ["1.png"]} for s in ("train", "test")}
     make_folder("photos", tree)
