@@ -24,5 +24,7 @@ class BoTSampler(Text2ImgSampler):
         largest = int(self.config.guidance_scale)
         drawn = [torch.randint(1, largest + 1, (1,), generator=g) for g in generators]
         scale = torch.cat(drawn).to(latents)
-        latents, _ = self.denoiser.run(latents, self.denoiser.timesteps, conditioning, scale)
+        latents, _ = self.denoiser.run(
+            latents, self.denoiser.timesteps, conditioning, scale, generators=generators
+        )
         return Samples(self.codec.decode(latents), {"guidance_scale": scale})

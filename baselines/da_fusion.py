@@ -14,6 +14,7 @@ from baselines.embeddings.words import add_words
 from expansion.diffusion.conditioning import Conditioning
 from expansion.diffusion.families import Pipeline
 from expansion.diffusion.img2img import Img2ImgSampler
+from expansion.diffusion.sampler_config import STATELESS
 from expansion.diffusion.samples import Batch, Samples
 
 
@@ -47,12 +48,17 @@ class DAFusionSampler(Img2ImgSampler):
         choices = self.config.all_strengths
         drawn = [int(torch.randint(len(choices), (), generator=g)) for g in generators]
         steps = torch.tensor([self.config.steps_of(choices[i]) for i in drawn])
-        latents = self._denoise(latents, noise, steps, self.embed_prompts(batch))
+        latents = self._denoise(latents, noise, steps, self.embed_prompts(batch), generators)
         strengths = torch.tensor([choices[i] for i in drawn]).to(latents)
         return Samples(self.codec.decode(latents), {"strength": strengths})
 
     def _denoise(
-        self, latents: Tensor, noise: Tensor, steps: Tensor, conditioning: Conditioning
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        steps: Tensor,
+        conditioning: Conditioning,
+        generators: Sequence[Generator],
     ) -> Tensor:
         """Noise each of B latents to the first of its last `steps` steps, and run these.
 
@@ -61,6 +67,7 @@ class DAFusionSampler(Img2ImgSampler):
             noise: Standard normal, same shape.
             steps: (B,), on the CPU.
             conditioning: As `embed_prompts` gives it.
+            generators: B, which draw the noise of a solver that needs some.
 
         Returns:
             Clean latents (B, 4, h, w).
@@ -68,7 +75,7 @@ class DAFusionSampler(Img2ImgSampler):
         denoiser, schedule = self.denoiser, self.denoiser.all_timesteps
         first = torch.tensor([schedule[-count] for count in steps.tolist()])
         latents = denoiser.scheduler.add_noise(latents, noise, first)
-        if self.config.solver == "ddim":  # it keeps no memory, so that rows may join at any step
+        if self.config.resolved_solver in STATELESS:  # so that rows may join at any step
             stretches = [(steps >= count, schedule[-count:][:1]) for count in _down_from(steps)]
         else:
             counts = steps.unique().tolist()
@@ -77,7 +84,8 @@ class DAFusionSampler(Img2ImgSampler):
             rows = chosen.nonzero().flatten().to(latents.device)
             own = conditioning.of_images(rows, len(latents))
             latents = latents.clone()
-            latents[rows], _ = denoiser.run(latents[rows], timesteps, own)
+            drawing = [generators[row] for row in rows.tolist()]
+            latents[rows], _ = denoiser.run(latents[rows], timesteps, own, generators=drawing)
         return latents
 
 

@@ -40,4 +40,5 @@ class Text2ImgSampler(Img2ImgSampler):
         Returns:
             Latents (B, 4, h, w), standard normal, and the conditions as `embed_prompts` gives them.
         """
-        return self.noise(batch, generators), self.embed_prompts(batch)
+        noise = self.noise(batch, generators)
+        return self.denoiser.start(noise), self.embed_prompts(batch)

@@ -90,7 +90,12 @@ class Guidance:
         self.config = config
 
     def look_ahead_energy(
-        self, latents: Tensor, window: Sequence[int], conditioning: Conditioning, targets: Tensor
+        self,
+        latents: Tensor,
+        window: Sequence[int],
+        conditioning: Conditioning,
+        targets: Tensor,
+        generators: Sequence[Generator] = (),
     ) -> Tensor:
         """The mean energy (B,) of the images predicted at the steps of `window`.
 
@@ -99,8 +104,11 @@ class Guidance:
             window: Timesteps.
             conditioning: As `Denoiser.predict` takes them.
             targets: (B,) labels.
+            generators: B, which draw the noise of a solver that needs some. They are left as they
+                are, so that the window itself draws the same.
         """
-        _, predictions = self.denoiser.run(latents, window, conditioning)
+        copies = [copy_of(generator) for generator in generators]
+        _, predictions = self.denoiser.run(latents, window, conditioning, generators=copies)
         return self.energy(predictions, targets)
 
     def transform(
@@ -121,7 +129,7 @@ class Guidance:
             window: Timesteps whose predictions give the energy; their latents are discarded.
             conditioning: As `Denoiser.predict` takes them.
             targets: (B,) labels.
-            generators: B, which draw w and b.
+            generators: B, which draw w and b, and then the noise of a solver that needs some.
         """
         config = self.config
         # Look ahead from the transformed latents, to learn how w and b change the energy.
@@ -131,7 +139,7 @@ class Guidance:
             scale.requires_grad_()
             shift.requires_grad_()
             start = transform_latents(latents, scale, shift)
-            energy = self.look_ahead_energy(start, window, conditioning, targets)
+            energy = self.look_ahead_energy(start, window, conditioning, targets, generators)
             gradients = torch.autograd.grad((energy * config.loss_scale).sum(), (scale, shift))
         joint = torch.cat(gradients, dim=1) / config.loss_scale  # (B, 8, 1, 1)
         # One step on w and b together; the result stays near the latents that came in.
@@ -155,7 +163,12 @@ class Guidance:
         return Guided(guided, figures)
 
     def direct(
-        self, latents: Tensor, window: Sequence[int], conditioning: Conditioning, targets: Tensor
+        self,
+        latents: Tensor,
+        window: Sequence[int],
+        conditioning: Conditioning,
+        targets: Tensor,
+        generators: Sequence[Generator] = (),
     ) -> Guided:
         """Run the window and guide at each of its steps: z_{t-1} = DDIM(z_t) - rho dE/dz_t.
 
@@ -166,13 +179,16 @@ class Guidance:
             window: Timesteps to run.
             conditioning: As `Denoiser.predict` takes them.
             targets: (B,) labels.
+            generators: B, which draw the noise of a solver that needs some.
         """
         energies = []
         skipped = torch.zeros(len(latents), device=latents.device)
         for timestep in window:
             with torch.enable_grad():
                 current = latents.detach().requires_grad_()
-                following, predictions = self.denoiser.run(current, [timestep], conditioning)
+                following, predictions = self.denoiser.run(
+                    current, [timestep], conditioning, generators=generators
+                )
                 energy = self.energy(predictions, targets)
                 (gradient,) = torch.autograd.grad((energy * self.config.loss_scale).sum(), current)
             gradient, unusable = finite_or_zero(gradient / self.config.loss_scale)
@@ -186,6 +202,13 @@ class Guidance:
             "update_skipped": skipped,
         }
         return Guided(latents, figures)
+
+
+def copy_of(generator: Generator) -> Generator:
+    """A generator that draws what `generator` will draw, and leaves it as it is."""
+    copy = Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy
 
 
 def _share(mask: Tensor) -> Tensor:

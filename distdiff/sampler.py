@@ -139,11 +139,11 @@ class DistDiffSampler(Img2ImgSampler):
         after = self.denoiser.timesteps[opens + config.guidance_period :]
 
         latents, conditioning = self.start(batch, generators)
-        latents, _ = self.denoiser.run(latents, before, conditioning)
+        latents, _ = self.denoiser.run(latents, before, conditioning, generators=generators)
         latents, figures = self._guided_window(
             guidance, latents, window, conditioning, targets, generators
         )
-        latents, _ = self.denoiser.run(latents, after, conditioning)
+        latents, _ = self.denoiser.run(latents, after, conditioning, generators=generators)
         return Samples(self.codec.decode(latents), figures)
 
     def guidance(self, groups: Sequence[int] | None = None) -> Guidance:
@@ -185,19 +185,21 @@ class DistDiffSampler(Img2ImgSampler):
         """Run the window with guidance; returns its latents and figures (B,) about the guidance."""
         if self.config.guidance_type == "direct_guidance":
             with phase("guide"), self._gradient_checkpointing():
-                guided = guidance.direct(latents, window, conditioning, targets)
+                guided = guidance.direct(latents, window, conditioning, targets, generators)
             return guided.latents, guided.figures
         figures: dict[str, Tensor] = {}
         if self.config.log_energy:
             with phase("guide"):
                 figures["energy_unguided"] = guidance.look_ahead_energy(
-                    latents, window, conditioning, targets
+                    latents, window, conditioning, targets, generators
                 )
         with phase("guide"), self._gradient_checkpointing():
             guided = guidance.transform(latents, window, conditioning, targets, generators)
         figures |= guided.figures
         # Transform guidance only looked ahead: the window itself is still to be run.
-        latents, predictions = self.denoiser.run(guided.latents, window, conditioning)
+        latents, predictions = self.denoiser.run(
+            guided.latents, window, conditioning, generators=generators
+        )
         if self.config.log_energy:
             with phase("guide"):
                 figures["energy_end"] = guidance.energy(predictions, targets)

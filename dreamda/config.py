@@ -79,7 +79,9 @@ class DreamDAConfig(SamplerConfig):
         super().__post_init__()
         # The noise share must suit the kind of inversion.
         require(
-            self.solver == "ddim", f"solver {self.solver}: the inversion is one of ddim's steps"
+            self.resolved_solver == "ddim",
+            f"solver {self.solver}: the inversion is one of ddim's steps; give --solver ddim, and "
+            "in place of a checkpoint for lcm or tcd the one that it was distilled from",
         )
         eta = self.resolved_eta
         require(

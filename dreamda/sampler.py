@@ -17,7 +17,7 @@ from dreamda.config import DreamDAConfig
 from dreamda.inversion import Inversion, ReverseProcess, cycle_inversion, ddim_inversion
 from dreamda.perturbation import GaussianNoise, forked_features, perturbed_features
 from expansion.diffusion.caching import RecentlyUsed
-from expansion.diffusion.conditioning import Conditioning
+from expansion.diffusion.conditioning import Conditioning, embeds_guidance
 from expansion.diffusion.denoising import guide
 from expansion.diffusion.families import Pipeline
 from expansion.diffusion.img2img import Img2ImgSampler
@@ -138,10 +138,12 @@ class DreamDASampler(Img2ImgSampler):
         `source_batch_size` rows go through the U-Net together.
         """
         config = self.config
-        guided = config.source_rows_per_prediction == 2
+        guided = config.source_rows_per_prediction == 2 and not embeds_guidance(self.pipeline.unet)
         negative_prompt = config.negative_prompt if guided else None
         size = tuple(side * self.pipeline.vae_scale_factor for side in latents.shape[-2:])
-        conditioning = self.prompt_encoder([config.source_prompt], negative_prompt, size)
+        conditioning = self.prompt_encoder(
+            [config.source_prompt], negative_prompt, size, config.source_guidance_scale
+        )
         repeats = len(conditioning)  # 1 or 2
         predictions = []
         for rows, steps in zip(

@@ -66,5 +66,5 @@ class DiffuseMixSampler(Text2ImgSampler):
         """
         latents, conditioning = self.start(batch, generators)
         denoiser = self.denoiser.of(self.codec.modes(batch))
-        latents, _ = denoiser.run(latents, denoiser.timesteps, conditioning)
+        latents, _ = denoiser.run(latents, denoiser.timesteps, conditioning, generators=generators)
         return self.codec.decode(latents)

@@ -79,7 +79,7 @@ class DiffusionInversionConfig(NeedsEmbeddings, Text2ImgConfig):
         super().__post_init__()
         require(0 <= self.eta <= 1, f"eta {self.eta}: give 0 to 1")
         require(
-            self.eta == 0 or self.solver == "ddim",
+            self.eta == 0 or self.resolved_solver == "ddim",
             f"eta {self.eta} is a setting of the solver ddim; give --eta 0 with {self.solver}",
         )
         a, s = self.interpolation, self.embedding_noise

@@ -44,6 +44,7 @@ from expansion.diffusion.model_files import (
     locate_model,
     model_fingerprint,
     model_resolution,
+    require_undistilled,
 )
 from expansion.images.content import content_summary, readable_records
 from expansion.images.records import ImageRecord
@@ -182,6 +183,7 @@ def make_work(config: EmbeddingTrainingConfig) -> Work:
     shard = resolve_shard(config.split, config.total_split)
     model = locate_model(config.pretrained_model_name_or_path)
     check_model_folder(model)
+    require_undistilled(model)
     if Path(model).is_dir():
         require_one_text_encoder(folder_family(Path(model)), "a trained embedding")
     _check_resolution(config, model)

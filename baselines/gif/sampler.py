@@ -97,7 +97,9 @@ class GIFSampler(Img2ImgSampler):
         """
         groups = batch.groups(self.config.group_size)
         latents, conditioning = self.start(self._turned(batch, groups), generators)
-        latents, _ = self.denoiser.run(latents, self.denoiser.timesteps, conditioning)
+        latents, _ = self.denoiser.run(
+            latents, self.denoiser.timesteps, conditioning, generators=generators
+        )
         scale, shift = draw_transform(latents, generators)
         # Each group by itself, so that memory holds the activations of one.
         moved, figures = [], []

@@ -39,6 +39,7 @@ from expansion.diffusion.model_files import (
     folder_family,
     locate_model,
     model_fingerprint,
+    require_undistilled,
 )
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.images.content import content_summary, readable_records
@@ -134,6 +135,7 @@ def _check(config: FinetuneConfig, output_dir: Path) -> None:
     if not config.from_scratch:
         model = locate_model(config.pretrained_model_name_or_path)
         check_model_folder(model)
+        require_undistilled(model)
         if config.train_text_encoder and Path(model).is_dir():
             require_one_text_encoder(folder_family(Path(model)), "--train_text_encoder")
         # The sample grids start from pure noise.

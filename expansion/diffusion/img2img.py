@@ -36,8 +36,8 @@ class Img2ImgSampler(Sampler):
 
     def __init__(self, pipeline: Pipeline, config: SamplerConfig):
         self.pipeline = pipeline
-        self.config = config
         self.denoiser = Denoiser(pipeline, config)
+        self.config = self.denoiser.config
         self.codec = LatentCodec(pipeline)
         self.prompt_encoder = PromptEncoder(pipeline)
 
@@ -59,7 +59,9 @@ class Img2ImgSampler(Sampler):
     def sample(self, batch: Batch, generators: Sequence[Generator]) -> Samples:
         """Noise the real images, then run all executed steps; see `Sampler.sample`."""
         latents, conditioning = self.start(batch, generators)
-        latents, _ = self.denoiser.run(latents, self.denoiser.timesteps, conditioning)
+        latents, _ = self.denoiser.run(
+            latents, self.denoiser.timesteps, conditioning, generators=generators
+        )
         return Samples(self.codec.decode(latents))
 
     def start(self, batch: Batch, generators: Sequence[Generator]) -> tuple[Tensor, Conditioning]:
@@ -80,4 +82,6 @@ class Img2ImgSampler(Sampler):
     def embed_prompts(self, batch: Batch) -> Conditioning:
         """Conditions of B variants: B rows, or with guidance 2B, the negative prompt's first."""
         negative_prompt = self.config.negative_prompt if self.config.guidance_scale > 1 else None
-        return self.prompt_encoder(batch.prompts, negative_prompt, batch.size)
+        return self.prompt_encoder(
+            batch.prompts, negative_prompt, batch.size, self.config.guidance_scale
+        )

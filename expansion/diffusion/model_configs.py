@@ -11,21 +11,16 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from expansion.common.errors import JSON_ERRORS, InputError, brief, require, shown
 from expansion.diffusion.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, Family
-
-if TYPE_CHECKING:
-    from expansion.diffusion.sampler_config import SamplerConfig
+from expansion.diffusion.sampler_config import TIMESTEP_SPACINGS
 
 LARGEST_SIZE = 1_000_000  # number of channels, tokens or steps in a config
 LARGEST_DEPTH = 256  # number of layers in it
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 SCHEDULE_KEYS = (
     "num_train_timesteps",
     "beta_start",
@@ -42,7 +37,6 @@ UNET_NEEDS = {
     "class_embed_type": "class labels or an image embedding, as in Stable unCLIP",
     "num_class_embeds": "class labels, as in the x4 upscaler",
     "addition_embed_type": "added embeddings, as in Stable Diffusion XL",
-    "time_cond_proj_dim": "an embedding of the guidance scale, as in latent consistency models",
     "encoder_hid_dim_type": "projected embeddings, as with an IP-Adapter or in Kandinsky",
     "encoder_hid_dim": "projected embeddings, as in DeepFloyd IF",
     "dual_cross_attention": "an image beside the text, as in Versatile Diffusion",
@@ -142,69 +136,6 @@ def _check_betas(config: Mapping[str, Any], name: str) -> None:
         require(fits, f"{name}: {key} {brief(beta)} is no number between 0 and 1")
 
 
-def check_steps(schedule: Mapping[str, Any], config: SamplerConfig, name: str) -> None:
-    """Raise InputError if the steps of `config` cannot be taken on this noise schedule.
-
-    Args:
-        schedule: A scheduler's config that passed `check_scheduler`.
-        config: Number of steps, strength and solver.
-        name: Where it comes from, for the message.
-    """
-    # No more steps than the model was trained on; second-order solvers' grids have a point more.
-    last = schedule.get("num_train_timesteps", 1000) - 1
-    steps, most = config.num_inference_steps, last + 1
-    if config.solver != "ddim" and schedule.get("timestep_spacing", "leading") != "trailing":
-        most = last
-    require(
-        steps <= most,
-        f"num_inference_steps {steps}: {name} was trained on {last + 1} timesteps; give at most "
-        f"{most}",
-    )
-    # All timesteps must lie within the trained ones.
-    trailing = schedule.get("timestep_spacing", "leading") == "trailing"
-    require(
-        not trailing or len(np.arange(most, 0, -most / steps)) == steps,
-        f"num_inference_steps {steps}: rounding errors make diffusers' trailing spacing end below "
-        f"timestep 0 for {name}; give another number",
-    )
-    first = first_timestep(schedule, config)
-    require(
-        first <= last,
-        f"num_inference_steps {steps} at strength {config.strength}: the first step would be at "
-        f"timestep {first}, {name} was trained up to {last}; give fewer steps or less strength",
-    )
-    # From pure noise, a predicted noise tells nothing about the image.
-    trained = schedule.get("trained_betas")
-    ends_in_noise = schedule.get("rescale_betas_zero_snr") or (trained and trained[-1] == 1)
-    require(
-        not ends_in_noise
-        or schedule.get("prediction_type", "epsilon") == "v_prediction"
-        or first < last,
-        f"{name}: its schedule ends in pure noise (zero terminal SNR) but its U-Net predicts the "
-        f"noise, from which no image can be told at timestep {last}; lower --strength "
-        f"{config.strength}, or give a checkpoint with prediction_type v_prediction",
-    )
-
-
-def first_timestep(schedule: Mapping[str, Any], config: SamplerConfig) -> int:
-    """The training timestep of the first step that is run, as diffusers' solvers place it.
-
-    Args:
-        schedule: A scheduler's config that passed `check_scheduler`.
-        config: Number of steps, strength and solver.
-    """
-    total = schedule.get("num_train_timesteps", 1000)
-    spacing = schedule.get("timestep_spacing", "leading")
-    steps, executed = config.num_inference_steps, config.executed_steps
-    extra = 0 if config.solver == "ddim" else 1  # the other solvers' grids also hold the end, 0
-    if spacing == "leading":
-        return (executed - 1 + extra) * (total // (steps + extra)) + 1
-    if spacing == "trailing":
-        return round(total - (steps - executed) * total / steps) - 1
-    intervals = max(1, steps - 1 + extra)
-    return round((executed - 1 + extra) * (total - 1) / intervals)
-
-
 def check_networks(folder: Path, family: Family, image_unet: bool = False) -> None:
     """Raise InputError for networks that need other inputs, or were not made for each other.
 
@@ -292,12 +223,13 @@ def _check_texts(folder: Path, family: Family, unet: Mapping[str, Any]) -> None:
         f"images (addition_embed_type {brief(unet.get('addition_embed_type'))}); copy both from "
         "one checkpoint",
     )
-    pooled = configs[-1].get("projection_dim", 512)
-    added = pooled + NUM_SIZES * (unet.get("addition_time_embed_dim") or 0)
+    widths = configs[-1].get("projection_dim", 512), unet.get("addition_time_embed_dim")
+    known = all(type(width) is int for width in widths)
+    added = widths[0] + NUM_SIZES * widths[1] if known else None
     require(
-        unet.get("projection_class_embeddings_input_dim") == added,
+        added is not None and unet.get("projection_class_embeddings_input_dim") == added,
         f"cannot load the model {folder}: its unet takes "
         f"{brief(unet.get('projection_class_embeddings_input_dim'))} numbers beside the text, "
-        f"its text_encoder_2 and {NUM_SIZES} sizes make {added}; give a base of Stable Diffusion "
-        "XL, whose parts belong together",
+        f"its text_encoder_2 and {NUM_SIZES} sizes make {brief(added)}; give a base of "
+        f"{family.title}, whose parts belong together",
     )

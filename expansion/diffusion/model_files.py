@@ -8,11 +8,12 @@ a diffusers folder.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from expansion.common.config import PROJECT_ROOT
 from expansion.common.errors import InputError, brief, require, shown
@@ -21,9 +22,10 @@ from expansion.diffusion.model_configs import (
     IMAGE_UNETS,
     check_networks,
     check_scheduler,
-    check_steps,
     read_config,
 )
+from expansion.diffusion.sampler_config import OWN_SOLVERS, SamplerConfig
+from expansion.diffusion.solver_checks import check_guidance, check_steps, distillation_warnings
 from expansion.diffusion.weight_files import (
     LORA_FILE,
     SINGLE_FILES,
@@ -32,10 +34,11 @@ from expansion.diffusion.weight_files import (
 )
 from expansion.images.file_trees import walk
 
-if TYPE_CHECKING:
-    from expansion.diffusion.sampler_config import SamplerConfig
-
 UNUSED = ("safety_checker", "feature_extractor")  # parts that change no image
+logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound=SamplerConfig)
+
 LARGEST_RESOLUTION = 16_384  # pixels
 XL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 
@@ -94,9 +97,53 @@ def check_model_steps(name_or_path: str, config: SamplerConfig) -> None:
         name_or_path: Checkpoint; only diffusers folders are checked, others pass.
         config: Number of steps, strength and solver.
     """
-    path = Path(name_or_path, "scheduler", "scheduler_config.json")
-    if path.is_file():
-        check_steps(read_config(path), config, name_or_path)
+    schedule = _config_of(name_or_path, "scheduler")
+    if schedule:
+        check_steps(schedule, config, name_or_path)
+
+
+def takes_guidance(name_or_path: str) -> bool:
+    """Whether the U-Net of a diffusers folder takes the guidance scale as an input."""
+    return _config_of(name_or_path, "unet").get("time_cond_proj_dim") is not None
+
+
+def require_undistilled(name_or_path: str) -> None:
+    """Raise InputError for a diffusers folder that a diffusion loss would spoil."""
+    named = _config_of(name_or_path, "scheduler").get("_class_name")
+    require(
+        not takes_guidance(name_or_path) and named not in OWN_SOLVERS,
+        f"{name_or_path} was distilled to take few steps, which training on the noise of single "
+        "steps would undo; train adapters on the checkpoint that it was distilled from",
+    )
+
+
+def _config_of(name_or_path: str, part: str) -> dict[str, Any]:
+    """The config of a diffusers folder's scheduler or network; empty for other checkpoints."""
+    path = Path(name_or_path, part, f"{'scheduler_' if part == 'scheduler' else ''}config.json")
+    return read_config(path) if path.is_file() else {}
+
+
+def settled(name_or_path: str, config: Config) -> Config:
+    """The settings of denoising as they count for a checkpoint: the solver is decided.
+
+    Warnings tell of settings that spoil the images of a distilled model.
+
+    Args:
+        name_or_path: Checkpoint. Only diffusers folders are read; for all others the solver is
+            ddim unless another is given.
+        config: Number of steps, strength, solver and guidance.
+
+    Raises:
+        InputError: The steps cannot be taken on the checkpoint's noise schedule, or its U-Net has
+            no use for a setting of guidance.
+    """
+    schedule, unet = (_config_of(name_or_path, part) for part in ("scheduler", "unet"))
+    config = config.on_checkpoint(schedule)
+    check_model_steps(name_or_path, config)
+    check_guidance(unet, config, name_or_path)
+    for line in distillation_warnings(schedule, unet, config, name_or_path):
+        logger.warning(line)
+    return config
 
 
 def _check_folder(folder: Path, image_unet: bool) -> None:

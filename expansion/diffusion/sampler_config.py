@@ -5,9 +5,10 @@ This module imports no torch, so that options and plans are known before anythin
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from expansion.common.config import option
 from expansion.common.errors import require
@@ -15,7 +16,11 @@ from expansion.common.errors import require
 if TYPE_CHECKING:
     from expansion.images.records import ImageRecord
 
-SOLVERS = ("ddim", "dpmsolver++", "unipc")
+SOLVERS = ("ddim", "euler", "dpmsolver++", "unipc", "lcm", "tcd")
+STATELESS = ("ddim", "euler")  # solvers whose step knows nothing of the steps before
+CONSISTENCY = ("lcm", "tcd")  # solvers for distilled models, on a timestep grid of their own
+OWN_SOLVERS = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}  # scheduler of a folder -> solver
+TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +31,25 @@ class SamplerConfig:
     strength: float = option(
         0.5, "share of the schedule that is run, 0 to 1; more departs further from the real image"
     )
-    solver: str = option(
-        "ddim",
+    solver: str | None = option(
+        None,
         "what takes the steps; dpmsolver++ and unipc are approximations of second order that need "
-        "fewer of them: give --num_inference_steps 20, say",
+        "fewer of them: give --num_inference_steps 20, say; euler (ddim that ends without noise), "
+        "lcm and tcd are for models that were distilled to take 1 to 8; default: lcm or tcd where "
+        "the folder's own scheduler is that, else ddim",
         choices=SOLVERS,
+    )
+    timestep_spacing: str | None = option(
+        None,
+        "where ddim and the others place their steps; trailing is what Turbo-, Lightning- and "
+        "Hyper-models were distilled for; default: the checkpoint's own",
+        choices=TIMESTEP_SPACINGS,
+        added_later=True,
+    )
+    tcd_gamma: float = option(
+        0.3,
+        "tcd: share of noise, 0 to 1, that each step but the last draws anew; 0 is deterministic",
+        added_later=True,
     )
     guidance_scale: float = option(7.5, "classifier-free guidance; 1 or less: off")
     guidance_interval: tuple[float, ...] = option(
@@ -69,6 +88,7 @@ class SamplerConfig:
             f"strength {self.strength} of {self.num_inference_steps} steps leaves none to run; "
             "raise one",
         )
+        self._check_solver()
         interval = self.guidance_interval
         require(
             len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1,
@@ -81,6 +101,40 @@ class SamplerConfig:
             f"{self.executed_steps} steps that are run; widen it, or switch guidance off with "
             "--guidance_scale 1",
         )
+
+    def _check_solver(self) -> None:
+        """Raise InputError for settings that the solver has no use for."""
+        solver = self.solver  # None: whatever the checkpoint says, which is checked again then
+        require(0 <= self.tcd_gamma <= 1, f"tcd_gamma {self.tcd_gamma}: give 0 to 1")
+        require(
+            solver in (None, "tcd") or self.tcd_gamma == type(self).tcd_gamma,
+            f"tcd_gamma {self.tcd_gamma} is a setting of the solver tcd, not of {solver}; leave it "
+            "out",
+        )
+        require(
+            self.timestep_spacing is None or solver not in CONSISTENCY,
+            f"timestep_spacing {self.timestep_spacing}: the solver {solver} has timesteps of its "
+            "own; leave it out",
+        )
+
+    @property
+    def resolved_solver(self) -> str:
+        """The solver: the one given, or ddim as long as the checkpoint is not known."""
+        return self.solver or "ddim"
+
+    def on_checkpoint(self, scheduler: Mapping[str, Any]) -> Self:
+        """These settings with the solver that counts.
+
+        Args:
+            scheduler: Config of the checkpoint's own scheduler.
+
+        Raises:
+            InputError: The method cannot be used with that solver.
+        """
+        if self.solver is not None:
+            return self
+        own = str(scheduler.get("_class_name"))
+        return dataclasses.replace(self, solver=OWN_SOLVERS.get(own, "ddim"))
 
     @property
     def variants_per_group(self) -> int:

@@ -315,16 +315,25 @@ def ddim_scheduler(pipeline: Pipeline) -> DDIMScheduler:
     Raises:
         InputError: The checkpoint's noise schedule does not suit DDIM.
     """
-    return _ddim(pipeline.scheduler.config)
+    return _ddim(own_scheduler(pipeline))
+
+
+def own_scheduler(pipeline: Pipeline) -> Mapping[str, Any]:
+    """Config of the scheduler that the checkpoint came with, also where another took its place."""
+    scheduler = pipeline.scheduler
+    config = getattr(scheduler, "of_checkpoint", scheduler.config)
+    return {"_class_name": type(scheduler).__name__, **config}
 
 
 def _ddim(config: Mapping[str, Any]) -> DDIMScheduler:
     """DDIM on the noise schedule in a scheduler's config, without clipping, timesteps from 1."""
     check_scheduler(config, "the checkpoint's scheduler")
     try:
-        return DDIMScheduler(
+        scheduler = DDIMScheduler(
             **noise_schedule(config), steps_offset=1, clip_sample=False, thresholding=False
         )
+        scheduler.of_checkpoint = dict(config)
+        return scheduler
     except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError among them
         reason = str(error).splitlines()[0]
         raise InputError(f"the checkpoint's noise schedule cannot be used: {reason}") from error

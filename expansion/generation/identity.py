@@ -23,7 +23,7 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "root": os.path.relpath(plan.dataset.root, plan.output_dir),
         "test_fraction": config.test_fraction,
         "batch_size": plan.batch_size,
-        "unet_rows_per_image": plan.method_config.unet_rows_per_image(config.num_images_per_prompt),
+        "unet_rows_per_image": plan.unet_rows_per_image,
     }
     if plan.method_config.training_rows:
         facts["training_unet_rows"] = plan.method_config.training_rows

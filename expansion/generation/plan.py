@@ -29,9 +29,10 @@ from expansion.data.splits import fold_of, share_of_each_class
 from expansion.diffusion.lora import check_lora
 from expansion.diffusion.model_files import (
     check_model_folder,
-    check_model_steps,
     locate_model,
     model_resolution,
+    settled,
+    takes_guidance,
 )
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.generation.batch_size import remembered_batch_size
@@ -92,6 +93,14 @@ class Plan:
         return dataclasses.replace(self, batch_size=batch_size)
 
     @property
+    def unet_rows_per_image(self) -> float:
+        """Rows that go through the U-Net for each generated image, beside training."""
+        config = self.method_config
+        if takes_guidance(self.model):  # as an input, so that no row is added for it
+            config = dataclasses.replace(config, guidance_scale=1.0)
+        return config.unet_rows_per_image(self.config.num_images_per_prompt)
+
+    @property
     def shard_units(self) -> list[list[Variant]]:
         """The variants of this shard, cut into batches; the batch size must be known."""
         group_of = group_by(self.method_config.variants_per_group)
@@ -127,7 +136,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     shard = resolve_shard(config.split, config.total_split)
     model = locate_model(config.pretrained_model_name_or_path)
     check_model_folder(model, config.single_file_config, method_config.needs_image_unet)
-    check_model_steps(model, method_config)
+    method_config = settled(model, method_config)
     if config.lora is not None:
         check_lora(config.lora, model)
     method_config.check_run()

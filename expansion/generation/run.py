@@ -6,10 +6,12 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expansion.common.config import config_hash
 from expansion.common.devices import device_and_dtype
+from expansion.common.errors import require
 from expansion.common.files import (
     check_claim,
     check_writable,
@@ -23,7 +25,7 @@ from expansion.data.datasets import write_subset
 from expansion.data.prompts import overlong_warning
 from expansion.generation.batch_size import FILE_NAME, forget_batch_size, remember_batch_size
 from expansion.generation.identity import facts_of, identity_of, layout_of
-from expansion.generation.plan import IDENTITY_FILE, Plan
+from expansion.generation.plan import IDENTITY_FILE, Plan, own_resolution
 from expansion.images.variants import Variant
 from expansion.store.expanded_set import Asked, StoredSet, current_rows
 from expansion.store.manifest import MadeWith, merge_manifests, read_manifest
@@ -135,7 +137,8 @@ def _finish(
 def _build_sampler(plan: Plan, sampler_class: type[Sampler], device: str, dtype: str) -> Sampler:
     """The sampler on its checkpoint, prepared for the plan's real images."""
     from expansion.diffusion.lora import add_lora
-    from expansion.diffusion.stable_diffusion import load_pipeline
+    from expansion.diffusion.solver_checks import distillation_warnings
+    from expansion.diffusion.stable_diffusion import load_pipeline, own_scheduler
 
     def load():
         config = plan.config
@@ -147,6 +150,10 @@ def _build_sampler(plan: Plan, sampler_class: type[Sampler], device: str, dtype:
             config.single_file_config,
             plan.method_config.needs_image_unet,
         )
+        if not Path(plan.model).is_dir():  # the plan could not look into it
+            own, unet = own_scheduler(pipeline), pipeline.unet.config
+            for line in distillation_warnings(own, unet, plan.method_config, plan.model):
+                logger.warning(line)
         if config.lora is not None:
             add_lora(pipeline, config.lora, config.lora_scale)
         if config.compile:
@@ -161,10 +168,19 @@ def _build_sampler(plan: Plan, sampler_class: type[Sampler], device: str, dtype:
 
 def _drawing(plan: Plan, sampler: Sampler) -> Drawing:
     """What decides the images beside the sampler and the variants."""
+    from expansion.diffusion.families import STABLE_DIFFUSION, family_of
     from expansion.diffusion.stable_diffusion import default_resolution
     from expansion.diffusion.variants import Drawing
 
-    resolution = plan.config.resolution or default_resolution(sampler.pipeline)
+    own, assumed = default_resolution(sampler.pipeline), own_resolution(plan)
+    require(
+        family_of(sampler.pipeline) is STABLE_DIFFUSION
+        or own == assumed
+        or plan.config.resolution != assumed,
+        f"--resolution {assumed}: images of {plan.model} are {own} pixels without it, and a hub id "
+        "does not tell both sets apart; give the folder that hf download --local-dir writes",
+    )
+    resolution = plan.config.resolution or own
     return Drawing(plan.config.seed, resolution, plan.method_config.resize_mode)
 
 

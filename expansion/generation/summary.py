@@ -12,7 +12,7 @@ def describe(plan: Plan) -> str:
     """A text with the resolved settings and the size of the work, for `--dry_run`."""
     resolution = plan.config.resolution or own_resolution(plan)
     first = plan.variants[0]
-    rows = plan.method_config.unet_rows_per_image(plan.config.num_images_per_prompt)
+    rows = plan.unet_rows_per_image
     settings = {**dataclasses.asdict(plan.config), **dataclasses.asdict(plan.method_config)}
     if plan.batch_size is None:
         share = "units are cut once the batch size is measured"

@@ -75,7 +75,6 @@ def refused(make_folder, tmp_path, monkeypatch):
         ({"unet": {"num_class_embeds": 1000}}, "num_class_embeds 1000"),
         ({"unet": {"addition_embed_type": "text_time"}}, "Stable Diffusion XL"),
         ({"unet": {"addition_embed_type": "image"}}, "addition_embed_type 'image'"),
-        ({"unet": {"time_cond_proj_dim": 256}}, "embedding of the guidance scale"),
         ({"unet": {"encoder_hid_dim_type": "ip_image_proj"}}, "IP-Adapter"),
         ({"unet": {"encoder_hid_dim": 4096}}, "encoder_hid_dim 4096"),
         ({"unet": {"dual_cross_attention": True}}, "image beside the text"),

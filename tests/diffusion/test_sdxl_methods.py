@@ -33,6 +33,8 @@ from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.lora import add_lora, check_lora
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.stable_diffusion import load_pipeline
+from expansion.generation import run
+from expansion.generation.plan import make_plan
 from tests.helpers.tiny_checkpoints import PROMPTS, generators, make_batch
 
 pytestmark = pytest.mark.slow  # whole samplers, trainings and commands
@@ -252,3 +254,14 @@ def test_images_of_expand_are_those_of_the_sampler_and_a_classifier_learns_from_
     train += "--resize_size 36 --batch_size 4 --workers 0 --budget steps --max_train_steps 2"
     train_expand.main([*given[:2], *train.split(), "--eval_steps", "2"])
     assert list(Path("c").rglob("model_best.pth.tar"))
+
+
+def test_a_size_that_a_hub_id_would_not_tell_apart_is_refused(given, sdxl):
+    """A plan takes 512 pixels for the default of every hub id."""
+    config, method_config, _ = expand.parse([*given, "--method", "img2img", "--resolution", "512"])
+    plan = dataclasses.replace(make_plan(config, method_config), model="owner/sdxl")
+    sampler = Img2ImgSampler(sdxl, method_config)
+    with pytest.raises(InputError, match="--resolution 512: images of owner/sdxl are 32 pixels"):
+        run._drawing(plan, sampler)
+    other = dataclasses.replace(plan, config=dataclasses.replace(config, resolution=None))
+    assert run._drawing(other, sampler).resolution == 32

@@ -28,6 +28,7 @@ SD = dict(
     set_alpha_to_one=False,
     steps_offset=1,
 )
+NO_NETWORK = SimpleNamespace(config={})
 SCHEDULES = {
     "SD": SD,
     "v prediction": {**SD, "prediction_type": "v_prediction"},
@@ -44,7 +45,7 @@ SCHEDULES = {
 
 def denoiser(steps: int = 100, strength: float = 0.8, **schedule) -> Denoiser:
     pipeline = SimpleNamespace(
-        unet=None, device="cpu", scheduler=DDIMScheduler(**{**SD, **schedule})
+        unet=NO_NETWORK, device="cpu", scheduler=DDIMScheduler(**{**SD, **schedule})
     )
     return Denoiser(pipeline, SamplerConfig(num_inference_steps=steps, strength=strength))
 
@@ -181,3 +182,17 @@ def test_a_schedule_that_starts_from_pure_noise_is_refused_if_the_noise_is_predi
     with pytest.raises(InputError, match="zero terminal SNR.*lower --strength"):
         ReverseProcess(denoiser(strength=1.0, **schedule), eta=1.0)
     ReverseProcess(denoiser(strength=0.8, **schedule), eta=1.0)
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_the_few_trailing_steps_of_a_turbo_model_lead_back_to_the_real_image(steps):
+    few = denoiser(steps, 1.0, timestep_spacing="trailing")
+    process = ReverseProcess(few, 1.0)
+    x0 = latents()
+    inversion = cycle_inversion(process, x0, predict, generator())
+    x = inversion.start
+    for i, timestep in enumerate(few.timesteps):
+        prediction = predict(x, torch.tensor([timestep]))
+        x = process.mean(i, *process.split(i, x, prediction)) + inversion.corrections[i : i + 1]
+    assert len(few.timesteps) == steps and few.timesteps[0] == 999
+    torch.testing.assert_close(x, x0, atol=1e-3, rtol=0)

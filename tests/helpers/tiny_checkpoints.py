@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import EulerDiscreteScheduler, LCMScheduler, UNet2DConditionModel
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -115,3 +115,14 @@ def make_batch() -> Batch:
     images = torch.nn.functional.interpolate(coarse, (32, 32), mode="bilinear")
     index, targets = torch.tensor([0, 1, 1]), torch.tensor([1, 2, 3])
     return Batch(images, ("a", "b"), index, PROMPTS, targets, (7, 8))
+
+
+def tiny_lcm(folder: Path) -> Path:
+    """A latent consistency model in small: its U-Net takes the guidance scale as an input."""
+    shutil.copytree(TINY_MODEL, folder, dirs_exist_ok=True)
+    shutil.rmtree(folder / "unet")
+    random_unet(time_cond_proj_dim=32).save_pretrained(folder / "unet")
+    shutil.rmtree(folder / "scheduler")
+    LCMScheduler(**SDXL_SCHEDULE).save_pretrained(folder / "scheduler")
+    change_json(folder / "model_index.json", scheduler=["diffusers", "LCMScheduler"])
+    return folder
