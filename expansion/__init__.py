@@ -24,4 +24,5 @@ folder; no command's --help loads any, nor does the plan of an expansion.
     10  benchmarks  speed; it alone may name methods
     11  study       the whole experiment as one command; no torch
     12  advise      whether the experiment is worth it, by a pilot; no torch
+    12  reproduce   the tables of the papers, measured beside published; no torch
 """

@@ -122,6 +122,10 @@ class Runner:
         bars: Whether to show progress bars; `out` must be a terminal.
         said: Lines that were shown before, which commands need not repeat.
         brief: Whether to show the titles of commands alone, unless one fails.
+        keep_going: Whether the other commands of a stage are run though one fails.
+
+    Attributes:
+        failures: With `keep_going`: command that failed -> the last line that it printed.
     """
 
     def __init__(
@@ -131,7 +135,10 @@ class Runner:
         bars: bool,
         said: Collection[str] = (),
         brief: bool = False,
+        keep_going: bool = False,
     ):
+        self.failures: dict[Command, str] = {}
+        self._keep_going = keep_going
         self._environs, self._out, self._bars, self._said = list(environs), out, bars, said
         self._brief = brief
         self._events: queue.Queue = queue.Queue()
@@ -190,7 +197,8 @@ class Runner:
         """Run all commands of a stage, as many at a time as there are devices.
 
         Raises:
-            Failed: A command failed, and the others were stopped; or a signal stopped them all.
+            Failed: A command failed, and the others were stopped, unless the runner keeps going;
+                or a signal stopped them all.
         """
         waiting = collections.deque(stage.commands)
         num_running, failed = 0, 0
@@ -209,11 +217,16 @@ class Runner:
                     status = value["status"] if kind == "answer" else _exit_status(value)
                     num_running -= 1
                     if status and not failed and not stop():
-                        failed = status
                         self._report(worker, status)
-                        self._stop_others(worker)
+                        if self._keep_going:
+                            self.failures[worker.busy_with] = self._reason(worker, status)
+                        else:
+                            failed = status
+                            self._stop_others(worker)
                     worker.busy_with, worker.bar = None, ""
                     self._draw_bars()
+                    if kind == "gone" and self._keep_going and not stop():
+                        worker = self._replaced(worker)
                     if waiting and not failed and not stop():
                         self._out.write("" if stage.side_by_side else "\n")
                         num_running += self._start(worker, waiting)
@@ -243,6 +256,17 @@ class Runner:
                 environ |= {"STUDY_BARS": "1", "COLUMNS": "60"}
             self._workers.append(Worker(environ, self._events))
         return self._workers[number]
+
+    def _replaced(self, gone: Worker) -> Worker:
+        """A new worker in the place of one whose process has ended."""
+        number = self._workers.index(gone)
+        self._workers[number] = Worker(gone.environ, self._events)
+        return self._workers[number]
+
+    def _reason(self, worker: Worker, status: int) -> str:
+        """Why a command failed, in a line: the last that it printed, or its status."""
+        last = worker.last_lines[-1].strip() if worker.last_lines else ""
+        return last or f"exit status {status}"
 
     def _start(self, worker: Worker, waiting: collections.deque[Command]) -> int:
         """Give a worker the next command; returns the number of commands it got, 0 or 1."""

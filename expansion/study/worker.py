@@ -31,7 +31,7 @@ def typed(name: str, arguments: Sequence[str]) -> list[str]:
         name: The function, as "module:main".
         arguments: Its command line.
     """
-    module = name.split(":")[0]
+    module = name.split(":")[0].removesuffix(".__main__")
     return [*(["-m", module] if "." in module else [f"{module}.py"]), *arguments]
 
 

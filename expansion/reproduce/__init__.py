@@ -1,0 +1,14 @@
+"""The tables of the two papers, each as one file and one command: measured beside published.
+
+    papers     what configs/papers says: tables, their cells, published values
+    scales     a paper's settings at a smaller scale, and what became of each of them
+    cells      what a cell needs: a set, trainings, a figure
+    planning   the commands of all tables, each piece of work once
+    running    the work, which goes on where it stopped and past what fails
+    results    what was measured, beside what was published
+    outputs    text, Markdown, LaTeX, CSV and a page
+    listing    all tables, their cost and how far each is
+    stand_ins  small CLIPs and checkpoints for rehearsals
+
+Commands, estimates and intervals are those of `expansion.study` and `expansion.metrics`.
+"""

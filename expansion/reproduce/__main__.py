@@ -1,0 +1,179 @@
+"""Reproduce tables of the papers: measured values beside the published ones.
+
+    python -m expansion.reproduce list
+    python -m expansion.reproduce distdiff/table4 --scale tiny --yes
+    python -m expansion.reproduce distdiff/table3 dreamda/table7 --dry_run
+    python -m expansion.reproduce all --jobs jobs.txt
+
+A table is a file of configs/papers; the name of a paper and "all" stand for several. Work that
+tables share is done once. Whatever is there already is left alone, so the same command goes on
+after a stop. --scale tiny tries out every step within minutes on a CPU; small compares methods on
+MNIST digits; paper is the papers' own. docs/papers.md says more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from expansion.common.config import option
+from expansion.common.errors import require, run_command
+from expansion.common.files import check_claim, claim_folder
+from expansion.common.option_parser import OptionParser
+from expansion.reproduce.listing import listing, short, total
+from expansion.reproduce.outputs import report, write_outputs
+from expansion.reproduce.papers import read_tables
+from expansion.reproduce.planning import Plan, PlanOptions, plan_tables, stages_of
+from expansion.reproduce.results import TableResults, results_of
+from expansion.reproduce.running import (
+    environs,
+    estimate_of,
+    missing_nodes,
+    run_nodes,
+    stopped,
+    write_jobs,
+)
+from expansion.reproduce.scales import SCALES, Scale, read_scale
+from expansion.study import talk
+from expansion.study.estimate import duration
+from expansion.study.opening import require_room
+from expansion.study.runner import Failed
+from expansion.study.talk import say
+
+IDENTITY_FILE = "reproduce.yaml"
+REMEDY = "give another --output_dir, or remove the folder"
+NOT_DECIDING = ("title", "seeds", "device", "costs", "benchmark")  # of a scale's file
+LIST = "list"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceConfig:
+    """Settings of the command."""
+
+    scale: str = option("paper", "tiny, small, or the papers' own", choices=SCALES)
+    output_dir: str = option("reproduce", "folder of all results, one folder for each scale")
+    data_dir: str = option("data", "where named datasets lie")
+    devices: tuple[str, ...] = option((), "numbers of the GPUs to use; default: all")
+    shards: int | None = option(
+        None, "parts that each set is made in; default: one for each process, with --jobs one"
+    )
+    inception: str = option(
+        PlanOptions.inception, "file of Inception's weights for FID; see docs/measures.md"
+    )
+    jobs: str | None = option(
+        None, "write the commands that are missing to this file, one per line, and stop"
+    )
+    dry_run: bool = option(False, "print the plan and its commands, and stop")
+    yes: bool = option(False, "do not ask before the work begins")
+
+    def __post_init__(self):
+        require(self.shards is None or self.shards > 0, f"shards {self.shards}: give 1 or more")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    names, config = parse(sys.argv[1:] if arguments is None else arguments)
+    scale = read_scale(config.scale)
+    root = Path(config.output_dir, scale.name)
+    options = PlanOptions(config.data_dir, config.shards or 1, config.inception)
+    if LIST in names:
+        return _list(scale, root, options)
+    tables = read_tables(names)
+    check_claim(root, IDENTITY_FILE, _identity(scale), REMEDY)
+    # Processes are looked for where work begins: their number decides the shards.
+    idle = config.dry_run or config.jobs is not None
+    processes = [] if idle else environs(config.devices, scale.file.dataset is not None)
+    shards = config.shards or max(1, len(config.devices or processes))
+    shards = 1 if config.jobs is not None and config.shards is None else shards
+    options = dataclasses.replace(options, num_shards=shards)
+    plan = plan_tables(tables, scale, root, options)
+    missing = missing_nodes(plan)
+    _say_plan(plan, missing, max(1, len(processes or config.devices)))
+    if config.jobs is not None:
+        write_jobs(missing, Path(config.jobs))
+        say(f"written: {config.jobs}")
+        return 0
+    if config.dry_run:
+        for number, stage in enumerate(stages_of(missing), 1):
+            commands = "\n".join(f"$ {command.plain}" for command in stage.commands)
+            say(f"\nStage {number}: {stage.title}\n{commands}")
+        return 0
+    if missing and not config.yes and not talk.agreed("Go on?"):
+        say("Nothing was begun.")
+        return 1
+    claim_folder(root, IDENTITY_FILE, _identity(scale), REMEDY)
+    try:
+        failed = run_nodes(plan, missing, processes)
+    except Failed as failure:
+        return stopped(failure)
+    found = [results_of(table, plan, failed) for table in tables]
+    return _say_results(found, root, scale)
+
+
+def parse(arguments: Sequence[str]) -> tuple[list[str], ReproduceConfig]:
+    """The names of tables on a command line, and its options."""
+    parser = OptionParser(prog="python -m expansion.reproduce", description=__doc__)
+    parser.add_argument(
+        "tables", nargs="+", metavar="TABLE", help="list, all, a paper, or PAPER/TABLE",
+    )  # fmt: skip
+    layers = parser.read(arguments, {"options": ReproduceConfig})
+    values = dict(layers.sources[-1].values)
+    names = values.pop("tables")
+    last = dataclasses.replace(layers.sources[-1], values=values)
+    layers = dataclasses.replace(layers, sources=(*layers.sources[:-1], last))
+    require(names == [LIST] or LIST not in names, "list: give it alone; it shows every table")
+    return names, layers.compose(ReproduceConfig)[0]
+
+
+def _list(scale: Scale, root: Path, options: PlanOptions) -> int:
+    tables = read_tables(["all"])
+    plan = plan_tables(tables, scale, root, options, lenient=True)
+    found = {table.name: results_of(table, plan, {}) for table in tables}
+    say(listing(tables, plan, found))
+    say(f"\n{total(plan)}")
+    say(f"hours: of {scale.file.device}, right within a factor of two or three")
+    return 0
+
+
+def _identity(scale: Scale) -> dict:
+    """What decides the results of all tables at a scale."""
+    values = dataclasses.asdict(scale.file)
+    return {"scale": scale.name, **{k: v for k, v in values.items() if k not in NOT_DECIDING}}
+
+
+def _say_plan(plan: Plan, missing: Sequence, num_devices: int) -> None:
+    """Say what is missing and what it takes."""
+    say(f"scale {plan.scale.name}: {plan.scale.file.title}")
+    if not missing:
+        say("All images and trainings are there already; the tables are made again.")
+        return
+    work, needed = estimate_of(missing, plan, num_devices)
+    say(
+        f"missing: {len(missing)} of {len(plan.nodes)} sets, runs and figures; "
+        f"{short(work.rows)} U-Net rows for {work.images:,.0f} images, {work.runs:,.0f} trainings"
+    )
+    say(
+        f"time: {duration(needed.seconds)}, {needed.seconds * num_devices / 3600:,.1f} hours of "
+        f"{plan.scale.file.device}; disk space: {needed.gigabytes:,.1f} GB; results: {plan.root}"
+    )
+    require_room(plan.root, needed.gigabytes)
+
+
+def _say_results(found: Sequence[TableResults], root: Path, scale: Scale) -> int:
+    """Print and write all tables; returns the exit status."""
+    heading = f"Scale {scale.name}: {scale.file.title}"
+    page = write_outputs(found, root, heading)
+    for results in found:
+        title = f"{results.table.name}: {results.table.file.title}"
+        say(f"\n{title}\n{'=' * len(title)}\n\n{report(results, 'text')}")
+    say(f"page: {page}; Markdown, LaTeX and CSV: {root / 'tables'}")
+    broken = [result for results in found for result in results.results.values() if result.failed]
+    for result in broken:
+        say(f"failed: {result.cell.row}, {result.cell.column}: {result.problem}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

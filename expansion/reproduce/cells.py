@@ -1,0 +1,322 @@
+"""What each cell of a table needs at a scale: a set, an arm of trainings, a figure of either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import expand
+import train_expand
+from expansion.classifier.recipe import Recipe
+from expansion.common.config import Source, compose, import_object
+from expansion.common.errors import require, unknown_name
+from expansion.generation.config import ExpandConfig
+from expansion.reproduce.papers import REAL, CellSpec, DatasetFacts, SetSpec, Table
+from expansion.reproduce.scales import Scale
+from expansion.study.config import LABELS
+from expansion.study.steps import needs_guide, option_words
+from expansion.training.options import Learning, parse_training
+
+# Training options that are part of a run folder's name by themselves.
+NAMED = frozenset(("arch", "pretrained", "lr", "augment", "crop", "labels", "ema_decay"))
+NAMED |= frozenset(train_expand.NAME_PARTS)
+NO_PART = frozenset(("unlabeled_dir", "clip_model"))  # which follow from the others
+OF_DEFAULTS = ("arch", "labels")  # options that others have their defaults by
+UNLABELED = "unlabeled"  # as `unlabeled_dir`: the dataset's own unlabelled images
+
+
+@dataclass(frozen=True)
+class Place:
+    """Real images: a dataset and the options that choose some of its images.
+
+    Attributes:
+        dataset: Its name for the commands.
+        facts: Its numbers.
+        options: In every command.
+    """
+
+    dataset: str
+    facts: DatasetFacts
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A set that is made for a cell.
+
+    Attributes:
+        place: The real images.
+        method: Method of expand.py.
+        options: Options of expand.py.
+        images: Images of each real one.
+        guide: What trains its guide; None if it has none.
+        guide_name: What tells the guide from the paper's usual one; empty if it is that.
+        prompts: Prompts that are written before.
+        keep: Rule by which images are kept for training.
+        training: Options of what trains its embeddings.
+    """
+
+    place: Place
+    method: str
+    options: Mapping[str, Any]
+    images: int
+    guide: Arm | None = None
+    guide_name: str = ""
+    prompts: str | None = None
+    keep: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def own(self) -> dict[str, Any]:
+        """The options that differ from the defaults of the method and the dataset."""
+        defaults = expand.parse(["-d", self.place.dataset, "--method", self.method])[:2]
+        return {
+            name: value
+            for name, value in sorted(self.options.items())
+            if not _is_default(name, value, defaults)
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """Its name without the number of images: what makes it."""
+        parts = [self.method, *_tagged(self.own)]
+        parts += [f"{self.prompts}-prompts"] if self.prompts else []
+        parts += _tagged(self.training)
+        parts += [f"guide-{self.guide_name}"] if self.guide_name else []
+        return "_".join(parts)
+
+    @property
+    def name(self) -> str:
+        return f"{self.key}_{self.images}x"
+
+    @property
+    def trained_by(self) -> str | None:
+        """What trains its embeddings, a package of `baselines`, if it has any."""
+        return getattr(import_object(expand.SAMPLERS[self.method][0]), "trained_by", None)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train: the options of its training commands, and its set if it has one."""
+
+    place: Place
+    train: Mapping[str, Any]
+    made: Made | None = None
+
+    @property
+    def labels(self) -> str:
+        return self.train.get("labels", LABELS[0])
+
+    @cached_property
+    def own(self) -> dict[str, Any]:
+        """The options that differ from the defaults of the dataset and the network."""
+        learning = learning_of(self.train, self.made is not None)
+        chosen = {k: self.train[k] for k in OF_DEFAULTS if k in self.train}
+        usual, own = (
+            _defaults(self.place.dataset, learning, given)
+            for given in ({k: v for k, v in chosen.items() if k != "arch"}, chosen)
+        )
+        return {
+            name: value
+            for name, value in self.train.items()
+            if not _is_default(name, value, usual if name == "arch" else own)
+        }
+
+    def tag(self, of_scale: Mapping[str, Any]) -> str | None:
+        """What else tells its run folder from others, beside the options that name it already.
+
+        Args:
+            of_scale: Options that all trainings of the scale have.
+        """
+        given = {k: v for k, v in self.own.items() if k not in NAMED and k not in NO_PART}
+        own = {k: v for k, v in given.items() if of_scale.get(k, _ABSENT) != v}
+        return "_".join(_tagged(own)) or None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A timing of a method: the options of expansion.benchmark for it."""
+
+    method: str
+    options: Mapping[str, Any]
+
+
+@dataclass
+class Cell:
+    """A cell at a scale.
+
+    Attributes:
+        row, column: Its place.
+        spec: What the table's file says.
+        ways: Label -> what is measured; several if the best of some counts.
+        notes: What the scale changed.
+    """
+
+    row: str
+    column: str
+    spec: CellSpec
+    ways: dict[str, Arm | Made | Timing]
+    notes: tuple[str, ...] = ()
+
+
+_ABSENT = object()
+
+
+def cells_of(table: Table, scale: Scale) -> list[Cell]:
+    """The cells of a table at a scale.
+
+    Raises:
+        InputError: An option is unknown, or does not go with the others; names file and cell.
+    """
+    found = []
+    for (row, column), spec in table.specs.items():
+        notes: dict[str, None] = {}
+        where = f"{table.place}: row {row}, column {column}"
+        ways = {label: _way(table, scale, each, where, notes) for label, each in _ways(spec)}
+        found.append(Cell(row, column, spec, ways, tuple(notes)))
+    return found
+
+
+def _ways(spec: CellSpec) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The options that a cell adds to those of its set: one way, or those that it chooses from."""
+    given = spec.options or {}
+    for name, values in (spec.best_of or {}).items():
+        for value in values:
+            yield f"{name} {value:g}", {"spec": spec, "options": {**given, name: value}}
+    if not spec.best_of:
+        yield "", {"spec": spec, "options": given}
+
+
+def _way(
+    table: Table, scale: Scale, way: Mapping[str, Any], where: str, notes: dict[str, None]
+) -> Arm | Made | Timing:
+    spec, paper = way["spec"], table.paper
+    facts = paper.datasets[spec.dataset]
+    dataset = scale.dataset(spec.dataset)
+    if dataset != spec.dataset:
+        notes[f"{spec.dataset}: {dataset}"] = None
+    place = Place(dataset, scale.facts(facts), scale.facts(facts).place or {})
+    if spec.measure == "seconds":
+        set_spec, options = paper.set_spec(spec.set, spec.dataset)
+        steps = {**options, **way["options"]}.get("num_inference_steps")
+        given = {} if steps is None else {"num_inference_steps": steps}
+        return Timing(set_spec.method, {**given, **(scale.file.benchmark or {})})
+    made, images = None, 0
+    if spec.set != REAL:
+        made, images = _made(table, scale, place, way, where, notes)
+    if spec.measure in ("fid", "mmd"):
+        require(made is not None, f"{where}: {spec.measure} is a figure of a set; name one")
+        return made
+    train = {**(paper.file.train or {}), **(facts.train or {}), **(spec.train or {})}
+    _check_training(train, where)
+    train, changes = scale.training(train, images, made.images if made else 0)
+    notes |= dict.fromkeys(changes)
+    return Arm(place, train, made)
+
+
+def _made(
+    table: Table,
+    scale: Scale,
+    place: Place,
+    way: Mapping[str, Any],
+    where: str,
+    notes: dict[str, None],
+) -> tuple[Made, int]:
+    """The set of a cell, and the number of images of each real one at the paper's scale."""
+    spec, paper = way["spec"], table.paper
+    set_spec, own = paper.set_spec(spec.set, spec.dataset)
+    given = {**own, **way["options"]}
+    config_class = _method_config(set_spec, f"{where}: set {spec.set}")
+    compose([ExpandConfig, config_class], [Source(given, f"{where}: options")])
+    images = spec.images or paper.datasets[spec.dataset].images
+    scaled = scale.expansion(
+        spec.dataset, set_spec.method, given, images, swept=spec.images is not None
+    )
+    notes |= dict.fromkeys(scaled.notes)
+    guide, guide_name = None, ""
+    if needs_guide(set_spec.method):
+        usual = {**(paper.file.train or {}), **(paper.file.guide or {})}
+        asked = {**usual, **(spec.guide or {})}
+        _check_training(asked, f"{where}: guide")
+        options, changes = scale.training(asked, 0, 0)
+        notes |= dict.fromkeys(f"guide: {change}" for change in changes)
+        guide = Arm(place, options)
+        other = {k: v for k, v in options.items() if scale.training(usual, 0, 0)[0].get(k) != v}
+        guide_name = "-".join(_short(v) if k == "arch" else f"{k}{_short(v)}"
+                              for k, v in other.items())  # fmt: skip
+    prompts = set_spec.prompts
+    if prompts and not scale.file.prompts:
+        notes[f"{prompts} prompts: the template"] = None
+        prompts = None
+    made = Made(
+        place=place,
+        method=set_spec.method,
+        options=scaled.options,
+        images=scaled.images,
+        guide=guide,
+        guide_name=guide_name,
+        prompts=prompts,
+        keep=set_spec.keep,
+    )
+    if made.trained_by:
+        training = (scale.file.training or {}).get(made.trained_by, set_spec.training) or {}
+        made = replace(made, training=training)
+    return made, images
+
+
+def _method_config(spec: SetSpec, where: str) -> type:
+    if spec.method not in expand.SAMPLERS:
+        raise unknown_name(f"method of {where}", spec.method, list(expand.SAMPLERS))
+    return import_object(expand.SAMPLERS[spec.method][0])
+
+
+def _check_training(options: Mapping[str, Any], where: str) -> None:
+    """Raise InputError for options that no training command has."""
+    labels = options.get("labels", LABELS[0])
+    require(labels in LABELS, f"{where}: train: labels {labels}: give one of {', '.join(LABELS)}")
+    own = learning_of(options, True).config_class()
+    classes = [train_expand.TrainExpandConfig, Recipe, *([own] if own else [])]
+    compose(classes, [Source(options, f"{where}: train")])
+
+
+def learning_of(options: Mapping[str, Any], is_expanded: bool) -> Learning:
+    """How an arm with these options learns."""
+    labels = options.get("labels", LABELS[0]) if is_expanded else LABELS[0]
+    if options.get("unlabeled_dir") and labels == LABELS[0]:
+        return train_expand.SEMI_SUPERVISED
+    return train_expand.OBJECTIVES[labels]
+
+
+def _defaults(dataset: str, learning: Learning, given: Mapping[str, Any]) -> list[Any]:
+    """The settings of a training with the options given, and else at their defaults."""
+    words = ["-d", dataset, *option_words(given)]
+    config = train_expand.TrainExpandConfig
+    run, recipe, _, own = parse_training(words, "", (), config, lambda _: learning)
+    return [each for each in (run, recipe, own) if each is not None]
+
+
+def _is_default(name: str, value: Any, defaults: Sequence[Any]) -> bool:
+    """Whether an option has the value that it has anyway."""
+    value = tuple(value) if isinstance(value, list) else value
+    return any(getattr(each, name, _ABSENT) == value for each in defaults)
+
+
+def _tagged(options: Mapping[str, Any]) -> list[str]:
+    """Options as parts of a folder's name."""
+    parts = []
+    for name, value in sorted(options.items()):
+        if isinstance(value, bool):
+            parts.append(name if value else f"no-{name}")
+        else:
+            values: Sequence[Any] = value if isinstance(value, list) else [value]
+            parts.append(name + "-".join(map(_short, values)))
+    return parts
+
+
+def _short(value: Any) -> str:
+    """A value as part of a folder's name: of a path, its last part."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = text.rstrip("/").rsplit("/", 1)[-1]
+    return "".join(c if c.isalnum() or c in "._+-" else "-" for c in text)[:40]

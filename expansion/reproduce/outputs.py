@@ -1,0 +1,256 @@
+"""Results as text, Markdown, LaTeX with booktabs, CSV, and one page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from expansion.common.files import write_atomic
+from expansion.metrics.tables import START, layout
+from expansion.report.page import render
+from expansion.reproduce.papers import MEASURES, Published
+from expansion.reproduce.results import Measured, Result, TableResults, gain_of
+
+TEMPLATE = "reproduce.html.j2"
+HEADER = (
+    "row", "column", "measured", "95 % interval", "best epoch", "published", "difference",
+    "gain", "its 95 % interval", "verdict", "published gain", "seeds",
+)  # fmt: skip
+CSV_HEADER = (
+    "table", "row", "column", "measure", "mean", "std", "low", "high", "best_epoch", "way",
+    "published", "published_std", "difference", "gain", "gain_low", "gain_high", "verdict",
+    "published_gain", "n", "problem",
+)  # fmt: skip
+LEGEND = (
+    "measured: mean +- population deviation over the seeds, at the last epoch, and its 95 % "
+    "interval over other seeds and other test images",
+    "difference: measured minus published; where the paper reports the best epoch on the test "
+    "images, that of the best epoch",
+    "gain: over the row {reference} of the same column, at the last epoch, with its interval",
+)
+LATEX_START = r"""\documentclass{article}
+\usepackage[T1]{fontenc}
+\usepackage[margin=2cm]{geometry}
+\usepackage{booktabs}
+\usepackage{graphicx}
+\begin{document}
+"""
+LATEX_TABLE = r"""\begin{{table}}[ht]
+\caption{{{caption}}}
+\centering
+\resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{%
+\input{{{name}}}}}
+\end{{table}}
+\clearpage
+"""
+
+
+def write_outputs(found: Sequence[TableResults], folder: Path, heading: str) -> Path:
+    """Write all files of tables; returns the page.
+
+    Args:
+        found: The tables.
+        folder: Gets tables/<paper>/<table>.{md,tex,csv}, tables.tex and page.html.
+        heading: What the page says of the scale.
+    """
+    latex = [LATEX_START]
+    for results in found:
+        path = folder / "tables" / f"{results.table.name}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, f"# {_title(results)}\n\n{report(results, 'markdown')}")
+        write_atomic(path.with_suffix(".tex"), grid(results, "latex") + "\n")
+        write_atomic(path.with_suffix(".csv"), _csv(results))
+        name = path.with_suffix("").relative_to(folder).as_posix()
+        caption = layout([[_title(results)]], "latex").splitlines()[2].removesuffix(r" \\")
+        latex.append(LATEX_TABLE.format(caption=caption, name=name))
+    write_atomic(folder / "tables.tex", "".join([*latex, "\\end{document}\n"]))
+    page = folder / "page.html"
+    parts = [_page_part(results) for results in found]
+    html = render(TEMPLATE, Path(__file__).parent, heading=heading, tables=parts)
+    write_atomic(page, html)
+    return page
+
+
+def grid(results: TableResults, style: str) -> str:
+    """The table as the paper has it: measured, and in brackets published; the best is bold."""
+    header = [results.table.file.corner or "", *results.columns]
+    lines, bold = [header], set()
+    for number, row in enumerate(results.table.row_names, 1):
+        lines.append([row, *(_grid_cell(results.results[row, c]) for c in results.columns)])
+        bold |= {
+            (number, i) for i, c in enumerate(results.columns, 1) if row in results.best_rows(c)
+        }
+    return layout(lines, style, bold)
+
+
+def report(results: TableResults, style: str) -> str:
+    """Everything about a table: the grid, each cell with its intervals, and the notes."""
+    if results.problem:
+        return f"{results.problem}\n"
+    start = START[style]
+    lines = [list(HEADER), *(_line(each) for each in results.results.values())]
+    keep = [i for i in range(len(HEADER)) if any(line[i] for line in lines[1:])]
+    detailed = layout([[line[i] for i in keep] for line in lines], style)
+    parts = [grid(results, style), detailed, "".join(f"{start}{n}\n" for n in notes(results))]
+    return "\n\n".join(parts)
+
+
+def notes(results: TableResults) -> list[str]:
+    """What a reader must know: columns, order, settings that the paper leaves open, the scale."""
+    table = results.table
+    reference = table.file.reference
+    lines = [text.format(reference=reference) for text in LEGEND[: 3 if reference else 2]]
+    lines += _orders(results)
+    measures = dict.fromkeys(each.cell.spec.measure for each in results.results.values())
+    lines += [f"{name}: {MEASURES[name]}" for name in measures if name != "accuracy"]
+    chosen = {**(table.paper.file.chosen or {}), **(table.file.chosen or {})}
+    lines += [f"open in the paper: {setting}: {why}" for setting, why in chosen.items()]
+    lines += table.file.notes
+    if results.notes:
+        lines.append("at this scale: " + "; ".join(results.notes))
+    return lines
+
+
+def _orders(results: TableResults) -> list[str]:
+    lines = []
+    for column in results.columns:
+        same, pairs = results.order(column)
+        if pairs:
+            lines.append(f"order, {column}: {same} of {pairs} pairs of rows stand as published")
+    return lines
+
+
+def _title(results: TableResults) -> str:
+    return (
+        f"{results.table.paper.file.title}, {results.table.file.item}: {results.table.file.title}"
+    )
+
+
+def _grid_cell(result: Result) -> str:
+    published = _published(result.published)
+    brackets = f" ({published})" if published else ""
+    if result.measured is None:
+        return ("failed" if result.failed else "-") + brackets
+    return _mean_std(result.measured) + brackets
+
+
+def _line(result: Result) -> list[str]:
+    measured, gain = result.measured, gain_of(result)
+    cell = [result.cell.row, result.cell.column]
+    published = _published(result.published)
+    if measured is None:
+        return [
+            *cell,
+            result.problem,
+            "",
+            "",
+            published,
+            *[""] * 4,
+            _signed(result.published_gain),
+            "",
+        ]
+    way = f" ({measured.label})" if measured.label else ""
+    return [
+        *cell,
+        _mean_std(measured) + way,
+        _interval(measured.interval, ""),
+        "" if measured.best is None else f"{measured.best:.2f}",
+        published,
+        _signed(result.difference),
+        _signed(result.gain.mean if result.gain else None),
+        _interval((gain.low, gain.high), "+") if gain else "",
+        gain.verdict + (" (1 seed)" if gain.images_only else "") if gain else "",
+        _signed(result.published_gain),
+        str(measured.count),
+    ]
+
+
+def _csv(results: TableResults) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for result in results.results.values():
+        writer.writerow(_csv_line(results, result))
+    return text.getvalue()
+
+
+def _csv_line(results: TableResults, result: Result) -> list[str]:
+    cell, measured, gain = result.cell, result.measured, gain_of(result)
+    low, high = (measured.interval if measured else None) or (None, None)
+    return [
+        results.table.name,
+        cell.row,
+        cell.column,
+        cell.spec.measure,
+        *(_plain(getattr(measured, name, None)) for name in ("mean", "deviation")),
+        _plain(low),
+        _plain(high),
+        _plain(getattr(measured, "best", None)),
+        measured.label if measured else "",
+        *(_plain(getattr(result.published, name, None)) for name in ("value", "deviation")),
+        _plain(result.difference),
+        _plain(getattr(result.gain, "mean", None)),
+        *(_plain(getattr(gain, name, None)) for name in ("low", "high")),
+        gain.verdict if gain else "",
+        _plain(result.published_gain),
+        str(measured.count if measured else 0),
+        result.problem,
+    ]
+
+
+def _page_part(results: TableResults) -> dict[str, object]:
+    """What the page shows of a table."""
+    lines = [] if results.problem else [_line(each) for each in results.results.values()]
+    rows = []
+    for row in results.table.row_names if results.results else []:
+        cells = [results.results[row, column] for column in results.columns]
+        rows.append((row, [_page_cell(results, each) for each in cells]))
+    return {
+        "title": _title(results),
+        "name": results.table.name,
+        "problem": results.problem,
+        "corner": results.table.file.corner,
+        "columns": results.columns,
+        "rows": rows,
+        "header": HEADER,
+        "lines": lines,
+        "notes": notes(results) if results.results else [],
+    }
+
+
+def _page_cell(results: TableResults, result: Result) -> dict[str, object]:
+    return {
+        "measured": _mean_std(result.measured) if result.measured else "",
+        "problem": result.problem,
+        "failed": result.failed,
+        "published": _published(result.published),
+        "best": result.cell.row in results.best_rows(result.cell.column),
+        "difference": _signed(result.difference),
+    }
+
+
+def _mean_std(measured: Measured) -> str:
+    digits, deviation = measured.digits, measured.deviation
+    text = f"{measured.mean:.{digits}f}"
+    return text if deviation is None else f"{text} +- {deviation:.{digits}f}"
+
+
+def _published(published: Published | None) -> str:
+    if published is None:
+        return ""
+    deviation = "" if published.deviation is None else f" +- {published.deviation:g}"
+    return f"{published.value:g}{deviation}"
+
+
+def _interval(ends: tuple[float, float] | None, sign: str) -> str:
+    return f"[{ends[0]:{sign}.2f}, {ends[1]:{sign}.2f}]" if ends else ""
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else str(round(value, 4))

@@ -1,0 +1,439 @@
+"""The commands of all tables in stages, each piece of work once.
+
+Folders of one scale, below <output_dir>/<scale>:
+
+    expanded/<dataset>/[draw<seed>/]<set>      generated images, with contact_sheet.png
+    checkpoint/<dataset>/<arm>/seed<seed>      runs; guides are among them
+    embeddings/  prompts/  stand_ins/  benchmarks/
+
+Their names say what makes them, so that equal work of two tables is one folder. Two tables that
+would fill one folder by different commands are an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import expand
+from expansion.common.config import import_object
+from expansion.common.errors import JSON_ERRORS, InputError
+from expansion.common.files import is_done
+from expansion.data.datasets import ImageDataset
+from expansion.reproduce.cells import UNLABELED, Arm, Cell, Made, Place, Timing, cells_of
+from expansion.reproduce.papers import Table
+from expansion.reproduce.scales import Scale
+from expansion.study.config import Arm as StudyArm
+from expansion.study.config import Settings, StudyConfig
+from expansion.study.estimate import Work
+from expansion.study.steps import Command, Stage, Study, expand_commands, option_words
+from expansion.study.steps import train_command as study_train_command
+
+GUIDE_FILE = "model_best.pth.tar"  # the epoch that is best on the test images, as in the paper
+SELECTED, EVALUATION = "selected.json", "evaluation.json"
+STAGES = (
+    "what is needed before",
+    "classifiers on the real images alone",
+    "embeddings",
+    "images",
+    "figures of the images",
+    "images that are kept",
+    "classifiers on real + generated images",
+    "times",
+)
+BEFORE, REAL_RUNS, EMBEDDINGS, IMAGES, FIGURES, KEPT, RUNS, TIMES = range(len(STAGES))
+
+
+@dataclass
+class Node:
+    """A piece of work: one folder or file, and the commands that fill it.
+
+    Attributes:
+        path: The folder or file.
+        commands: One; of a set, one for each shard.
+        stage: Number of its stage.
+        needs: Paths of other nodes.
+        is_finished: Whether it is there already.
+        tables: Names of the tables that want it.
+    """
+
+    path: Path
+    commands: tuple[Command, ...]
+    stage: int
+    needs: tuple[Path, ...]
+    is_finished: Callable[[], bool]
+    tables: list[str] = field(default_factory=list)
+
+    @property
+    def work(self) -> Work:
+        total = Work()
+        for command in self.commands:
+            total = total.plus(command.work)
+        return total
+
+
+@dataclass(frozen=True)
+class WayPlan:
+    """Where a figure of a cell comes from: runs, or sets, one for each seed; or a benchmark."""
+
+    sources: tuple[Path, ...]
+
+
+@dataclass
+class Plan:
+    """All work for some tables at a scale.
+
+    Attributes:
+        cells: Table -> its cells, each with the plans of its ways by label.
+        problems: Table -> why it cannot be planned.
+    """
+
+    scale: Scale
+    root: Path
+    nodes: dict[Path, Node]
+    cells: dict[str, list[tuple[Cell, dict[str, WayPlan]]]]
+    problems: dict[str, str]
+
+    def nodes_of(self, table: str) -> list[Node]:
+        """What a table needs."""
+        return [node for node in self.nodes.values() if table in node.tables]
+
+
+def plan_tables(
+    tables: Sequence[Table], scale: Scale, root: Path, options: PlanOptions, lenient: bool = False
+) -> Plan:
+    """Plan the work of tables together.
+
+    Args:
+        tables: The tables.
+        scale: The scale.
+        root: Folder of everything.
+        options: What the user chose.
+        lenient: Whether a table that cannot be planned is left out, with the reason.
+
+    Raises:
+        InputError: A table has a fault, or two tables disagree about a folder.
+    """
+    planner = _Planner(scale, root, options)
+    plan = Plan(scale, root, planner.nodes, {}, {})
+    for table in tables:
+        planner.table = table.name
+        try:
+            found = cells_of(table, scale)
+            plan.cells[table.name] = [(cell, planner.cell(cell, table)) for cell in found]
+        except InputError as error:
+            if not lenient:
+                raise
+            plan.problems[table.name] = str(error)
+    return plan
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the user chose.
+
+    Attributes:
+        data_dir: Where named datasets lie.
+        num_shards: Parts of every expansion.
+        inception: File of Inception's weights, for FID.
+    """
+
+    data_dir: str = "data"
+    num_shards: int = 1
+    inception: str = "pt_inception-2015-12-05-6726825d.pth"
+
+
+class _Planner:
+    """Collects the nodes of all tables; `table` is the one that is planned."""
+
+    def __init__(self, scale: Scale, root: Path, options: PlanOptions):
+        self.scale, self.root, self.options = scale, root, options
+        self.nodes: dict[Path, Node] = {}
+        self.table = ""
+
+    def cell(self, cell: Cell, table: Table) -> dict[str, WayPlan]:
+        """Add the work of a cell; returns where its figures come from."""
+        seeds = self.scale.seeds(table.seeds)
+        return {label: self._way(way, cell.spec.measure, seeds) for label, way in cell.ways.items()}
+
+    def _way(self, way: Arm | Made | Timing, measure: str, seeds: Sequence[int]) -> WayPlan:
+        if isinstance(way, Timing):
+            return WayPlan((self._timing(way),))
+        if isinstance(way, Made):
+            draws = seeds if self.scale.file.draw_per_seed else [None]
+            return WayPlan(tuple(self._figures(way, draw) for draw in draws))
+        return WayPlan(tuple(self._run(way, seed) for seed in seeds))
+
+    # Runs
+
+    def _run(self, arm: Arm, seed: int) -> Path:
+        """A run of an arm, with all that it needs."""
+        draw = seed if self.scale.file.draw_per_seed else None
+        needs, options = [], dict(arm.own)
+        labels = options.pop("labels", "seed")
+        key = None
+        if arm.made is not None:
+            key = arm.made.key
+            needs.append(self._set(arm.made, draw))
+            if arm.made.keep:
+                needs.append(self._kept(arm.made, draw))
+                options["selection"] = str(needs[-1])
+        if options.get("unlabeled_dir") == UNLABELED:
+            options["unlabeled_dir"] = self._unlabeled(arm.place, needs)
+        if labels == "clip" and self.scale.file.stand_ins:
+            options["clip_model"] = str(self._stand_in("clip", needs))
+        tag = arm.tag(self.scale.file.train or {})
+        options |= {"tag": tag} if tag else {}
+        study = self._study(arm.place, draw, arm.made, seeds=(seed,))
+        command = study_train_command(study, StudyArm(key, labels, options))
+        command = _at_true_size(command, arm)
+        stage = REAL_RUNS if arm.made is None else RUNS
+        title = f"{command.title} seed {seed}"
+        folder = command.folders[0]
+        command = dataclasses.replace(command, title=title)
+        return self._add(folder, (command,), stage, needs, lambda: is_done(folder))
+
+    def _unlabeled(self, place: Place, needs: list[Path]) -> str:
+        if self.scale.file.stand_ins:
+            return str(self._stand_in("unlabeled", needs))
+        return str(Path(self.options.data_dir, place.dataset, UNLABELED))
+
+    # Sets
+
+    def _set(self, made: Made, draw: int | None) -> Path:
+        """A set, with all that it needs."""
+        needs: list[Path] = []
+        extra: dict[str, Any] = {}
+        if made.prompts:
+            needs.append(self._prompts(made))
+            extra["prompts_file"] = str(needs[-1])
+        if made.trained_by:
+            needs.append(self._embeddings(made, draw))
+            extra["embeddings"] = str(needs[-1])
+        config_class = import_object(expand.SAMPLERS[made.method][0])
+        names = {each.name for each in dataclasses.fields(config_class)}
+        if self.scale.file.stand_ins and "clip_model" in names:
+            extra["clip_model"] = str(self._stand_in("clip", needs))
+        if self.scale.file.stand_ins and config_class.needs_image_unet:
+            model = self._stand_in("image_unet", needs)
+            extra["pretrained_model_name_or_path"] = str(model)
+        guide = None
+        if made.guide is not None:
+            run = self._run(made.guide, draw or self.scale.seeds((1,))[0])
+            needs.append(run)
+            guide = str(run / GUIDE_FILE)
+        study = self._study(made.place, draw, made, guide, extra)
+        commands = tuple(expand_commands(study, made.key, self.options.num_shards))
+        folder = study.set_folder(made.key)
+        return self._add(folder, commands, IMAGES, needs, lambda: _is_complete(folder, made))
+
+    def _embeddings(self, made: Made, draw: int | None) -> Path:
+        """What a method learns of the real images before it makes any."""
+        config_class = import_object(expand.SAMPLERS[made.method][0])
+        module = f"{config_class.__module__.split('.')[0]}.{made.trained_by}.__main__"
+        draws = "" if draw is None else f"draw{draw}"
+        words = [*self._place_words(made.place, draw), *option_words(made.training)]
+        name = "_".join([str(made.trained_by), *map(str, made.training.values())])
+        folder = self.root / "embeddings" / made.place.dataset / draws / name
+        words += ["--output_dir", str(folder)]
+        facts = made.place.facts
+        parsed = import_object(f"{module}:parse")(words)[0]
+        rows = facts.classes * parsed.unet_rows(math.ceil(facts.real / facts.classes))
+        command = Command(name, f"{module}:main", tuple(words), work=Work(rows=rows))
+        finished = folder / "finished"  # no such file: the command sees by itself what is left
+        return self._add(folder, (command,), EMBEDDINGS, [], finished.exists)
+
+    def _prompts(self, made: Made) -> Path:
+        preset = [] if made.prompts == "scenes" else ["--preset", str(made.prompts)]
+        name = f"{made.place.dataset}-{made.prompts}.json"
+        path = self.root / "prompts" / name
+        words = ["-d", made.place.dataset, *self._data_dir(), "--output", str(path), *preset]
+        writer = self.scale.file.prompt_writer
+        command = Command(f"prompts {name}", f"{writer}.__main__:main", tuple(words))
+        return self._add(path, (command,), BEFORE, [], path.is_file)
+
+    def _stand_in(self, kind: str, needs: list[Path]) -> Path:
+        """A stand-in, which is added to `needs`."""
+        folder = self.root / "stand_ins" / kind
+        number = [str(self.scale.file.num_unlabeled)] if kind == "unlabeled" else []
+        words = (kind, str(folder), *number)
+        command = Command(f"stand-in {kind}", "expansion.reproduce.stand_ins:main", words)
+        needs.append(self._add(folder, (command,), BEFORE, [], folder.is_dir))
+        return folder
+
+    # Figures of sets, and choices among their images
+
+    def _figures(self, made: Made, draw: int | None) -> Path:
+        """The papers' figures of a set; returns its folder."""
+        needs = [self._set(made, draw)]
+        features = f"inception:{self.options.inception}"
+        if self.scale.file.stand_ins:
+            plain = Arm(made.place, self.scale.training({}, 0, 0)[0])
+            needs.append(self._run(plain, draw or self.scale.seeds((1,))[0]))
+            features = f"run:{needs[-1]}"
+        whole = _num_images(made)
+        count = min(self.scale.file.paper_images or whole, whole)
+        self._evaluation(made, needs, features, ["--paper_images", str(count)], count)
+        return needs[0]
+
+    def _kept(self, made: Made, draw: int | None) -> Path:
+        """The file of the images that a rule keeps, by what a CLIP takes them for."""
+        needs = [self._set(made, draw)]
+        clip = "openai/clip-vit-base-patch32"
+        if self.scale.file.stand_ins:
+            clip = str(self._stand_in("clip", needs))
+        evaluation = self._evaluation(made, needs, f"clip:{clip}", [], None)
+        path = needs[0] / SELECTED
+        words = ["-d", made.place.dataset, *self._data_dir(), "--exp", str(needs[0])]
+        words += ["--at_least", str(made.keep)]
+        command = Command(f"kept of {made.name}", "expansion.filter:main", tuple(words))
+        return self._add(path, (command,), KEPT, [*needs, evaluation], path.is_file)
+
+    def _evaluation(
+        self,
+        made: Made,
+        needs: Sequence[Path],
+        features: str,
+        further: Sequence[str],
+        count: int | None,
+    ) -> Path:
+        folder = needs[0]
+        words = ["-d", made.place.dataset, *self._data_dir(), "--exp", str(folder)]
+        words += ["--features", features, *further, "--cache_dir", str(self.root / "cache")]
+        words += ["--checkpoint_dir", str(self.root / "checkpoint")]
+        path = folder / EVALUATION
+        command = Command(f"figures of {made.name}", "expansion.evaluate:main", tuple(words))
+        return self._add(path, (command,), FIGURES, needs, lambda: _is_evaluated(path, count))
+
+    def _timing(self, timing: Timing) -> Path:
+        steps = timing.options.get("num_inference_steps")
+        name = f"{timing.method}{'' if steps is None else f'_{steps}steps'}.json"
+        path = self.root / "benchmarks" / name
+        words = ["--methods", timing.method, *option_words(timing.options), "--output", str(path)]
+        command = Command(f"time of {timing.method}", "expansion.benchmark:main", tuple(words))
+        return self._add(path, (command,), TIMES, [], path.is_file)
+
+    # What they share
+
+    def _add(
+        self,
+        path: Path,
+        commands: tuple[Command, ...],
+        stage: int,
+        needs: Iterable[Path],
+        is_finished: Callable[[], bool],
+    ) -> Path:
+        """Add a node, unless it is there; returns its path.
+
+        Raises:
+            InputError: It is there, and other commands fill it.
+        """
+        known = self.nodes.get(path)
+        if known is None:
+            known = Node(path, commands, stage, tuple(needs), is_finished)
+            self.nodes[path] = known
+        mine, its = ([c.arguments for c in each] for each in (commands, known.commands))
+        if mine != its:
+            differing = sorted(set(mine[0]) ^ set(its[0]))
+            raise InputError(
+                f"{known.tables[0]} and {self.table} disagree about {path}: "
+                f"{' '.join(differing)}; make them agree, or give the options other values"
+            )
+        if self.table not in known.tables:
+            known.tables.append(self.table)
+        return path
+
+    def _study(
+        self,
+        place: Place,
+        draw: int | None,
+        made: Made | None = None,
+        guide: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+        seeds: tuple[int, ...] = (1,),
+    ) -> Study:
+        """What the commands of `expansion.study` are made from."""
+        config = StudyConfig(dataset=place.dataset, seeds=seeds, guide=guide)
+        samplers, options, folders = {}, {}, {}
+        num_train = place.facts.real
+        if made is not None:
+            samplers = {made.key: made.method}
+            options = {
+                made.key: {**made.own, **(extra or {}), "num_images_per_prompt": made.images}
+            }
+            part = "" if draw is None else f"draw{draw}"
+            folders = {made.key: self.root / "expanded" / place.dataset / part / made.name}
+            num_train = num_train if extra is None else _num_images(made) // made.images
+        return Study(
+            settings=Settings(config, (), samplers, {}, {}, options, {}),
+            dataset=ImageDataset(place.dataset, Path(), (), (), None, None),
+            place=tuple(self._place_words(place, draw)),
+            draw=draw,
+            set_folders=folders,
+            train={},
+            expand={},
+            method_options=options,
+            model=None,
+            output_dir=self.root,
+            num_train=num_train,
+            num_test=place.facts.test,
+            resolution=self.scale.file.resolution,
+        )
+
+    def _place_words(self, place: Place, draw: int | None) -> list[str]:
+        words = ["-d", place.dataset, *self._data_dir(), *option_words(place.options)]
+        return words if draw is None else [*words, "--subset_seed", str(draw)]
+
+    def _data_dir(self) -> list[str]:
+        default = self.options.data_dir == PlanOptions.data_dir
+        return [] if default else ["--data_dir", self.options.data_dir]
+
+
+def stages_of(nodes: Iterable[Node]) -> list[Stage]:
+    """The stages of the commands of these nodes."""
+    by_stage: dict[int, list[Command]] = {}
+    for node in nodes:
+        by_stage.setdefault(node.stage, []).extend(node.commands)
+    return [
+        Stage(STAGES[number], tuple(commands), side_by_side=number != TIMES)
+        for number, commands in sorted(by_stage.items())
+    ]
+
+
+def _num_images(made: Made) -> int:
+    """Number of images of a set."""
+    facts, shots = made.place.facts, made.own.get("shots")
+    real = facts.real if shots is None else min(facts.real, shots * facts.classes)
+    return real * made.images
+
+
+def _at_true_size(command: Command, arm: Arm) -> Command:
+    """The same with the work of a set that is smaller than n images of each real one."""
+    if arm.made is None or "shots" not in arm.made.own:
+        return command
+    real = arm.place.facts.real
+    share = (real + _num_images(arm.made)) / (real * (1 + arm.made.images))
+    work = dataclasses.replace(command.work, trained=command.work.trained * share)
+    return dataclasses.replace(command, work=work)
+
+
+def _is_complete(folder: Path, made: Made) -> bool:
+    """Whether all images of a set are there, and its contact sheet, which comes last."""
+    if not (folder / "contact_sheet.png").is_file():
+        return False
+    return len(list(folder.glob("*/*.png"))) >= _num_images(made)
+
+
+def _is_evaluated(path: Path, count: int | None) -> bool:
+    """Whether a set has the papers' figures of `count` images, or without it any figures."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content["settings"].get("paper_images")
+    except (OSError, *JSON_ERRORS, KeyError, AttributeError):
+        return False
+    return found == count

@@ -1,0 +1,255 @@
+"""What was measured in each cell, beside what was published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expansion.common.errors import JSON_ERRORS, InputError
+from expansion.common.files import is_done
+from expansion.metrics.comparison import Gain, compare
+from expansion.metrics.predictions import Predictions
+from expansion.metrics.runs import Comparison, Row, mean_std, read_run
+from expansion.reproduce.cells import Cell
+from expansion.reproduce.papers import LOWER_IS_BETTER, Published, Table
+from expansion.reproduce.planning import EVALUATION, Plan, WayPlan
+
+METRIC, BEST = "last_accuracy", "best_accuracy"
+FIGURES = {"fid": "paper_frechet", "mmd": "paper_mmd"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured value.
+
+    Attributes:
+        mean: Mean over seeds or sets.
+        deviation: Population standard deviation; None of a single value.
+        count: Number of values.
+        interval: 95 % interval of an accuracy, over other test images and other seeds.
+        best: Mean of the best epochs on the test images, as some papers report it.
+        row: The runs, if it is an accuracy.
+        label: Which of several ways it is, if the best counts.
+    """
+
+    mean: float
+    deviation: float | None
+    count: int
+    interval: tuple[float, float] | None = None
+    best: float | None = None
+    row: Row | None = None
+    label: str = ""
+
+    @property
+    def digits(self) -> int:
+        """Decimals that tables show."""
+        return 3 if abs(self.mean) < 1 else 2
+
+    @property
+    def rounded(self) -> float:
+        """The mean as tables show it."""
+        return round(self.mean, self.digits)
+
+
+@dataclass
+class Result:
+    """A cell with what came of it.
+
+    Attributes:
+        cell: The cell.
+        published: The published value, if there is one.
+        measured: The measured one; None if there is none.
+        problem: Why there is none.
+        failed: Whether work for it failed.
+        difference: Measured minus published.
+        gain: Measured gain over the reference row in the same column.
+        published_gain: The published one.
+    """
+
+    cell: Cell
+    published: Published | None
+    measured: Measured | None = None
+    problem: str = ""
+    failed: bool = False
+    difference: float | None = None
+    gain: Comparison | None = None
+    published_gain: float | None = None
+
+
+@dataclass(frozen=True)
+class TableResults:
+    """A table with its results, by (row, column)."""
+
+    table: Table
+    results: Mapping[tuple[str, str], Result]
+    notes: tuple[str, ...]
+    problem: str = ""
+
+    @property
+    def columns(self) -> list[str]:
+        return self.table.column_names
+
+    def column(self, name: str) -> list[Result]:
+        """The results of a column, from top to bottom."""
+        return [each for (_, column), each in self.results.items() if column == name]
+
+    def best_rows(self, column: str) -> set[str]:
+        """The rows with the best measured value of a column; none if it has a single one."""
+        found = {r.cell.row: r.measured.rounded for r in self.column(column) if r.measured}
+        if len(found) < 2:
+            return set()
+        lower = self.column(column)[0].cell.spec.measure in LOWER_IS_BETTER
+        best = (min if lower else max)(found.values())
+        return {row for row, value in found.items() if value == best}
+
+    def order(self, column: str) -> tuple[int, int]:
+        """Pairs of rows that stand in the published order, and pairs that could."""
+        known = [
+            (r.published.value, r.measured.mean)
+            for r in self.column(column)
+            if r.published and r.measured
+        ]
+        pairs = [(a, b) for i, a in enumerate(known) for b in known[i + 1 :] if a[0] != b[0]]
+        same = sum((a[0] < b[0]) == (a[1] < b[1]) and a[1] != b[1] for a, b in pairs)
+        return same, len(pairs)
+
+
+def results_of(table: Table, plan: Plan, failed: Mapping[Path, str]) -> TableResults:
+    """Read what there is of a table.
+
+    Args:
+        table: The table.
+        plan: Its plan.
+        failed: Work that failed -> why.
+    """
+    if table.name in plan.problems:
+        return TableResults(table, {}, (), plan.problems[table.name])
+    results: dict[tuple[str, str], Result] = {}
+    notes: dict[str, None] = {}
+    for cell, ways in plan.cells[table.name]:
+        result = Result(cell, table.published.get((cell.row, cell.column)))
+        found = {label: _measured(cell, way, failed) for label, way in ways.items()}
+        _fill(result, found, table)
+        results[cell.row, cell.column] = result
+        notes |= dict.fromkeys(cell.notes)
+    for result in results.values():
+        _compare(result, results.get((table.file.reference, result.cell.column)))
+    return TableResults(table, results, tuple(notes))
+
+
+def _fill(result: Result, found: Mapping[str, Measured | str], table: Table) -> None:
+    """Put the best of several ways, or the reason why there is none, into a result."""
+    problems = [each for each in found.values() if isinstance(each, str)]
+    if problems:
+        result.problem = next((p for p in problems if p != MISSING), MISSING)
+        result.failed = result.problem != MISSING
+        return
+    values = {label: each for label, each in found.items() if isinstance(each, Measured)}
+    sign = -1 if result.cell.spec.measure in LOWER_IS_BETTER else 1
+    label = max(values, key=lambda label: sign * values[label].mean)
+    measured = values[label]
+    result.measured = Measured(**{**vars(measured), "label": label})
+    if result.published is not None:
+        by_best = table.paper.file.reports == "best" and measured.best is not None
+        value = measured.best if by_best else measured.mean
+        result.difference = value - result.published.value
+
+
+MISSING = "not run yet"
+
+
+def _measured(cell: Cell, way: WayPlan, failed: Mapping[Path, str]) -> Measured | str:
+    """A measured value, or why there is none."""
+    for path in way.sources:
+        reason = failed.get(path) or failed.get(path / EVALUATION)
+        if reason:
+            return f"failed: {reason}"
+    if cell.spec.measure == "accuracy":
+        return _accuracy(way.sources)
+    if cell.spec.measure == "seconds":
+        return _seconds(way.sources[0])
+    values = [_figure(path / EVALUATION, FIGURES[cell.spec.measure]) for path in way.sources]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return MISSING
+    mean, deviation = mean_std(known)
+    return Measured(mean, deviation, len(known))
+
+
+def _accuracy(folders: Sequence[Path]) -> Measured | str:
+    if not all(map(is_done, folders)):
+        return MISSING
+    runs = [run for run in (read_run(folder, METRIC) for folder in folders) if run is not None]
+    row = Row(str(folders[0].parent), runs)
+    mean, deviation = row.mean_std(METRIC)
+    if mean is None or len(row.numbers(METRIC)) < len(folders):
+        return f"failed: no accuracy in {folders[0].parent}"
+    best = row.mean_std(BEST)[0]
+    predictions = [run.predictions for run in runs]
+    interval = None if None in predictions else interval_of_mean(predictions)
+    return Measured(mean, deviation, len(runs), interval, best, row)
+
+
+def interval_of_mean(runs: Sequence[Predictions]) -> tuple[float, float] | None:
+    """The 95 % interval of a mean top-1 accuracy over runs, percent.
+
+    It is that of the gain over a classifier without errors: see `expansion.metrics.comparison`.
+
+    Args:
+        runs: Predictions of the runs, on the same test images.
+    """
+    first = runs[0]
+    right = np.eye(len(first.class_names), dtype=np.float32)[first.labels]
+    perfect = Predictions(first.file_names, first.labels, right, first.class_names)
+    try:
+        gain = compare(runs, [perfect] * len(runs), METRIC)
+    except InputError:  # they were tested on other images
+        return None
+    return max(0.0, 100 + gain.low), min(100.0, 100 + gain.high)
+
+
+def _seconds(path: Path) -> Measured | str:
+    content = _json(path)
+    if content is None:
+        return MISSING
+    rates = [line["images_per_second"] for line in content["lines"] if "overhead" in line]
+    return Measured(1 / max(rates), None, 1)
+
+
+def _figure(path: Path, name: str) -> float | None:
+    content = _json(path)
+    figure = None if content is None else content["figures"].get(name)
+    return figure if isinstance(figure, float) else None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, *JSON_ERRORS):
+        return None
+
+
+def _compare(result: Result, reference: Result | None) -> None:
+    """The gains of a cell over the reference row of its column, measured and published."""
+    if reference is None or reference is result or result.cell.row == reference.cell.row:
+        return
+    if result.published and reference.published:
+        result.published_gain = result.published.value - reference.published.value
+    mine, its = result.measured, reference.measured
+    if mine is None or its is None:
+        return
+    if mine.row is None or its.row is None:
+        result.gain = Comparison(mine.mean - its.mean, None)
+        return
+    mine.row.original = its.row
+    result.gain = mine.row.comparison(METRIC)
+
+
+def gain_of(result: Result) -> Gain | None:
+    """The gain of a cell with its interval and verdict, if these are known."""
+    return result.gain.gain if result.gain else None
