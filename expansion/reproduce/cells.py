@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import expand
@@ -71,7 +71,7 @@ class Made:
     @cached_property
     def own(self) -> dict[str, Any]:
         """The options that differ from the defaults of the method and the dataset."""
-        defaults = expand.parse(["-d", self.place.dataset, "--method", self.method])[:2]
+        defaults = _defaults_of_method(self.place.dataset, self.method)
         return {
             name: value
             for name, value in sorted(self.options.items())
@@ -115,13 +115,13 @@ class Arm:
         learning = learning_of(self.train, self.made is not None)
         chosen = {k: self.train[k] for k in OF_DEFAULTS if k in self.train}
         usual, own = (
-            _defaults(self.place.dataset, learning, given)
-            for given in ({k: v for k, v in chosen.items() if k != "arch"}, chosen)
+            _defaults(self.place.dataset, learning, tuple(option_words(given)))
+            for given in ({}, chosen)
         )
         return {
             name: value
             for name, value in self.train.items()
-            if not _is_default(name, value, usual if name == "arch" else own)
+            if not _is_default(name, value, usual if name in OF_DEFAULTS else own)
         }
 
     def tag(self, of_scale: Mapping[str, Any]) -> str | None:
@@ -289,9 +289,16 @@ def learning_of(options: Mapping[str, Any], is_expanded: bool) -> Learning:
     return train_expand.OBJECTIVES[labels]
 
 
-def _defaults(dataset: str, learning: Learning, given: Mapping[str, Any]) -> list[Any]:
+@cache
+def _defaults_of_method(dataset: str, method: str) -> tuple[Any, ...]:
+    """The settings of an expansion at their defaults."""
+    return expand.parse(["-d", dataset, "--method", method])[:2]
+
+
+@cache
+def _defaults(dataset: str, learning: Learning, given: tuple[str, ...]) -> list[Any]:
     """The settings of a training with the options given, and else at their defaults."""
-    words = ["-d", dataset, *option_words(given)]
+    words = ["-d", dataset, *given]
     config = train_expand.TrainExpandConfig
     run, recipe, _, own = parse_training(words, "", (), config, lambda _: learning)
     return [each for each in (run, recipe, own) if each is not None]

@@ -78,7 +78,7 @@ def grid(results: TableResults, style: str) -> str:
     header = [results.table.file.corner or "", *results.columns]
     lines, bold = [header], set()
     for number, row in enumerate(results.table.row_names, 1):
-        lines.append([row, *(_grid_cell(results.results[row, c]) for c in results.columns)])
+        lines.append([row, *(_grid_cell(results.results.get((row, c))) for c in results.columns)])
         bold |= {
             (number, i) for i, c in enumerate(results.columns, 1) if row in results.best_rows(c)
         }
@@ -128,7 +128,9 @@ def _title(results: TableResults) -> str:
     )
 
 
-def _grid_cell(result: Result) -> str:
+def _grid_cell(result: Result | None) -> str:
+    if result is None:
+        return ""
     published = _published(result.published)
     brackets = f" ({published})" if published else ""
     if result.measured is None:
@@ -205,7 +207,7 @@ def _page_part(results: TableResults) -> dict[str, object]:
     lines = [] if results.problem else [_line(each) for each in results.results.values()]
     rows = []
     for row in results.table.row_names if results.results else []:
-        cells = [results.results[row, column] for column in results.columns]
+        cells = [results.results.get((row, column)) for column in results.columns]
         rows.append((row, [_page_cell(results, each) for each in cells]))
     return {
         "title": _title(results),
@@ -220,7 +222,9 @@ def _page_part(results: TableResults) -> dict[str, object]:
     }
 
 
-def _page_cell(results: TableResults, result: Result) -> dict[str, object]:
+def _page_cell(results: TableResults, result: Result | None) -> dict[str, object] | None:
+    if result is None:
+        return None
     return {
         "measured": _mean_std(result.measured) if result.measured else "",
         "problem": result.problem,

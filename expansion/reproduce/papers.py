@@ -46,6 +46,7 @@ class CellSpec:
     train: dict | None = option(None, "options of the training commands")
     guide: dict | None = option(None, "options of the training of the guide")
     measure: str = option("accuracy", "what the cell shows", choices=MEASURES)
+    columns: tuple[str, ...] = option((), "of a row: the columns that it has; default: all")
     best_of: dict | None = option(
         None, "one option of expand.py and its values: the cell shows the best of these"
     )
@@ -220,8 +221,14 @@ class Table:
 
     def _pairs(self) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
         for row in self.file.rows:
+            wanted = row.get("columns") or self.column_names
+            for name in wanted:
+                if name not in self.column_names:
+                    where = f"{self.place}: row {row['name']}"
+                    raise InputError(f"{where}: {unknown_name('column', name, self.column_names)}")
             for column in self.file.columns:
-                yield row, column
+                if str(column["name"]) in wanted:
+                    yield row, column
 
     def _check(self, spec: CellSpec, where: str) -> None:
         """Raise InputError for a cell whose dataset or set the paper's file does not know."""

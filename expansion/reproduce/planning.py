@@ -155,6 +155,8 @@ class _Planner:
         self.scale, self.root, self.options = scale, root, options
         self.nodes: dict[Path, Node] = {}
         self.table = ""
+        self._known: dict[tuple[str, int | None], Path] = {}
+        self._trainings: dict[str, Command] = {}
 
     def cell(self, cell: Cell, table: Table) -> dict[str, WayPlan]:
         """Add the work of a cell; returns where its figures come from."""
@@ -173,6 +175,29 @@ class _Planner:
 
     def _run(self, arm: Arm, seed: int) -> Path:
         """A run of an arm, with all that it needs."""
+        return self._once(arm, seed, self._new_run)
+
+    def _set(self, made: Made, draw: int | None) -> Path:
+        """A set, with all that it needs."""
+        return self._once(made, draw, self._new_set)
+
+    def _once(self, what: Arm | Made, seed: Any, add: Callable[[Any, Any], Path]) -> Path:
+        """What `add` gives; for what was asked before, only the table is noted."""
+        key = repr(what), seed
+        if key not in self._known:
+            self._known[key] = add(what, seed)
+        self._note_table(self._known[key])
+        return self._known[key]
+
+    def _note_table(self, path: Path) -> None:
+        """Note the table for a node and all that it needs."""
+        node = self.nodes[path]
+        if self.table not in node.tables:
+            node.tables.append(self.table)
+            for needed in node.needs:
+                self._note_table(needed)
+
+    def _new_run(self, arm: Arm, seed: int) -> Path:
         draw = seed if self.scale.file.draw_per_seed else None
         needs, options = [], dict(arm.own)
         labels = options.pop("labels", "seed")
@@ -190,12 +215,13 @@ class _Planner:
         tag = arm.tag(self.scale.file.train or {})
         options |= {"tag": tag} if tag else {}
         study = self._study(arm.place, draw, arm.made, seeds=(seed,))
-        command = study_train_command(study, StudyArm(key, labels, options))
-        command = _at_true_size(command, arm)
+        key_of_arm = repr((arm, draw))
+        if key_of_arm not in self._trainings:
+            command = study_train_command(study, StudyArm(key, labels, options))
+            self._trainings[key_of_arm] = _at_true_size(command, arm)
+        command = _with_seed(self._trainings[key_of_arm], seed)
         stage = REAL_RUNS if arm.made is None else RUNS
-        title = f"{command.title} seed {seed}"
         folder = command.folders[0]
-        command = dataclasses.replace(command, title=title)
         return self._add(folder, (command,), stage, needs, lambda: is_done(folder))
 
     def _unlabeled(self, place: Place, needs: list[Path]) -> str:
@@ -205,8 +231,7 @@ class _Planner:
 
     # Sets
 
-    def _set(self, made: Made, draw: int | None) -> Path:
-        """A set, with all that it needs."""
+    def _new_set(self, made: Made, draw: int | None) -> Path:
         needs: list[Path] = []
         extra: dict[str, Any] = {}
         if made.prompts:
@@ -410,6 +435,18 @@ def _num_images(made: Made) -> int:
     facts, shots = made.place.facts, made.own.get("shots")
     real = facts.real if shots is None else min(facts.real, shots * facts.classes)
     return real * made.images
+
+
+def _with_seed(command: Command, seed: int) -> Command:
+    """A training command of one seed, with another one."""
+    *words, option, _ = command.arguments
+    assert option == "--seeds"
+    return dataclasses.replace(
+        command,
+        title=f"{command.title} seed {seed}",
+        arguments=(*words, option, str(seed)),
+        folders=(command.folders[0].parent / f"seed{seed}",),
+    )
 
 
 def _at_true_size(command: Command, arm: Arm) -> Command:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import expand
@@ -170,7 +171,12 @@ def read_scale(name: str) -> Scale:
 
 def config_of(dataset: str, method: str, options: Mapping[str, Any]) -> SamplerConfig:
     """The settings of a method that expand.py would take, with a dataset's own beneath them."""
-    return expand.parse(["-d", dataset, "--method", method, *option_words(options)])[1]
+    return _parsed(("-d", dataset, "--method", method, *option_words(options)))
+
+
+@cache
+def _parsed(words: tuple[str, ...]) -> SamplerConfig:
+    return expand.parse(words)[1]
 
 
 def _raise_strength(dataset: str, method: str, options: dict[str, Any]) -> None:

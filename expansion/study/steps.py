@@ -365,12 +365,15 @@ def recipe_of(study: Study) -> Recipe:
 
 def _of_script(study: Study, arm: Arm, arguments: Sequence[str]) -> tuple[str | None, Path, Recipe]:
     """Name, folder and recipe of an arm, as its training script makes them of its command line."""
+    unlabeled = "--unlabeled_dir" in arguments
     if arm.method is None:
-        learning = train_original.SUPERVISED
+        learning = train_original.SEMI_SUPERVISED if unlabeled else train_original.SUPERVISED
         config, recipe, _, own = parse_training(arguments, "", (), TrainConfig, lambda _: learning)
         name = arm_name(config.exp, config, recipe, own)
     else:
         config_class, learning = train_expand.TrainExpandConfig, train_expand.OBJECTIVES[arm.labels]
+        if unlabeled and arm.labels == LABELS[0]:
+            learning = train_expand.SEMI_SUPERVISED
         config, recipe, _, own = parse_training(arguments, "", (), config_class, lambda _: learning)
         name = train_expand.expanded_arm_name(config.exp, config, recipe, own)
     return name, run_dir(config, recipe, study.dataset, name), recipe
