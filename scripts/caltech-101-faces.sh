@@ -1,7 +1,3 @@
 #!/usr/bin/env sh
-# Caltech-101, DreamDA's 101 classes: DreamDA 20x with and without AMST, from scratch and pretrained (its Table 3).
-# DreamDA's Table 3 had prompts by GPT-3.5: PROMPTS=FILE; without it the dataset's template is used.
-# GPUS="0 1 2 3", METHODS, EXPAND_NUM (img2img, DistDiff), DREAMDA_NUM and what exps/tables.sh lists can be set from the environment.
-export DATASET=caltech-101-faces METHODS="${METHODS:-dreamda}" EXPAND_NUM="${EXPAND_NUM:-5}"
-export DREAMDA_NUM="${DREAMDA_NUM:-20}" PRETRAINED="${PRETRAINED:-False True}"
-exec bash "$(dirname "$0")/exps/tables.sh"
+# Caltech-101, DreamDA's 101 classes: its Tables 3 and 5. GPUS="0 1" chooses devices; options of python -m expansion.reproduce follow: --dry_run, --jobs FILE.
+cd "$(dirname "$0")/.." && exec "${PYTHON:-python}" -m expansion.reproduce dreamda/table3 dreamda/table3_pretrained dreamda/table5 --datasets caltech-101-faces ${GPUS:+--devices $GPUS} "$@"

@@ -1,6 +1,3 @@
 #!/usr/bin/env sh
-# Describable Textures: DistDiff 5x (its Fig. 4), DreamDA 10x.
-# GPUS="0 1 2 3", METHODS, EXPAND_NUM (img2img, DistDiff), DREAMDA_NUM and what exps/tables.sh lists can be set from the environment.
-export DATASET=dtd METHODS="${METHODS:-distdiff dreamda}" EXPAND_NUM="${EXPAND_NUM:-5}"
-export DREAMDA_NUM="${DREAMDA_NUM:-10}"
-exec bash "$(dirname "$0")/exps/tables.sh"
+# Describable Textures: DistDiff's Fig. 4. GPUS="0 1" chooses devices; options of python -m expansion.reproduce follow: --dry_run, --jobs FILE.
+cd "$(dirname "$0")/.." && exec "${PYTHON:-python}" -m expansion.reproduce distdiff/fig4 --datasets dtd ${GPUS:+--devices $GPUS} "$@"

@@ -1,7 +1,3 @@
 #!/usr/bin/env sh
-# Stanford Cars: DistDiff 5x from scratch (its Fig. 4) and pretrained (its Table 2), DreamDA 20x both ways (its Table 3).
-# DreamDA's Table 3 had prompts by GPT-3.5: PROMPTS=FILE; without it the dataset's template is used.
-# GPUS="0 1 2 3", METHODS, EXPAND_NUM (img2img, DistDiff), DREAMDA_NUM and what exps/tables.sh lists can be set from the environment.
-export DATASET=stanford_cars METHODS="${METHODS:-distdiff dreamda}" EXPAND_NUM="${EXPAND_NUM:-5}"
-export DREAMDA_NUM="${DREAMDA_NUM:-20}" PRETRAINED="${PRETRAINED:-False True}"
-exec bash "$(dirname "$0")/exps/tables.sh"
+# Stanford Cars: DistDiff's Tables 2 and 15 and Fig. 4, DreamDA's Tables 3 and 5. GPUS="0 1" chooses devices; options of python -m expansion.reproduce follow: --dry_run, --jobs FILE.
+cd "$(dirname "$0")/.." && exec "${PYTHON:-python}" -m expansion.reproduce distdiff/table2 distdiff/table15 distdiff/fig4 dreamda/table3 dreamda/table3_pretrained dreamda/table5 --datasets stanford_cars ${GPUS:+--devices $GPUS} "$@"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
@@ -124,7 +125,7 @@ def compose(config_classes: Sequence[type], sources: Sequence[Source]) -> list[A
         InputError: A key no class declares, or a value of the wrong type; names key and source.
     """
     chosen: list[dict[str, Any]] = [{} for _ in config_classes]
-    hints = [typing.get_type_hints(config_class) for config_class in config_classes]
+    hints = [_type_hints(config_class) for config_class in config_classes]
     fields = [{f.name: f for f in dataclasses.fields(c)} for c in config_classes]
     known = {name for names in fields for name in names}
     for source in sources:
@@ -163,7 +164,7 @@ def without_retired(source: Source, config_classes: Sequence[type]) -> dict[str,
 def add_options(parser: argparse.ArgumentParser, config_class: type, title: str) -> None:
     """Add one option per field of `config_class`; options that are not given stay absent."""
     group = parser.add_argument_group(title)
-    hints = typing.get_type_hints(config_class)
+    hints = _type_hints(config_class)
     for field in dataclasses.fields(config_class):
         if not field.metadata:
             continue
@@ -218,6 +219,12 @@ def import_object(name: str) -> Any:
 def home_expanded(text: str) -> str:
     """`text` with a leading `~/`, which the shell leaves alone after `=`, as the home folder."""
     return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
+
+
+@functools.cache
+def _type_hints(config_class: type) -> dict[str, Any]:
+    """Field -> type; looking it up takes as long as reading a small file."""
+    return typing.get_type_hints(config_class)
 
 
 def _scalar_type(hint: Any) -> tuple[type, bool]:

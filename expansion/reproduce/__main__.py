@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expansion.common.config import option
-from expansion.common.errors import require, run_command
+from expansion.common.errors import require, run_command, unknown_name
 from expansion.common.files import check_claim, claim_folder
 from expansion.common.option_parser import OptionParser
 from expansion.reproduce.listing import listing, short, total
+from expansion.reproduce.nodes import Node, Plan, PlanOptions, stages_of
 from expansion.reproduce.outputs import report, write_outputs
-from expansion.reproduce.papers import read_tables
-from expansion.reproduce.planning import Plan, PlanOptions, plan_tables, stages_of
+from expansion.reproduce.papers import Table, read_tables
+from expansion.reproduce.planning import plan_tables
 from expansion.reproduce.results import TableResults, results_of
 from expansion.reproduce.running import (
     environs,
@@ -38,7 +39,7 @@ from expansion.reproduce.running import (
 )
 from expansion.reproduce.scales import SCALES, Scale, read_scale
 from expansion.study import talk
-from expansion.study.estimate import duration
+from expansion.study.estimate import Estimate, duration
 from expansion.study.opening import require_room
 from expansion.study.runner import Failed
 from expansion.study.talk import say
@@ -56,6 +57,9 @@ class ReproduceConfig:
     scale: str = option("paper", "tiny, small, or the papers' own", choices=SCALES)
     output_dir: str = option("reproduce", "folder of all results, one folder for each scale")
     data_dir: str = option("data", "where named datasets lie")
+    datasets: tuple[str, ...] = option(
+        (), "only the cells of these datasets, as the papers' files name them; default: all"
+    )
     devices: tuple[str, ...] = option((), "numbers of the GPUs to use; default: all")
     shards: int | None = option(
         None, "parts that each set is made in; default: one for each process, with --jobs one"
@@ -77,10 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names, config = parse(sys.argv[1:] if arguments is None else arguments)
     scale = read_scale(config.scale)
     root = Path(config.output_dir, scale.name)
-    options = PlanOptions(config.data_dir, config.shards or 1, config.inception)
+    options = PlanOptions(
+        data_dir=config.data_dir,
+        num_shards=config.shards or 1,
+        inception=config.inception,
+        datasets=config.datasets,
+    )
     if LIST in names:
         return _list(scale, root, options)
-    tables = read_tables(names)
+    tables = _with_cells(read_tables(names), config.datasets)
     check_claim(root, IDENTITY_FILE, _identity(scale), REMEDY)
     # Processes are looked for where work begins: their number decides the shards.
     idle = config.dry_run or config.jobs is not None
@@ -90,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = dataclasses.replace(options, num_shards=shards)
     plan = plan_tables(tables, scale, root, options)
     missing = missing_nodes(plan)
-    _say_plan(plan, missing, max(1, len(processes or config.devices)))
+    needed = _say_plan(plan, missing, max(1, len(processes or config.devices)))
     if config.jobs is not None:
         write_jobs(missing, Path(config.jobs))
         say(f"written: {config.jobs}")
@@ -100,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             commands = "\n".join(f"$ {command.plain}" for command in stage.commands)
             say(f"\nStage {number}: {stage.title}\n{commands}")
         return 0
+    require_room(root, needed.gigabytes)
     if missing and not config.yes and not talk.agreed("Go on?"):
         say("Nothing was begun.")
         return 1
@@ -127,6 +137,18 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], ReproduceConfig]:
     return names, layers.compose(ReproduceConfig)[0]
 
 
+def _with_cells(tables: list[Table], datasets: Sequence[str]) -> list[Table]:
+    """The tables that have a cell of one of these datasets; all, if none is named."""
+    if not datasets:
+        return tables
+    own = {table.name: {spec.dataset for spec in table.specs.values()} for table in tables}
+    known = sorted(set().union(*own.values()))
+    for name in datasets:
+        if name not in known:
+            raise unknown_name("dataset of these tables", name, known)
+    return [table for table in tables if own[table.name] & set(datasets)]
+
+
 def _list(scale: Scale, root: Path, options: PlanOptions) -> int:
     tables = read_tables(["all"])
     plan = plan_tables(tables, scale, root, options, lenient=True)
@@ -143,22 +165,23 @@ def _identity(scale: Scale) -> dict:
     return {"scale": scale.name, **{k: v for k, v in values.items() if k not in NOT_DECIDING}}
 
 
-def _say_plan(plan: Plan, missing: Sequence, num_devices: int) -> None:
+def _say_plan(plan: Plan, missing: Sequence[Node], num_devices: int) -> Estimate:
     """Say what is missing and what it takes."""
     say(f"scale {plan.scale.name}: {plan.scale.file.title}")
+    work, needed = estimate_of(missing, plan, num_devices)
     if not missing:
         say("All images and trainings are there already; the tables are made again.")
-        return
-    work, needed = estimate_of(missing, plan, num_devices)
+        return needed
     say(
         f"missing: {len(missing)} of {len(plan.nodes)} sets, runs and figures; "
         f"{short(work.rows)} U-Net rows for {work.images:,.0f} images, {work.runs:,.0f} trainings"
     )
+    hours = needed.seconds * num_devices / 3600
     say(
-        f"time: {duration(needed.seconds)}, {needed.seconds * num_devices / 3600:,.1f} hours of "
-        f"{plan.scale.file.device}; disk space: {needed.gigabytes:,.1f} GB; results: {plan.root}"
+        f"time: {duration(needed.seconds)}, {hours:,.1f} hours of {plan.scale.file.device}; "
+        f"disk space: {needed.gigabytes:,.1f} GB; results: {plan.root}"
     )
-    require_room(plan.root, needed.gigabytes)
+    return needed
 
 
 def _say_results(found: Sequence[TableResults], root: Path, scale: Scale) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
@@ -92,6 +92,13 @@ class Made:
         return f"{self.key}_{self.images}x"
 
     @property
+    def num_images(self) -> int:
+        """Number of its images."""
+        facts, shots = self.place.facts, self.own.get("shots")
+        real = facts.real if shots is None else min(facts.real, shots * facts.classes)
+        return real * self.images
+
+    @property
     def trained_by(self) -> str | None:
         """What trains its embeddings, a package of `baselines`, if it has any."""
         return getattr(import_object(expand.SAMPLERS[self.method][0]), "trained_by", None)
@@ -164,14 +171,21 @@ class Cell:
 _ABSENT = object()
 
 
-def cells_of(table: Table, scale: Scale) -> list[Cell]:
+def cells_of(table: Table, scale: Scale, datasets: Collection[str] = ()) -> list[Cell]:
     """The cells of a table at a scale.
+
+    Args:
+        table: The table.
+        scale: The scale.
+        datasets: Those whose cells are wanted; none: all.
 
     Raises:
         InputError: An option is unknown, or does not go with the others; names file and cell.
     """
     found = []
     for (row, column), spec in table.specs.items():
+        if datasets and spec.dataset not in datasets:
+            continue
         notes: dict[str, None] = {}
         where = f"{table.place}: row {row}, column {column}"
         ways = {label: _way(table, scale, each, where, notes) for label, each in _ways(spec)}

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 
 from expansion.common.tables import aligned
+from expansion.reproduce.nodes import Plan
 from expansion.reproduce.papers import Table, others, read_papers
-from expansion.reproduce.planning import Plan
 from expansion.reproduce.results import TableResults
 from expansion.reproduce.running import estimate_of
 

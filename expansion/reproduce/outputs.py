@@ -77,7 +77,7 @@ def grid(results: TableResults, style: str) -> str:
     """The table as the paper has it: measured, and in brackets published; the best is bold."""
     header = [results.table.file.corner or "", *results.columns]
     lines, bold = [header], set()
-    for number, row in enumerate(results.table.row_names, 1):
+    for number, row in enumerate(results.rows, 1):
         lines.append([row, *(_grid_cell(results.results.get((row, c))) for c in results.columns)])
         bold |= {
             (number, i) for i, c in enumerate(results.columns, 1) if row in results.best_rows(c)
@@ -206,7 +206,7 @@ def _page_part(results: TableResults) -> dict[str, object]:
     """What the page shows of a table."""
     lines = [] if results.problem else [_line(each) for each in results.results.values()]
     rows = []
-    for row in results.table.row_names if results.results else []:
+    for row in results.rows:
         cells = [results.results.get((row, column)) for column in results.columns]
         rows.append((row, [_page_cell(results, each) for each in cells]))
     return {

@@ -13,95 +13,44 @@ would fill one folder by different commands are an error.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import expand
 from expansion.common.config import import_object
-from expansion.common.errors import JSON_ERRORS, InputError
+from expansion.common.errors import InputError
 from expansion.common.files import is_done
 from expansion.data.datasets import ImageDataset
 from expansion.reproduce.cells import UNLABELED, Arm, Cell, Made, Place, Timing, cells_of
+from expansion.reproduce.nodes import (
+    BEFORE,
+    EMBEDDINGS,
+    EVALUATION,
+    FIGURES,
+    IMAGES,
+    KEPT,
+    REAL_RUNS,
+    RUNS,
+    SELECTED,
+    TIMES,
+    Node,
+    Plan,
+    PlanOptions,
+    WayPlan,
+    is_complete,
+    is_evaluated,
+)
 from expansion.reproduce.papers import Table
 from expansion.reproduce.scales import Scale
 from expansion.study.config import Arm as StudyArm
 from expansion.study.config import Settings, StudyConfig
 from expansion.study.estimate import Work
-from expansion.study.steps import Command, Stage, Study, expand_commands, option_words
+from expansion.study.steps import Command, Study, expand_commands, option_words
 from expansion.study.steps import train_command as study_train_command
 
 GUIDE_FILE = "model_best.pth.tar"  # the epoch that is best on the test images, as in the paper
-SELECTED, EVALUATION = "selected.json", "evaluation.json"
-STAGES = (
-    "what is needed before",
-    "classifiers on the real images alone",
-    "embeddings",
-    "images",
-    "figures of the images",
-    "images that are kept",
-    "classifiers on real + generated images",
-    "times",
-)
-BEFORE, REAL_RUNS, EMBEDDINGS, IMAGES, FIGURES, KEPT, RUNS, TIMES = range(len(STAGES))
-
-
-@dataclass
-class Node:
-    """A piece of work: one folder or file, and the commands that fill it.
-
-    Attributes:
-        path: The folder or file.
-        commands: One; of a set, one for each shard.
-        stage: Number of its stage.
-        needs: Paths of other nodes.
-        is_finished: Whether it is there already.
-        tables: Names of the tables that want it.
-    """
-
-    path: Path
-    commands: tuple[Command, ...]
-    stage: int
-    needs: tuple[Path, ...]
-    is_finished: Callable[[], bool]
-    tables: list[str] = field(default_factory=list)
-
-    @property
-    def work(self) -> Work:
-        total = Work()
-        for command in self.commands:
-            total = total.plus(command.work)
-        return total
-
-
-@dataclass(frozen=True)
-class WayPlan:
-    """Where a figure of a cell comes from: runs, or sets, one for each seed; or a benchmark."""
-
-    sources: tuple[Path, ...]
-
-
-@dataclass
-class Plan:
-    """All work for some tables at a scale.
-
-    Attributes:
-        cells: Table -> its cells, each with the plans of its ways by label.
-        problems: Table -> why it cannot be planned.
-    """
-
-    scale: Scale
-    root: Path
-    nodes: dict[Path, Node]
-    cells: dict[str, list[tuple[Cell, dict[str, WayPlan]]]]
-    problems: dict[str, str]
-
-    def nodes_of(self, table: str) -> list[Node]:
-        """What a table needs."""
-        return [node for node in self.nodes.values() if table in node.tables]
 
 
 def plan_tables(
@@ -124,28 +73,13 @@ def plan_tables(
     for table in tables:
         planner.table = table.name
         try:
-            found = cells_of(table, scale)
+            found = cells_of(table, scale, options.datasets)
             plan.cells[table.name] = [(cell, planner.cell(cell, table)) for cell in found]
         except InputError as error:
             if not lenient:
                 raise
             plan.problems[table.name] = str(error)
     return plan
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """What the user chose.
-
-    Attributes:
-        data_dir: Where named datasets lie.
-        num_shards: Parts of every expansion.
-        inception: File of Inception's weights, for FID.
-    """
-
-    data_dir: str = "data"
-    num_shards: int = 1
-    inception: str = "pt_inception-2015-12-05-6726825d.pth"
 
 
 class _Planner:
@@ -255,7 +189,7 @@ class _Planner:
         study = self._study(made.place, draw, made, guide, extra)
         commands = tuple(expand_commands(study, made.key, self.options.num_shards))
         folder = study.set_folder(made.key)
-        return self._add(folder, commands, IMAGES, needs, lambda: _is_complete(folder, made))
+        return self._add(folder, commands, IMAGES, needs, lambda: is_complete(folder, made))
 
     def _embeddings(self, made: Made, draw: int | None) -> Path:
         """What a method learns of the real images before it makes any."""
@@ -269,7 +203,7 @@ class _Planner:
         facts = made.place.facts
         parsed = import_object(f"{module}:parse")(words)[0]
         rows = facts.classes * parsed.unet_rows(math.ceil(facts.real / facts.classes))
-        command = Command(name, f"{module}:main", tuple(words), work=Work(rows=rows))
+        command = Command(name, _main(module), tuple(words), work=Work(rows=rows))
         finished = folder / "finished"  # no such file: the command sees by itself what is left
         return self._add(folder, (command,), EMBEDDINGS, [], finished.exists)
 
@@ -279,7 +213,7 @@ class _Planner:
         path = self.root / "prompts" / name
         words = ["-d", made.place.dataset, *self._data_dir(), "--output", str(path), *preset]
         writer = self.scale.file.prompt_writer
-        command = Command(f"prompts {name}", f"{writer}.__main__:main", tuple(words))
+        command = Command(f"prompts {name}", _main(f"{writer}.__main__"), tuple(words))
         return self._add(path, (command,), BEFORE, [], path.is_file)
 
     def _stand_in(self, kind: str, needs: list[Path]) -> Path:
@@ -287,7 +221,7 @@ class _Planner:
         folder = self.root / "stand_ins" / kind
         number = [str(self.scale.file.num_unlabeled)] if kind == "unlabeled" else []
         words = (kind, str(folder), *number)
-        command = Command(f"stand-in {kind}", "expansion.reproduce.stand_ins:main", words)
+        command = Command(f"stand-in {kind}", _main("expansion.reproduce.stand_ins"), words)
         needs.append(self._add(folder, (command,), BEFORE, [], folder.is_dir))
         return folder
 
@@ -301,7 +235,7 @@ class _Planner:
             plain = Arm(made.place, self.scale.training({}, 0, 0)[0])
             needs.append(self._run(plain, draw or self.scale.seeds((1,))[0]))
             features = f"run:{needs[-1]}"
-        whole = _num_images(made)
+        whole = made.num_images
         count = min(self.scale.file.paper_images or whole, whole)
         self._evaluation(made, needs, features, ["--paper_images", str(count)], count)
         return needs[0]
@@ -316,7 +250,7 @@ class _Planner:
         path = needs[0] / SELECTED
         words = ["-d", made.place.dataset, *self._data_dir(), "--exp", str(needs[0])]
         words += ["--at_least", str(made.keep)]
-        command = Command(f"kept of {made.name}", "expansion.filter:main", tuple(words))
+        command = Command(f"kept of {made.name}", _main("expansion.filter"), tuple(words))
         return self._add(path, (command,), KEPT, [*needs, evaluation], path.is_file)
 
     def _evaluation(
@@ -332,15 +266,15 @@ class _Planner:
         words += ["--features", features, *further, "--cache_dir", str(self.root / "cache")]
         words += ["--checkpoint_dir", str(self.root / "checkpoint")]
         path = folder / EVALUATION
-        command = Command(f"figures of {made.name}", "expansion.evaluate:main", tuple(words))
-        return self._add(path, (command,), FIGURES, needs, lambda: _is_evaluated(path, count))
+        command = Command(f"figures of {made.name}", _main("expansion.evaluate"), tuple(words))
+        return self._add(path, (command,), FIGURES, needs, lambda: is_evaluated(path, count))
 
     def _timing(self, timing: Timing) -> Path:
         steps = timing.options.get("num_inference_steps")
         name = f"{timing.method}{'' if steps is None else f'_{steps}steps'}.json"
         path = self.root / "benchmarks" / name
         words = ["--methods", timing.method, *option_words(timing.options), "--output", str(path)]
-        command = Command(f"time of {timing.method}", "expansion.benchmark:main", tuple(words))
+        command = Command(f"time of {timing.method}", _main("expansion.benchmark"), tuple(words))
         return self._add(path, (command,), TIMES, [], path.is_file)
 
     # What they share
@@ -393,9 +327,17 @@ class _Planner:
             }
             part = "" if draw is None else f"draw{draw}"
             folders = {made.key: self.root / "expanded" / place.dataset / part / made.name}
-            num_train = num_train if extra is None else _num_images(made) // made.images
+            num_train = num_train if extra is None else made.num_images // made.images
         return Study(
-            settings=Settings(config, (), samplers, {}, {}, options, {}),
+            settings=Settings(
+                config=config,
+                arms=(),
+                samplers=samplers,
+                train={},
+                expand={},
+                method_options=options,
+                places={},
+            ),
             dataset=ImageDataset(place.dataset, Path(), (), (), None, None),
             place=tuple(self._place_words(place, draw)),
             draw=draw,
@@ -419,22 +361,9 @@ class _Planner:
         return [] if default else ["--data_dir", self.options.data_dir]
 
 
-def stages_of(nodes: Iterable[Node]) -> list[Stage]:
-    """The stages of the commands of these nodes."""
-    by_stage: dict[int, list[Command]] = {}
-    for node in nodes:
-        by_stage.setdefault(node.stage, []).extend(node.commands)
-    return [
-        Stage(STAGES[number], tuple(commands), side_by_side=number != TIMES)
-        for number, commands in sorted(by_stage.items())
-    ]
-
-
-def _num_images(made: Made) -> int:
-    """Number of images of a set."""
-    facts, shots = made.place.facts, made.own.get("shots")
-    real = facts.real if shots is None else min(facts.real, shots * facts.classes)
-    return real * made.images
+def _main(module: str) -> str:
+    """What a command calls."""
+    return f"{module}:main"
 
 
 def _with_seed(command: Command, seed: int) -> Command:
@@ -454,23 +383,6 @@ def _at_true_size(command: Command, arm: Arm) -> Command:
     if arm.made is None or "shots" not in arm.made.own:
         return command
     real = arm.place.facts.real
-    share = (real + _num_images(arm.made)) / (real * (1 + arm.made.images))
+    share = (real + arm.made.num_images) / (real * (1 + arm.made.images))
     work = dataclasses.replace(command.work, trained=command.work.trained * share)
     return dataclasses.replace(command, work=work)
-
-
-def _is_complete(folder: Path, made: Made) -> bool:
-    """Whether all images of a set are there, and its contact sheet, which comes last."""
-    if not (folder / "contact_sheet.png").is_file():
-        return False
-    return len(list(folder.glob("*/*.png"))) >= _num_images(made)
-
-
-def _is_evaluated(path: Path, count: int | None) -> bool:
-    """Whether a set has the papers' figures of `count` images, or without it any figures."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = content["settings"].get("paper_images")
-    except (OSError, *JSON_ERRORS, KeyError, AttributeError):
-        return False
-    return found == count

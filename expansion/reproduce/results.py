@@ -16,8 +16,8 @@ from expansion.metrics.comparison import Gain, compare
 from expansion.metrics.predictions import Predictions
 from expansion.metrics.runs import Comparison, Row, mean_std, read_run
 from expansion.reproduce.cells import Cell
+from expansion.reproduce.nodes import EVALUATION, Plan, WayPlan
 from expansion.reproduce.papers import LOWER_IS_BETTER, Published, Table
-from expansion.reproduce.planning import EVALUATION, Plan, WayPlan
 
 METRIC, BEST = "last_accuracy", "best_accuracy"
 FIGURES = {"fid": "paper_frechet", "mmd": "paper_mmd"}
@@ -91,8 +91,16 @@ class TableResults:
     problem: str = ""
 
     @property
+    def rows(self) -> list[str]:
+        """The rows that have a cell."""
+        present = {row for row, _ in self.results}
+        return [name for name in self.table.row_names if name in present]
+
+    @property
     def columns(self) -> list[str]:
-        return self.table.column_names
+        """The columns that have a cell."""
+        present = {column for _, column in self.results}
+        return [name for name in self.table.column_names if name in present]
 
     def column(self, name: str) -> list[Result]:
         """The results of a column, from top to bottom."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from expansion.common.errors import GO_ON
 from expansion.common.files import write_atomic
-from expansion.reproduce.planning import Node, Plan, stages_of
+from expansion.reproduce.nodes import Node, Plan, stages_of
 from expansion.study import jobs, talk
 from expansion.study.estimate import Estimate, Work, estimate
 from expansion.study.runner import Failed, Runner

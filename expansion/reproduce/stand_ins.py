@@ -21,7 +21,7 @@ from expansion.common.errors import InputError, require, run_command, unknown_na
 from expansion.common.files import partial_path
 
 CHECKPOINT = PROJECT_ROOT / "assets" / "tiny-sd-digit-styles"
-DATASET, SPLIT = "mnist-few-shot", "val"
+DATASET, SPLIT = "mnist-few-shot-val", "test"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -33,6 +33,9 @@ from expansion.measures import bias
 from expansion.measures import command as evaluate
 from expansion.predict import __main__ as predict
 from expansion.report import paired
+from expansion.reproduce import __main__ as reproduce
+from expansion.reproduce import papers
+from expansion.reproduce.scales import read_scale
 from expansion.selection import command as filter_command
 from expansion.store.selection import Selection
 from expansion.study import config as study_config
@@ -62,6 +65,7 @@ PARSERS = {
     "expansion.benchmark": benchmark.parse,
     "expansion.benchmark_training": benchmark_training.parse_options,
     "expansion.export": export.parse,
+    "expansion.reproduce": reproduce.parse,
     "expansion.study": lambda words: study_config.read_command_line(words, ""),
     "expansion.predict": predict.parse,
     "expansion.report.paired": paired.parse,
@@ -80,6 +84,9 @@ FOUND = {
     "expansion.benchmark": lambda parsed: parsed.methods,
     "expansion.benchmark_training": lambda parsed: parsed.arch,
     "expansion.export": lambda parsed: parsed.merge,
+    "expansion.reproduce": lambda parsed: (
+        papers.read_tables(set(parsed[0]) - {"list"}) or parsed[0]
+    ),
     "expansion.study": lambda parsed: parsed.peek("dataset"),
     "expansion.predict": lambda parsed: parsed.photos,
     "expansion.report.paired": lambda parsed: parsed.sets,
@@ -115,6 +122,7 @@ COMMANDS = sorted(
             *ROOT.glob("*/*/__main__.py"),
             *ROOT.glob("expansion/benchmarks/*.py"),
             *ROOT.glob("configs/*/*.yaml"),
+            *ROOT.glob("configs/papers/*/*.yaml"),
         ]
         for command in python_commands(path)
     }
@@ -236,7 +244,9 @@ def _from_project(words: list[str]) -> list[str]:
 )
 def test_every_yaml_file_resolves(path, workplace):
     kind = path.parent.name
-    if kind == "studies":
+    if kind == "papers":
+        assert read_scale(path.stem).file.title
+    elif kind == "studies":
         asked = study_config.read_command_line(["digits", "--config", str(path)], "")
         assert study_config.settle(asked, "tiny").arms
     elif kind == "datasets" and path.stem not in {*WRITERS, "digits"}:

@@ -14,6 +14,11 @@ import expand
 import train_original
 from expansion.classifier.recipe import Recipe, Schedule
 from expansion.common.config import load_yaml
+from expansion.reproduce import __main__ as reproduce
+from expansion.reproduce.nodes import PlanOptions
+from expansion.reproduce.papers import read_tables
+from expansion.reproduce.planning import plan_tables
+from expansion.reproduce.scales import read_scale
 from expansion.training.softmatch_config import SoftMatchConfig
 from tests.conftest import ROOT
 from tests.helpers.stand_ins import stand_in
@@ -22,28 +27,26 @@ SHARED = {"demo", "results", "test", "environment", "single_exp"}
 SCRIPTS = sorted(p for p in (ROOT / "scripts").glob("*.sh") if p.stem not in SHARED)
 SEMI_SUPERVISED = "--unlabeled_dir data/stl10/unlabeled"
 
-# Script -> methods with their number of variants, (backbone, learning rate, pretrained) of the
-# classifiers, labels of DreamDA's. From DistDiff's Tables 1-2 and Figs. 3-4, DreamDA's Table 3.
-SCRATCH, FINE_TUNED = ("resnet50", "0.1", "False"), ("resnet50", "0.01", "True")
-BOTH = [SCRATCH, FINE_TUNED]
-ANNOUNCED = {
-    "caltech-101": ({"distdiff": 5, "dreamda": 20}, [SCRATCH], "seed amst"),
-    "caltech-101-faces": ({"dreamda": 20}, BOTH, "seed amst"),
-    "cifar100_subset": ({"distdiff": 5, "dreamda": 10}, [SCRATCH], "seed amst"),
-    "dtd": ({"distdiff": 5, "dreamda": 10}, [SCRATCH], "seed amst"),
-    "fgvc_aircraft": ({"distdiff": 5, "dreamda": 10}, [SCRATCH], "seed amst"),
-    "imagenette": ({"distdiff": 5, "dreamda": 10}, [FINE_TUNED], "seed amst"),
-    "oxford_flowers": ({"distdiff": 5, "dreamda": 10}, [SCRATCH], "seed amst"),
-    "oxford_pets": ({"distdiff": 5, "dreamda": 30}, BOTH, "seed amst"),
-    "pathmnist": (
-        {"distdiff": 5, "dreamda": 10},
-        [("open_clip_vit_b32", "3e-5", "True")],
-        "seed amst",
-    ),
-    "shenzhen": ({"distdiff": 5, "dreamda": 10}, BOTH, "seed amst"),
-    "stanford_cars": ({"distdiff": 5, "dreamda": 20}, BOTH, "seed amst"),
-    "stl10": ({"dreamda": 10}, BOTH, "seed amst"),
+# Script -> the tables whose cells of its dataset it makes.
+BOTH = "dreamda/table3 dreamda/table3_pretrained"
+TABLES = {
+    "caltech-101": "distdiff",
+    "caltech-101-faces": f"{BOTH} dreamda/table5",
+    "cifar100_subset": "distdiff/fig3 distdiff/fig4",
+    "dtd": "distdiff/fig4",
+    "imagenette": "distdiff/table2",
+    "oxford_pets": "dreamda",
+    "pathmnist": "distdiff/table2 distdiff/fig7",
+    "shenzhen": BOTH,
+    "stanford_cars": f"distdiff/table2 distdiff/table15 distdiff/fig4 {BOTH} dreamda/table5",
+    "stl10": BOTH,
 }
+# Datasets without a table of the papers: script -> methods with their number of variants.
+UNPUBLISHED = {
+    "fgvc_aircraft": {"distdiff": 5, "dreamda": 10},
+    "oxford_flowers": {"distdiff": 5, "dreamda": 10},
+}
+SCRATCH = ("resnet50", "0.1", "False")
 
 
 def calls_of(script: Path, folder: Path, **environment: str) -> list[list[str]]:
@@ -62,56 +65,69 @@ def after(words: list[str], option: str) -> str:
 
 
 def test_every_script_has_its_settings_listed_here():
-    assert {path.stem for path in SCRIPTS} == set(ANNOUNCED)
+    assert {path.stem for path in SCRIPTS} == {*TABLES, *UNPUBLISHED}
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_a_dataset_s_script_uses_what_its_header_announces(script, tmp_path):
-    name = script.stem
-    methods, classifiers, labels = ANNOUNCED[name]
+@pytest.mark.parametrize("name", TABLES)
+def test_a_dataset_s_script_makes_all_its_cells_of_the_tables_that_it_names(name, tmp_path):
+    (words,) = calls_of(ROOT / "scripts" / f"{name}.sh", tmp_path)
+    assert words[:2] == ["-m", "expansion.reproduce"]
+    names, config = reproduce.parse(words[2:])
+    assert (names, config.datasets) == (TABLES[name].split(), (name,))
+    assert config.devices == ("0",)
+    # No other table has a cell of this dataset, and each of these has one.
+    having = {
+        table.name
+        for table in read_tables(["all"])
+        if any(spec.dataset == name for spec in table.specs.values())
+    }
+    named = {table.name for table in read_tables(names)}
+    assert having <= named and (named == having or names in (["distdiff"], ["dreamda"]))
+
+
+@pytest.mark.parametrize("name", UNPUBLISHED)
+def test_the_script_of_a_dataset_without_results_uses_what_its_header_announces(name, tmp_path):
+    script = ROOT / "scripts" / f"{name}.sh"
     calls = calls_of(script, tmp_path)
     assert (ROOT / "configs" / "datasets" / f"{name}.yaml").is_file()
     assert all(name in " ".join(words) for words in calls)
     assert calls[-1] == ["parse_logs.py", f"checkpoint/{name}", "--table"]
     expansions = [words for words in calls if words[0] == "expand.py"]
     made = {after(w, "--method"): int(after(w, "--num_images_per_prompt")) for w in expansions}
-    assert made == methods
+    assert made == UNPUBLISHED[name]
     header = "".join(line for line in script.read_text().splitlines(True) if line[0] == "#")
-    for method, count in methods.items():
+    for method, count in made.items():
         assert re.search(rf"{method} {count}x", header.lower())
-    trained = {tuple(w[2:5]) for w in calls if w[0] == "train_original.py"}
-    guide = {SCRATCH} if "distdiff" in methods else set()
-    assert trained == {*classifiers, *guide}
-    by_labels = {after(w, "--labels") for w in calls if w[0] == "train_expand.py"}
-    assert by_labels == ({*labels.split()} | {"seed"})
-    expanded = {(w[2], w[3], w[5]) for w in calls if w[0] == "train_expand.py"}
-    assert expanded == set(classifiers)
+    assert {tuple(w[2:5]) for w in calls if w[0] == "train_original.py"} == {SCRATCH}
     runs = [w for w in calls if w[0] == "train_expand.py"]
-    assert len(runs) == len(classifiers) * (len(methods) - 1 + len(labels.split()))
+    assert [after(w, "--labels") for w in runs] == ["seed", "seed", "amst"]
 
 
-def test_stl10_s_script_learns_from_40_labels_and_the_unlabelled_images(
-    tmp_path, monkeypatch, capsys
-):
+def test_stl10_s_arms_learn_from_40_labels_and_the_unlabelled_images(tmp_path, monkeypatch, capsys):
     """Its commands are accepted; the plan goes through the unlabelled images."""
-    calls = calls_of(ROOT / "scripts" / "stl10.sh", tmp_path)
-    training = [words for words in calls if words[0].startswith("train")]
-    for words in calls[:-1]:
-        assert after(words, "--shots") == "4"
+    tables = read_tables(["dreamda/table3"])
+    plan = plan_tables(tables, read_scale("paper"), Path("out"), PlanOptions(datasets=("stl10",)))
+    commands = [c for node in plan.nodes.values() for c in node.commands]
+    training = [c.arguments for c in commands if c.call.startswith("train_")]
+    for command in commands:
+        wants_images = command.call.startswith(("train_", "expand"))
+        assert not wants_images or after(list(command.arguments), "--shots") == "4"
     for words in training:
-        assert SEMI_SUPERVISED in " ".join(words) and after(words, "--unlabeled_ratio") == "7"
+        assert SEMI_SUPERVISED in " ".join(words)
+        assert after(list(words), "--unlabeled_ratio") == "7"
     folder = stand_in("stl10", tmp_path / "data") / "stl10_binary"
     for file in ("train_X.bin", "train_y.bin"):
         (folder / file).write_bytes((folder / file).read_bytes() * 2)  # 4 images a class
     monkeypatch.chdir(tmp_path)
-    assert train_original.main([*training[0][1:], "--dry_run"]) is None
+    plain = next(words for words in training if "--exp" not in words and "--augment" not in words)
+    assert train_original.main([*plain, "--dry_run"]) is None
     assert "unlabelled images: 2, gone through" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", ["img2img", "distdiff", "dreamda"])
 def test_scripts_take_each_method_with_prompts_and_options(method, tmp_path):
     chosen = {"METHODS": method, "PROMPTS": "some.json", "OPTIONS": "--shots 2"}
-    calls = calls_of(ROOT / "scripts" / "dtd.sh", tmp_path, **chosen)
+    calls = calls_of(ROOT / "scripts" / "oxford_flowers.sh", tmp_path, **chosen)
     (expansion,) = (words for words in calls if words[0] == "expand.py")
     assert after(expansion, "--method") == method and after(expansion, "--shots") == "2"
     assert ("--prompts_file" in expansion) == (method == "dreamda")
@@ -119,7 +135,7 @@ def test_scripts_take_each_method_with_prompts_and_options(method, tmp_path):
 
 
 def test_an_unknown_method_is_named(tmp_path):
-    script = ROOT / "scripts" / "dtd.sh"
+    script = ROOT / "scripts" / "oxford_flowers.sh"
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\n")
     fake.chmod(0o755)

@@ -1,0 +1,150 @@
+"""The files of configs/papers: what they hold, and what a faulty one is answered."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from expansion.common.errors import InputError
+from expansion.data.layouts.configs import is_known
+from expansion.reproduce import papers
+from expansion.reproduce.__main__ import main
+from expansion.reproduce.nodes import Plan, PlanOptions
+from expansion.reproduce.papers import read_tables, table_names
+from expansion.reproduce.planning import plan_tables
+from expansion.reproduce.scales import Scale, ScaleFile, read_scale
+
+# What must be there before Table 16 of the paper can be planned.
+UNPLANNED = set() if is_known("imagenet") else {"distdiff/table16"}
+
+
+@pytest.fixture
+def own_papers(tmp_path, monkeypatch):
+    """Function that writes tables of a small paper, of which the files are the only ones."""
+    common = {
+        "title": "A paper",
+        "datasets": {"digits": {"classes": 10, "real": 200, "test": 600}},
+        "sets": {"SD": {"method": "img2img"}},
+    }
+
+    def write(**tables: dict) -> None:
+        folder = tmp_path / "configs" / "papers" / "paper"
+        folder.mkdir(parents=True)
+        for name, content in {"common": common, **tables}.items():
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        monkeypatch.setattr(papers, "FOLDER", folder.parent)
+        monkeypatch.setattr(papers, "CONFIG_DIR", folder.parents[1])
+
+    return write
+
+
+def small_table(**changes) -> dict:
+    """A table with one cell, and some of its keys otherwise."""
+    cells = {"dataset": "digits", "set": "SD"}
+    return {"cells": cells, "rows": [{"name": "SD"}], "columns": [{"name": "a"}], **changes}
+
+
+def planned(tables: list, tmp_path, scale: str = "tiny", **options) -> Plan:
+    return plan_tables(tables, read_scale(scale), tmp_path, PlanOptions(**options))
+
+
+def test_a_list_on_a_fresh_clone_shows_every_table_and_figure_and_none_is_missing(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)  # without data
+    assert main(["list"]) == 0
+    parts = capsys.readouterr().out.split("\n\n")
+    lines = {part.splitlines()[0]: part.splitlines()[2:] for part in parts[:2]}
+    wanted = {
+        "DistDiff": [
+            *(f"Table {n}" for n in range(1, 17)), *(f"Fig. {n}" for n in range(1, 10)),
+            "sec. 4.4",
+        ],
+        "DreamDA": [
+            *(f"Table {n}" for n in range(1, 9)), "Table 3 (pretrained)",
+            *(f"Fig. {n}" for n in range(1, 4)), "sec. 5.1", "sec. 5.2, times",
+        ],
+    }  # fmt: skip
+    for paper, items in wanted.items():
+        for item in items:
+            assert any(line.startswith(f"{item}  ") for line in lines[paper]), item
+    problems = {line.split("  ")[1].strip() for part in lines.values() for line in part
+                if "cannot be planned" in line}  # fmt: skip
+    assert problems == UNPLANNED
+    assert "missing" not in parts[0] + parts[1]
+
+
+def test_published_values_are_those_of_the_papers():
+    """Some of each paper, as its text has them."""
+    tables = {table.name: table.published for table in read_tables(["all"])}
+    both = tables["distdiff/table4"]["p_c and p_g", "accuracy"]
+    assert (both.value, both.deviation) == (83.09, 0.11)
+    assert tables["distdiff/table1"]["CutMix", "+ DistDiff 5x"].value == 85.27
+    assert tables["distdiff/table11"]["0.1", "accuracy"].value == 82.49
+    assert tables["dreamda/table3"]["DreamDA", "Pets 30x"].value == 86.5
+    assert tables["dreamda/table6"]["SD with descriptions", "AMST"].value == 80.9
+    assert tables["dreamda/table1"]["encoder", "accuracy"].value == 44.2
+
+
+def test_every_setting_of_every_table_is_accepted_at_the_scale_of_digits(tmp_path):
+    tables = [table for table in read_tables(["all"]) if table.name not in UNPLANNED]
+    plan = planned(tables, tmp_path)
+    assert set(plan.cells) == set(table_names()) - UNPLANNED
+    assert sum(len(cells) for cells in plan.cells.values()) > 300
+
+
+def test_work_that_tables_share_is_planned_once(tmp_path):
+    one, other = read_tables(["distdiff/table3", "distdiff/table6"])
+    apart = [planned([table], tmp_path).nodes for table in (one, other)]
+    together = planned([one, other], tmp_path).nodes
+    shared = set(apart[0]) & set(apart[1])
+    assert shared and len(together) == len(apart[0]) + len(apart[1]) - len(shared)
+    assert all(together[path].tables == [one.name, other.name] for path in shared)
+    plan = planned([one, other], tmp_path)
+    assert {node.path for node in plan.nodes_of(other.name)} == set(apart[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rowz": []}, "configs/papers/paper/mine.yaml: unknown key 'rowz'; did you mean 'rows'?"),
+        ({"columns": [{"name": "a", "measur": "fid"}]}, "'measur'; did you mean 'measure'?"),
+        ({"columns": [{"name": "a", "measure": "fids"}]}, "'fids' is not one of accuracy, fid"),
+        ({"rows": [{"name": "x", "set": "SDs"}]}, "unknown set 'SDs'; did you mean 'SD'?"),
+        ({"rows": [{"name": "x", "dataset": "digit"}]}, "unknown dataset 'digit'; did you mean"),
+        ({"rows": [{"name": "x", "options": {"strenght": 1}}]}, "did you mean 'strength'?"),
+        ({"rows": [{"name": "x", "train": {"augmen": "mixup"}}]}, "did you mean 'augment'?"),
+        ({"rows": [{"name": "x"}, {"name": "x"}]}, "rows: x occurs twice"),
+        ({"rows": [{"name": "x", "columns": ["b"]}]}, "row x: unknown column 'b'"),
+        ({"published": {"SDs": [1]}}, "unknown row 'SDs'; did you mean 'SD'?"),
+        ({"published": {"SD": [1, 2]}}, "published: SD: give a list of 1 values"),
+        ({"published": {"SD": ["about 5"]}}, "'about 5': give a number, or '83.09 +- 0.11'"),
+        ({"reference": "SDs"}, "reference: unknown row 'SDs'; did you mean 'SD'?"),
+    ],
+)
+def test_a_fault_in_a_file_is_named_with_its_place_and_the_nearest_name(
+    change, words, own_papers, tmp_path
+):
+    own_papers(mine=small_table(**change))
+    with pytest.raises(InputError) as error:
+        planned(read_tables(["all"]), tmp_path)
+    assert words in str(error.value) and "mine.yaml" in str(error.value)
+
+
+def test_an_unknown_table_is_answered_with_a_close_one():
+    with pytest.raises(InputError, match="unknown table 'distdif/table3'; did you mean 'distdiff/"):
+        read_tables(["distdif/table3"])
+
+
+def test_two_tables_that_disagree_about_a_folder_are_both_named(own_papers, tmp_path):
+    """Two files of the same name are told apart by nothing in the folder's name."""
+    tables = {
+        name: small_table(rows=[{"name": "SD", "options": {"prompts_file": f"{name}/digits.json"}}])
+        for name in ("one", "other")
+    }
+    own_papers(**tables)
+    as_it_is = Scale("paper", ScaleFile())  # keeps all options
+    with pytest.raises(InputError) as error:
+        plan_tables(read_tables(["all"]), as_it_is, tmp_path, PlanOptions())
+    for words in ("paper/one and paper/other disagree about", "one/digits.json", "other/digits"):
+        assert words in str(error.value)
