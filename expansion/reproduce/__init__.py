@@ -4,6 +4,7 @@
     scales     a paper's settings at a smaller scale, and what became of each of them
     cells      what a cell needs: a set, trainings, a figure
     nodes      a piece of work: what fills a folder, what it needs, whether it is there
+    commands   a command as expansion.study makes it
     planning   the commands of all tables, each piece of work once
     running    the work, which goes on where it stopped and past what fails
     results    what was measured, beside what was published

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expansion.common.config import option
-from expansion.common.errors import require, run_command, unknown_name
+from expansion.common.errors import InputError, require, run_command, unknown_name
 from expansion.common.files import check_claim, claim_folder
 from expansion.common.option_parser import OptionParser
+from expansion.data.datasets import load_dataset
 from expansion.reproduce.listing import listing, short, total
 from expansion.reproduce.nodes import Node, Plan, PlanOptions, stages_of
 from expansion.reproduce.outputs import report, write_outputs
@@ -67,6 +68,11 @@ class ReproduceConfig:
     inception: str = option(
         PlanOptions.inception, "file of Inception's weights for FID; see docs/measures.md"
     )
+    clip: str | None = option(
+        None,
+        "CLIP in the place of ViT-B/32: hub id or folder; default at the scale tiny: one with "
+        "random weights, at small: cells that need one are left out",
+    )
     jobs: str | None = option(
         None, "write the commands that are missing to this file, one per line, and stop"
     )
@@ -85,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data_dir=config.data_dir,
         num_shards=config.shards or 1,
         inception=config.inception,
+        clip=config.clip,
         datasets=config.datasets,
     )
     if LIST in names:
@@ -99,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = dataclasses.replace(options, num_shards=shards)
     plan = plan_tables(tables, scale, root, options)
     missing = missing_nodes(plan)
-    needed = _say_plan(plan, missing, max(1, len(processes or config.devices)))
+    num_devices = max(1, len(processes or config.devices))
+    needed = _say_plan(plan, missing, num_devices, config.inception)
     if config.jobs is not None:
         write_jobs(missing, Path(config.jobs))
         say(f"written: {config.jobs}")
@@ -110,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"\nStage {number}: {stage.title}\n{commands}")
         return 0
     require_room(root, needed.gigabytes)
+    _require_data(plan, config.data_dir)
     if missing and not config.yes and not talk.agreed("Go on?"):
         say("Nothing was begun.")
         return 1
@@ -165,7 +174,7 @@ def _identity(scale: Scale) -> dict:
     return {"scale": scale.name, **{k: v for k, v in values.items() if k not in NOT_DECIDING}}
 
 
-def _say_plan(plan: Plan, missing: Sequence[Node], num_devices: int) -> Estimate:
+def _say_plan(plan: Plan, missing: Sequence[Node], num_devices: int, inception: str) -> Estimate:
     """Say what is missing and what it takes."""
     say(f"scale {plan.scale.name}: {plan.scale.file.title}")
     work, needed = estimate_of(missing, plan, num_devices)
@@ -176,12 +185,30 @@ def _say_plan(plan: Plan, missing: Sequence[Node], num_devices: int) -> Estimate
         f"missing: {len(missing)} of {len(plan.nodes)} sets, runs and figures; "
         f"{short(work.rows)} U-Net rows for {work.images:,.0f} images, {work.runs:,.0f} trainings"
     )
+    uses_inception = any(
+        f"inception:{inception}" in command.arguments
+        for node in missing
+        for command in node.commands
+    )
+    if uses_inception and not Path(inception).is_file():
+        say(f"FID needs {inception}, which is not there: see docs/measures.md, and --inception")
     hours = needed.seconds * num_devices / 3600
     say(
         f"time: {duration(needed.seconds)}, {hours:,.1f} hours of {plan.scale.file.device}; "
         f"disk space: {needed.gigabytes:,.1f} GB; results: {plan.root}"
     )
     return needed
+
+
+def _require_data(plan: Plan, data_dir: str) -> None:
+    """Raise InputError for a dataset that is not there, before anything is begun."""
+    arguments = [c.arguments for node in plan.nodes.values() for c in node.commands]
+    names = {words[words.index("-d") + 1] for words in arguments if "-d" in words}
+    for name in sorted(names):
+        try:
+            load_dataset(name, data_dir, log_remarks=False)
+        except InputError as error:
+            raise InputError(f"{error}; or leave its cells out by --datasets") from error
 
 
 def _say_results(found: Sequence[TableResults], root: Path, scale: Scale) -> int:

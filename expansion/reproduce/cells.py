@@ -24,6 +24,12 @@ NAMED = frozenset(("arch", "pretrained", "lr", "augment", "crop", "labels", "ema
 NAMED |= frozenset(train_expand.NAME_PARTS)
 NO_PART = frozenset(("unlabeled_dir", "clip_model"))  # which follow from the others
 OF_DEFAULTS = ("arch", "labels")  # options that others have their defaults by
+SHORTER = {  # in names of folders
+    "num_inference_steps": "steps",
+    "pretrained_model_name_or_path": "",
+    "prompt_template": "template-",
+    "optimize_targets": "",
+}
 UNLABELED = "unlabeled"  # as `unlabeled_dir`: the dataset's own unlabelled images
 
 
@@ -159,6 +165,7 @@ class Cell:
         spec: What the table's file says.
         ways: Label -> what is measured; several if the best of some counts.
         notes: What the scale changed.
+        left_out: Why the scale has no such cell; empty if it has.
     """
 
     row: str
@@ -166,6 +173,7 @@ class Cell:
     spec: CellSpec
     ways: dict[str, Arm | Made | Timing]
     notes: tuple[str, ...] = ()
+    left_out: str = ""
 
 
 _ABSENT = object()
@@ -328,6 +336,7 @@ def _tagged(options: Mapping[str, Any]) -> list[str]:
     """Options as parts of a folder's name."""
     parts = []
     for name, value in sorted(options.items()):
+        name = SHORTER.get(name, name)
         if isinstance(value, bool):
             parts.append(name if value else f"no-{name}")
         else:
@@ -340,4 +349,4 @@ def _short(value: Any) -> str:
     """A value as part of a folder's name: of a path, its last part."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
     text = text.rstrip("/").rsplit("/", 1)[-1]
-    return "".join(c if c.isalnum() or c in "._+-" else "-" for c in text)[:40]
+    return "".join(c if c.isalnum() or c in "._+-" else "-" for c in text)[:40].rstrip("-.")

@@ -63,12 +63,14 @@ class PlanOptions:
         data_dir: Where named datasets lie.
         num_shards: Parts of every expansion.
         inception: File of Inception's weights, for FID.
+        clip: CLIP in the place of ViT-B/32; None: the usual one, or a stand-in.
         datasets: Datasets of the papers whose cells are wanted; none: all.
     """
 
     data_dir: str = "data"
     num_shards: int = 1
     inception: str = "pt_inception-2015-12-05-6726825d.pth"
+    clip: str | None = None
     datasets: tuple[str, ...] = ()
 
 

@@ -12,9 +12,8 @@ would fill one folder by different commands are an error.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,15 @@ import expand
 from expansion.common.config import import_object
 from expansion.common.errors import InputError
 from expansion.common.files import is_done
-from expansion.data.datasets import ImageDataset
 from expansion.reproduce.cells import UNLABELED, Arm, Cell, Made, Place, Timing, cells_of
+from expansion.reproduce.commands import (
+    Asked,
+    at_true_size,
+    main_of,
+    option_names,
+    study_of,
+    with_seed,
+)
 from expansion.reproduce.nodes import (
     BEFORE,
     EMBEDDINGS,
@@ -45,7 +51,6 @@ from expansion.reproduce.nodes import (
 from expansion.reproduce.papers import Table
 from expansion.reproduce.scales import Scale
 from expansion.study.config import Arm as StudyArm
-from expansion.study.config import Settings, StudyConfig
 from expansion.study.estimate import Work
 from expansion.study.steps import Command, Study, expand_commands, option_words
 from expansion.study.steps import train_command as study_train_command
@@ -95,6 +100,10 @@ class _Planner:
     def cell(self, cell: Cell, table: Table) -> dict[str, WayPlan]:
         """Add the work of a cell; returns where its figures come from."""
         seeds = self.scale.seeds(table.seeds)
+        lacks = [lack for way in cell.ways.values() if (lack := self._lack(way))]
+        if lacks:
+            cell.left_out = lacks[0]
+            return {}
         return {label: self._way(way, cell.spec.measure, seeds) for label, way in cell.ways.items()}
 
     def _way(self, way: Arm | Made | Timing, measure: str, seeds: Sequence[int]) -> WayPlan:
@@ -104,6 +113,29 @@ class _Planner:
             draws = seeds if self.scale.file.draw_per_seed else [None]
             return WayPlan(tuple(self._figures(way, draw) for draw in draws))
         return WayPlan(tuple(self._run(way, seed) for seed in seeds))
+
+    def _lack(self, way: Arm | Made | Timing) -> str:
+        """What a cell needs and this scale has not; empty if nothing."""
+        if self.scale.is_own or isinstance(way, Timing):
+            return ""
+        made = way if isinstance(way, Made) else way.made
+        config_class = import_object(expand.SAMPLERS[made.method][0]) if made else None
+        wants_clip = isinstance(way, Arm) and way.labels == "clip"
+        wants_clip |= made is not None and bool(
+            made.keep or "clip_model" in option_names(config_class)
+        )
+        stand_ins = self.scale.file.stand_ins
+        if wants_clip and "clip" not in stand_ins and not self.options.clip:
+            return "needs a CLIP that knows these images: --clip"
+        if made and config_class.needs_image_unet and "image_unet" not in stand_ins:
+            return "needs a checkpoint that edits these images; there is none at this scale"
+        return ""
+
+    def _clip(self, needs: list[Path]) -> str | None:
+        """The CLIP that is given, or a stand-in for it; None: the usual one."""
+        if self.options.clip or self.scale.is_own:
+            return self.options.clip
+        return str(self._stand_in("clip", needs))
 
     # Runs
 
@@ -144,22 +176,22 @@ class _Planner:
                 options["selection"] = str(needs[-1])
         if options.get("unlabeled_dir") == UNLABELED:
             options["unlabeled_dir"] = self._unlabeled(arm.place, needs)
-        if labels == "clip" and self.scale.file.stand_ins:
-            options["clip_model"] = str(self._stand_in("clip", needs))
+        if labels == "clip":
+            options["clip_model"] = self._clip(needs)
         tag = arm.tag(self.scale.file.train or {})
         options |= {"tag": tag} if tag else {}
-        study = self._study(arm.place, draw, arm.made, seeds=(seed,))
+        study = self._study(arm.place, draw, Asked(arm.made, seeds=(seed,)))
         key_of_arm = repr((arm, draw))
         if key_of_arm not in self._trainings:
             command = study_train_command(study, StudyArm(key, labels, options))
-            self._trainings[key_of_arm] = _at_true_size(command, arm)
-        command = _with_seed(self._trainings[key_of_arm], seed)
+            self._trainings[key_of_arm] = at_true_size(command, arm)
+        command = with_seed(self._trainings[key_of_arm], seed)
         stage = REAL_RUNS if arm.made is None else RUNS
         folder = command.folders[0]
         return self._add(folder, (command,), stage, needs, lambda: is_done(folder))
 
     def _unlabeled(self, place: Place, needs: list[Path]) -> str:
-        if self.scale.file.stand_ins:
+        if not self.scale.is_own:
             return str(self._stand_in("unlabeled", needs))
         return str(Path(self.options.data_dir, place.dataset, UNLABELED))
 
@@ -175,10 +207,9 @@ class _Planner:
             needs.append(self._embeddings(made, draw))
             extra["embeddings"] = str(needs[-1])
         config_class = import_object(expand.SAMPLERS[made.method][0])
-        names = {each.name for each in dataclasses.fields(config_class)}
-        if self.scale.file.stand_ins and "clip_model" in names:
-            extra["clip_model"] = str(self._stand_in("clip", needs))
-        if self.scale.file.stand_ins and config_class.needs_image_unet:
+        if "clip_model" in option_names(config_class):
+            extra["clip_model"] = self._clip(needs)
+        if not self.scale.is_own and config_class.needs_image_unet:
             model = self._stand_in("image_unet", needs)
             extra["pretrained_model_name_or_path"] = str(model)
         guide = None
@@ -186,7 +217,7 @@ class _Planner:
             run = self._run(made.guide, draw or self.scale.seeds((1,))[0])
             needs.append(run)
             guide = str(run / GUIDE_FILE)
-        study = self._study(made.place, draw, made, guide, extra)
+        study = self._study(made.place, draw, Asked(made, guide, extra))
         commands = tuple(expand_commands(study, made.key, self.options.num_shards))
         folder = study.set_folder(made.key)
         return self._add(folder, commands, IMAGES, needs, lambda: is_complete(folder, made))
@@ -203,7 +234,7 @@ class _Planner:
         facts = made.place.facts
         parsed = import_object(f"{module}:parse")(words)[0]
         rows = facts.classes * parsed.unet_rows(math.ceil(facts.real / facts.classes))
-        command = Command(name, _main(module), tuple(words), work=Work(rows=rows))
+        command = Command(name, main_of(module), tuple(words), work=Work(rows=rows))
         finished = folder / "finished"  # no such file: the command sees by itself what is left
         return self._add(folder, (command,), EMBEDDINGS, [], finished.exists)
 
@@ -213,7 +244,7 @@ class _Planner:
         path = self.root / "prompts" / name
         words = ["-d", made.place.dataset, *self._data_dir(), "--output", str(path), *preset]
         writer = self.scale.file.prompt_writer
-        command = Command(f"prompts {name}", _main(f"{writer}.__main__"), tuple(words))
+        command = Command(f"prompts {name}", main_of(f"{writer}.__main__"), tuple(words))
         return self._add(path, (command,), BEFORE, [], path.is_file)
 
     def _stand_in(self, kind: str, needs: list[Path]) -> Path:
@@ -221,7 +252,7 @@ class _Planner:
         folder = self.root / "stand_ins" / kind
         number = [str(self.scale.file.num_unlabeled)] if kind == "unlabeled" else []
         words = (kind, str(folder), *number)
-        command = Command(f"stand-in {kind}", _main("expansion.reproduce.stand_ins"), words)
+        command = Command(f"stand-in {kind}", main_of("expansion.reproduce.stand_ins"), words)
         needs.append(self._add(folder, (command,), BEFORE, [], folder.is_dir))
         return folder
 
@@ -231,7 +262,7 @@ class _Planner:
         """The papers' figures of a set; returns its folder."""
         needs = [self._set(made, draw)]
         features = f"inception:{self.options.inception}"
-        if self.scale.file.stand_ins:
+        if not self.scale.is_own:
             plain = Arm(made.place, self.scale.training({}, 0, 0)[0])
             needs.append(self._run(plain, draw or self.scale.seeds((1,))[0]))
             features = f"run:{needs[-1]}"
@@ -243,14 +274,12 @@ class _Planner:
     def _kept(self, made: Made, draw: int | None) -> Path:
         """The file of the images that a rule keeps, by what a CLIP takes them for."""
         needs = [self._set(made, draw)]
-        clip = "openai/clip-vit-base-patch32"
-        if self.scale.file.stand_ins:
-            clip = str(self._stand_in("clip", needs))
+        clip = self._clip(needs) or "openai/clip-vit-base-patch32"
         evaluation = self._evaluation(made, needs, f"clip:{clip}", [], None)
         path = needs[0] / SELECTED
         words = ["-d", made.place.dataset, *self._data_dir(), "--exp", str(needs[0])]
         words += ["--at_least", str(made.keep)]
-        command = Command(f"kept of {made.name}", _main("expansion.filter"), tuple(words))
+        command = Command(f"kept of {made.name}", main_of("expansion.filter"), tuple(words))
         return self._add(path, (command,), KEPT, [*needs, evaluation], path.is_file)
 
     def _evaluation(
@@ -266,7 +295,7 @@ class _Planner:
         words += ["--features", features, *further, "--cache_dir", str(self.root / "cache")]
         words += ["--checkpoint_dir", str(self.root / "checkpoint")]
         path = folder / EVALUATION
-        command = Command(f"figures of {made.name}", _main("expansion.evaluate"), tuple(words))
+        command = Command(f"figures of {made.name}", main_of("expansion.evaluate"), tuple(words))
         return self._add(path, (command,), FIGURES, needs, lambda: is_evaluated(path, count))
 
     def _timing(self, timing: Timing) -> Path:
@@ -274,7 +303,7 @@ class _Planner:
         name = f"{timing.method}{'' if steps is None else f'_{steps}steps'}.json"
         path = self.root / "benchmarks" / name
         words = ["--methods", timing.method, *option_words(timing.options), "--output", str(path)]
-        command = Command(f"time of {timing.method}", _main("expansion.benchmark"), tuple(words))
+        command = Command(f"time of {timing.method}", main_of("expansion.benchmark"), tuple(words))
         return self._add(path, (command,), TIMES, [], path.is_file)
 
     # What they share
@@ -307,50 +336,9 @@ class _Planner:
             known.tables.append(self.table)
         return path
 
-    def _study(
-        self,
-        place: Place,
-        draw: int | None,
-        made: Made | None = None,
-        guide: str | None = None,
-        extra: Mapping[str, Any] | None = None,
-        seeds: tuple[int, ...] = (1,),
-    ) -> Study:
-        """What the commands of `expansion.study` are made from."""
-        config = StudyConfig(dataset=place.dataset, seeds=seeds, guide=guide)
-        samplers, options, folders = {}, {}, {}
-        num_train = place.facts.real
-        if made is not None:
-            samplers = {made.key: made.method}
-            options = {
-                made.key: {**made.own, **(extra or {}), "num_images_per_prompt": made.images}
-            }
-            part = "" if draw is None else f"draw{draw}"
-            folders = {made.key: self.root / "expanded" / place.dataset / part / made.name}
-            num_train = num_train if extra is None else made.num_images // made.images
-        return Study(
-            settings=Settings(
-                config=config,
-                arms=(),
-                samplers=samplers,
-                train={},
-                expand={},
-                method_options=options,
-                places={},
-            ),
-            dataset=ImageDataset(place.dataset, Path(), (), (), None, None),
-            place=tuple(self._place_words(place, draw)),
-            draw=draw,
-            set_folders=folders,
-            train={},
-            expand={},
-            method_options=options,
-            model=None,
-            output_dir=self.root,
-            num_train=num_train,
-            num_test=place.facts.test,
-            resolution=self.scale.file.resolution,
-        )
+    def _study(self, place: Place, draw: int | None, asked: Asked) -> Study:
+        words = self._place_words(place, draw)
+        return study_of(place, words, draw, asked, self.root, self.scale.file.resolution)
 
     def _place_words(self, place: Place, draw: int | None) -> list[str]:
         words = ["-d", place.dataset, *self._data_dir(), *option_words(place.options)]
@@ -359,30 +347,3 @@ class _Planner:
     def _data_dir(self) -> list[str]:
         default = self.options.data_dir == PlanOptions.data_dir
         return [] if default else ["--data_dir", self.options.data_dir]
-
-
-def _main(module: str) -> str:
-    """What a command calls."""
-    return f"{module}:main"
-
-
-def _with_seed(command: Command, seed: int) -> Command:
-    """A training command of one seed, with another one."""
-    *words, option, _ = command.arguments
-    assert option == "--seeds"
-    return dataclasses.replace(
-        command,
-        title=f"{command.title} seed {seed}",
-        arguments=(*words, option, str(seed)),
-        folders=(command.folders[0].parent / f"seed{seed}",),
-    )
-
-
-def _at_true_size(command: Command, arm: Arm) -> Command:
-    """The same with the work of a set that is smaller than n images of each real one."""
-    if arm.made is None or "shots" not in arm.made.own:
-        return command
-    real = arm.place.facts.real
-    share = (real + arm.made.num_images) / (real * (1 + arm.made.images))
-    work = dataclasses.replace(command.work, trained=command.work.trained * share)
-    return dataclasses.replace(command, work=work)

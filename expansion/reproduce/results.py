@@ -152,6 +152,9 @@ def results_of(table: Table, plan: Plan, failed: Mapping[Path, str]) -> TableRes
 
 def _fill(result: Result, found: Mapping[str, Measured | str], table: Table) -> None:
     """Put the best of several ways, or the reason why there is none, into a result."""
+    if result.cell.left_out:
+        result.problem = result.cell.left_out
+        return
     problems = [each for each in found.values() if isinstance(each, str)]
     if problems:
         result.problem = next((p for p in problems if p != MISSING), MISSING)

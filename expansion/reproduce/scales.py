@@ -45,7 +45,11 @@ class ScaleFile:
     prompts: bool = option(True, "write the prompts that sets ask for; else the template is taken")
     prompt_writer: str = option("", "module that writes them")
     training: dict | None = option(None, "what trains embeddings -> its options here")
-    stand_ins: bool = option(False, "make small stand-ins for CLIP and an image-editing U-Net")
+    stand_ins: tuple[str, ...] = option(
+        (),
+        "what stand-ins without knowledge are made of: clip, image_unet; cells that need "
+        "another are left out",
+    )
     num_unlabeled: int | None = option(None, "unlabelled images that stand for the tables' own")
     paper_images: int | None = option(
         3000, "images of a set in its Frechet distance; default: all of the set"
@@ -77,6 +81,11 @@ class Scale:
 
     name: str
     file: ScaleFile
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the papers' own, with their datasets and models."""
+        return self.file.dataset is None
 
     def dataset(self, name: str) -> str:
         """The dataset that stands for another one."""

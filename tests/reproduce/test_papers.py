@@ -62,7 +62,7 @@ def test_a_list_on_a_fresh_clone_shows_every_table_and_figure_and_none_is_missin
         ],
         "DreamDA": [
             *(f"Table {n}" for n in range(1, 9)), "Table 3 (pretrained)",
-            *(f"Fig. {n}" for n in range(1, 4)), "sec. 5.1", "sec. 5.2, times",
+            *(f"Fig. {n}" for n in range(1, 4)), "sec. 5.1", "cost paragraph",
         ],
     }  # fmt: skip
     for paper, items in wanted.items():
@@ -148,3 +148,16 @@ def test_two_tables_that_disagree_about_a_folder_are_both_named(own_papers, tmp_
         plan_tables(read_tables(["all"]), as_it_is, tmp_path, PlanOptions())
     for words in ("paper/one and paper/other disagree about", "one/digits.json", "other/digits"):
         assert words in str(error.value)
+
+
+def test_cells_that_need_what_a_scale_has_not_are_left_out_with_the_reason(tmp_path):
+    (table,) = read_tables(["dreamda/table8"])
+    reasons = {}
+    for clip in (None, "a_clip"):
+        plan = planned([table], tmp_path, "small", clip=clip)
+        reasons[clip] = {cell.row: cell.left_out for cell, _ in plan.cells[table.name]}
+    row = "CLIP's pseudo-labels"
+    assert "needs a CLIP" in reasons[None].pop(row) and not any(reasons[None].values())
+    assert not any(reasons["a_clip"].values())
+    with_clip = [c for node in plan.nodes.values() for c in node.commands if "a_clip" in c.plain]
+    assert len(with_clip) == 5  # a run of each seed
