@@ -272,6 +272,10 @@ def _made(
     if prompts and not scale.file.prompts:
         notes[f"{prompts} prompts: the template"] = None
         prompts = None
+    keep = set_spec.keep
+    if keep and scale.file.keep:
+        notes[f"{keep}: {scale.file.keep}"] = None
+        keep = scale.file.keep
     made = Made(
         place=place,
         method=set_spec.method,
@@ -280,7 +284,7 @@ def _made(
         guide=guide,
         guide_name=guide_name,
         prompts=prompts,
-        keep=set_spec.keep,
+        keep=keep,
     )
     if made.trained_by:
         training = (scale.file.training or {}).get(made.trained_by, set_spec.training) or {}

@@ -50,6 +50,7 @@ class ScaleFile:
         "what stand-ins without knowledge are made of: clip, image_unet; cells that need "
         "another are left out",
     )
+    keep: str | None = option(None, "rule of expansion.filter in the place of the tables'")
     num_unlabeled: int | None = option(None, "unlabelled images that stand for the tables' own")
     paper_images: int | None = option(
         3000, "images of a set in its Frechet distance; default: all of the set"
