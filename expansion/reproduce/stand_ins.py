@@ -21,6 +21,8 @@ from expansion.common.errors import InputError, require, run_command, unknown_na
 from expansion.common.files import partial_path
 
 CHECKPOINT = PROJECT_ROOT / "assets" / "tiny-sd-digit-styles"
+SIDE = 32  # of the images of the checkpoint, pixels
+SPECIAL = ("bos", "eos", "pad")  # tokens that a CLIP must know the numbers of
 DATASET, SPLIT = "mnist-few-shot-val", "test"
 
 
@@ -49,14 +51,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def make_clip(folder: Path, _: int) -> None:
-    """A tiny CLIP with random weights, always the same."""
+    """A tiny CLIP for images of 32 pixels with random weights, always the same."""
     import torch
+    from transformers import (
+        CLIPConfig,
+        CLIPImageProcessor,
+        CLIPModel,
+        CLIPTextConfig,
+        CLIPTokenizer,
+        CLIPVisionConfig,
+    )
 
-    from expansion.benchmarks.sampling_arms import random_clip
-
+    tokenizer = CLIPTokenizer.from_pretrained(CHECKPOINT / "tokenizer")
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in SPECIAL}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes["num_attention_heads"] = 2
+    text = CLIPTextConfig(vocab_size=len(tokenizer), **ids, **sizes)
+    vision = CLIPVisionConfig(image_size=SIDE, patch_size=SIDE // 4, **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        random_clip(folder, full_size=False)
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision))
+    square = {"height": SIDE, "width": SIDE}
+    processor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square)
+    for part in (model, tokenizer, processor):
+        part.save_pretrained(folder)
 
 
 def make_image_unet(folder: Path, _: int) -> None:
