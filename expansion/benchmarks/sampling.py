@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the tables; `arguments` defaults to the process's own."""
     config = parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if config.output:  # before minutes are spent
+        Path(config.output).absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(config, Path(folder))
         lines = bench.run()
