@@ -218,7 +218,7 @@ def _way(
     facts = paper.datasets[spec.dataset]
     dataset = scale.dataset(spec.dataset)
     if dataset != spec.dataset:
-        notes[f"{spec.dataset}: {dataset}"] = None
+        notes[f"{spec.dataset} -> {dataset}"] = None
     place = Place(dataset, scale.facts(facts), scale.facts(facts).place or {})
     if spec.measure == "seconds":
         set_spec, options = paper.set_spec(spec.set, spec.dataset)
@@ -230,6 +230,8 @@ def _way(
         made, images = _made(table, scale, place, way, where, notes)
     if spec.measure in ("fid", "mmd"):
         require(made is not None, f"{where}: {spec.measure} is a figure of a set; name one")
+        if not scale.is_own:
+            notes["Inception, 3,000 images -> the classifier of real images, all of the set"] = None
         return made
     train = {**(paper.file.train or {}), **(facts.train or {}), **(spec.train or {})}
     _check_training(train, where)
@@ -270,11 +272,11 @@ def _made(
                               for k, v in other.items())  # fmt: skip
     prompts = set_spec.prompts
     if prompts and not scale.file.prompts:
-        notes[f"{prompts} prompts: the template"] = None
+        notes[f"{prompts} prompts -> the template"] = None
         prompts = None
     keep = set_spec.keep
     if keep and scale.file.keep:
-        notes[f"{keep}: {scale.file.keep}"] = None
+        notes[f"{keep} -> {scale.file.keep}"] = None
         keep = scale.file.keep
     made = Made(
         place=place,

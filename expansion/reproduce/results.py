@@ -107,9 +107,9 @@ class TableResults:
         return [each for (_, column), each in self.results.items() if column == name]
 
     def best_rows(self, column: str) -> set[str]:
-        """The rows with the best measured value of a column; none if it has a single one."""
+        """The rows with the best measured value of a column; none if all have the same."""
         found = {r.cell.row: r.measured.rounded for r in self.column(column) if r.measured}
-        if len(found) < 2:
+        if len(set(found.values())) < 2:
             return set()
         lower = self.column(column)[0].cell.spec.measure in LOWER_IS_BETTER
         best = (min if lower else max)(found.values())

@@ -130,16 +130,16 @@ class Scale:
         own = self.file.expand or {}
         left_out = [k for k in given if k in self.file.leave_out]
         options = {k: v for k, v in given.items() if k not in (*left_out, *own)} | own
-        notes = [f"{k} {_text(given[k])}: left out" for k in left_out]
+        notes = [f"{k} {_text(given[k])} -> left out" for k in left_out]
         made = self._images(images, swept)
-        notes += [f"{images} images of each real one: {made}"] if made != images else []
+        notes += [f"{images} images of each real one -> {made}"] if made != images else []
         _raise_strength(self.file.dataset, method, options)
         if hasattr(before, WINDOW):
             _move_window(before, self.file.dataset, method, options, notes)
         after = config_of(self.file.dataset, method, options)
         for name in SHOWN:
             old, new = getattr(before, name), getattr(after, name)
-            notes += [f"{method}: {name} {old:g}: {new:g}"] if old != new else []
+            notes += [f"{method}: {name} {old:g} -> {new:g}"] if old != new else []
         return Expansion(options, made, tuple(notes))
 
     def training(self, given: Mapping[str, Any], images: int, made: int) -> tuple[dict, list[str]]:
@@ -155,14 +155,14 @@ class Scale:
         own = self.file.train or {}
         left_out = {k: v for k, v in given.items() if k in self.file.leave_out_train}
         options = {k: v for k, v in given.items() if k not in (*left_out, *own)}
-        notes = [f"{k} {_text(v)}: left out" for k, v in left_out.items()]
+        notes = [f"{k} {_text(v)} -> left out" for k, v in left_out.items()]
         if "arch" in options:
             stand_in = self.arch(options["arch"])
-            notes += [f"{options['arch']}: {stand_in}"] if stand_in != options["arch"] else []
+            notes += [f"{options['arch']} -> {stand_in}"] if stand_in != options["arch"] else []
             options["arch"] = stand_in
         variants = options.get("max_variants")
         if variants is not None and variants > made:
-            notes.append(f"the first {variants} variants: {made}")
+            notes.append(f"the first {variants} variants -> {made}")
             options["max_variants"] = made
         return {**options, **own}, notes
 
@@ -225,11 +225,11 @@ def _move_window(
     options |= {WINDOW: step, PERIOD: period}
     if (step, executed) != (before.guidance_step, before.executed_steps):
         notes.append(
-            f"{WINDOW} {before.guidance_step} of {before.executed_steps} steps: "
+            f"{WINDOW} {before.guidance_step} of {before.executed_steps} steps -> "
             f"{step} of {executed}"
         )
     if period != before.guidance_period:
-        notes.append(f"{PERIOD} {before.guidance_period}: {period}")
+        notes.append(f"{PERIOD} {before.guidance_period} -> {period}")
 
 
 def _text(value: Any) -> str:

@@ -144,4 +144,4 @@ def test_what_the_paper_leaves_open_stands_below_the_table(finished):
     table, plan = finished(None, None, None, None)
     text = report(results_of(table, plan, {}), "markdown")
     assert "- open in the paper: FID: against all training images" in text
-    assert "- at this scale: caltech-101: mnist-few-shot" in text
+    assert "- at this scale: caltech-101 -> mnist-few-shot" in text

@@ -30,10 +30,10 @@ def test_the_window_of_guided_steps_keeps_its_place_in_the_schedule(window, peri
 
 def test_what_the_scale_changes_is_said():
     notes = scaled("distdiff", {"K": 2}).notes
-    assert "guidance_step 20 of 25 steps: 10 of 12" in notes
-    assert "distdiff: num_inference_steps 50: 15" in notes
-    assert "distdiff: strength 0.5: 0.8" in notes
-    assert "5 images of each real one: 10" in notes
+    assert "guidance_step 20 of 25 steps -> 10 of 12" in notes
+    assert "distdiff: num_inference_steps 50 -> 15" in notes
+    assert "distdiff: strength 0.5 -> 0.8" in notes
+    assert "5 images of each real one -> 10" in notes
 
 
 def test_what_a_table_sweeps_keeps_its_value():
@@ -58,9 +58,9 @@ def test_networks_that_do_not_fit_small_images_have_stand_ins():
     train, notes = read_scale("small").training({"arch": "resnet50", "epochs": 90}, 0, 0)
     assert train["arch"] == "resnet10_tiny" and train["max_train_steps"] == 300
     assert "epochs" not in train
-    assert "resnet50: resnet10_tiny" in notes and "epochs 90: left out" in notes
+    assert "resnet50 -> resnet10_tiny" in notes and "epochs 90 -> left out" in notes
 
 
 def test_no_more_variants_are_trained_on_than_are_made():
     train, notes = read_scale("tiny").training({"max_variants": 10}, 20, 3)
-    assert train["max_variants"] == 3 and "the first 10 variants: 3" in notes
+    assert train["max_variants"] == 3 and "the first 10 variants -> 3" in notes
