@@ -108,7 +108,9 @@ class Guidance:
                 are, so that the window itself draws the same.
         """
         copies = [copy_of(generator) for generator in generators]
-        _, predictions = self.denoiser.run(latents, window, conditioning, generators=copies)
+        _, predictions = self.denoiser.run(
+            latents, window, conditioning, generators=copies, whole=True
+        )
         return self.energy(predictions, targets)
 
     def transform(

@@ -198,7 +198,7 @@ class DistDiffSampler(Img2ImgSampler):
         figures |= guided.figures
         # Transform guidance only looked ahead: the window itself is still to be run.
         latents, predictions = self.denoiser.run(
-            guided.latents, window, conditioning, generators=generators
+            guided.latents, window, conditioning, generators=generators, whole=True
         )
         if self.config.log_energy:
             with phase("guide"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from expansion.common.config import option
 from expansion.common.errors import require
@@ -21,6 +22,8 @@ class DreamDAConfig(SamplerConfig):
 
     The defaults are those of the authors' released code.
     """
+
+    reuses_features: ClassVar[bool] = False
 
     num_inference_steps: int = option(100, "DDIM steps of the whole schedule")
     strength: float = option(

@@ -26,6 +26,7 @@ from torch import Generator, Tensor
 from expansion.common.phases import phase
 from expansion.diffusion.conditioning import Conditioning, embeds_guidance
 from expansion.diffusion.families import Pipeline
+from expansion.diffusion.feature_cache import FeatureCache
 from expansion.diffusion.model_configs import noise_schedule
 from expansion.diffusion.sampler_config import CONSISTENCY, STATELESS, SamplerConfig
 from expansion.diffusion.solver_checks import check_guidance, check_steps
@@ -77,6 +78,7 @@ class Denoiser:
     def __init__(self, pipeline: Pipeline, config: SamplerConfig):
         own = own_scheduler(pipeline)
         self.unet = pipeline.unet
+        self.cache = FeatureCache(pipeline.unet, config.cache_interval)
         self.config = config = config.on_checkpoint(own)
         self.scheduler = _scheduler(pipeline, config)
         self.distillation = {key: own[key] for key in DISTILLATION if key in own}
@@ -192,11 +194,12 @@ class Denoiser:
         guidance_scale: Tensor | None = None,
         eta: float = 0.0,
         generators: Sequence[Generator] = (),
+        whole: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
         """Take steps at `timesteps`, in this order.
 
         They are deterministic unless `eta` says else, or the solver is lcm or tcd. Solvers of
-        second order begin every call anew, with a step of first order.
+        second order and reuse of deep features (`cache_interval`) begin every call anew.
 
         Args:
             latents: (B, 4, h, w) at timesteps[0], float32.
@@ -207,6 +210,8 @@ class Denoiser:
                 reverse process adds in a step.
             generators: B, of which each draws its sample's noise: at every step if `eta` is not 0,
                 with lcm and tcd at all but the last of the whole schedule.
+            whole: Whether every step computes the whole U-Net, whatever `cache_interval` says;
+                steps that gradients flow through do in any case.
 
         Returns:
             Latents (B, 4, h, w) after the last step, and x0hat of every step.
@@ -215,16 +220,17 @@ class Denoiser:
         if timesteps and self.config.solver not in STATELESS:
             solver = self._new_solver()
             solver.set_begin_index(self.all_timesteps.index(timesteps[0]))
-        for timestep in timesteps:
-            noise_pred = self.predict(latents, timestep, conditioning, guidance_scale)
-            draw = list(generators)
-            if eta:
-                noise = randn_tensor(latents.shape, generator=draw, device=latents.device)
-                step = solver.step(noise_pred, timestep, latents, eta=eta, variance_noise=noise)
-                latents, predicted = step.prev_sample, step.pred_original_sample
-            else:
-                latents, predicted = self._step(solver, noise_pred, timestep, latents, draw)
-            predictions.append(predicted)
+        draw = list(generators)
+        with self.cache.steps(timesteps, whole or torch.is_grad_enabled()) as taken:
+            for timestep in taken:
+                noise_pred = self.predict(latents, timestep, conditioning, guidance_scale)
+                if eta:
+                    noise = randn_tensor(latents.shape, generator=draw, device=latents.device)
+                    step = solver.step(noise_pred, timestep, latents, eta=eta, variance_noise=noise)
+                    latents, predicted = step.prev_sample, step.pred_original_sample
+                else:
+                    latents, predicted = self._step(solver, noise_pred, timestep, latents, draw)
+                predictions.append(predicted)
         return latents, predictions
 
     def _step(

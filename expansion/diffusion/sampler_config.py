@@ -51,6 +51,12 @@ class SamplerConfig:
         "tcd: share of noise, 0 to 1, that each step but the last draws anew; 0 is deterministic",
         added_later=True,
     )
+    cache_interval: int = option(
+        1,
+        "compute the whole U-Net in every so many steps, and reuse its deep features in between "
+        "(DeepCache, arXiv 2312.00858), an approximation; 1: in every step",
+        added_later=True,
+    )
     guidance_scale: float = option(7.5, "classifier-free guidance; 1 or less: off")
     guidance_interval: tuple[float, ...] = option(
         (0.0, 1.0),
@@ -74,6 +80,8 @@ class SamplerConfig:
     needs_image_unet: ClassVar[bool] = False
     # True if what prompts call the classes decides the images beyond the prompts themselves.
     tells_clip_the_classes: ClassVar[bool] = False
+    # False if the method itself changes the features that `cache_interval` would reuse.
+    reuses_features: ClassVar[bool] = True
     # U-Net rows of an image in a step that is guided.
     guided_rows: ClassVar[int] = 2
 
@@ -83,6 +91,13 @@ class SamplerConfig:
             f"num_inference_steps {self.num_inference_steps}: give a positive number",
         )
         require(0 < self.strength <= 1, f"strength {self.strength}: give more than 0 and at most 1")
+        interval = self.cache_interval
+        require(interval > 0, f"cache_interval {interval}: give a positive number")
+        require(
+            self.reuses_features or interval == 1,
+            f"cache_interval {interval}: this method changes the U-Net's features in every step, "
+            "so there are none to reuse; leave it out",
+        )
         require(
             self.executed_steps > 0,
             f"strength {self.strength} of {self.num_inference_steps} steps leaves none to run; "

@@ -404,7 +404,7 @@ def test_a_gradient_that_is_not_finite_skips_that_image_s_update_and_is_counted(
     factor = torch.ones(2, 4, 2, 2)
     factor[0, 1, 0, 0] = bad
     guidance = Guidance(
-        SimpleNamespace(run=lambda z, window, embeds, generators: (z * 1, [z * 1])),
+        SimpleNamespace(run=lambda z, *given, **options: (z * 1, [z * 1])),
         lambda predictions, targets: (predictions[0] * factor).flatten(1).sum(1),
         distdiff(rho=0.5, constraint_value=1e9),
     )

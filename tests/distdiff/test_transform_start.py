@@ -36,7 +36,7 @@ def guided(
     """Guidance whose energy is the latent's sum: dE/dw = sum of z, dE/db = 64 per channel."""
     options = {} if start is None else {"transform_start": start}
     guidance = Guidance(
-        SimpleNamespace(run=lambda z, window, embeds, generators: (z * 1, [z * 1])),
+        SimpleNamespace(run=lambda z, *given, **options: (z * 1, [z * 1])),
         lambda predictions, targets: predictions[0].flatten(1).sum(1),
         distdiff(rho=rho, constraint_value=epsilon, log_energy=True, **options),
     )
