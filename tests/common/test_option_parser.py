@@ -14,6 +14,7 @@ import train_expand
 import train_original
 from baselines.diffusion_inversion import __main__ as diffusion_inversion
 from baselines.textual_inversion import __main__ as textual_inversion
+from distdiff import prototype_plot
 from dreamda.finetune import __main__ as finetune
 from dreamda.prompts import __main__ as prompts
 from expansion.advise.config import AdviseConfig
@@ -31,7 +32,7 @@ from expansion.measures import bias
 from expansion.measures import command as evaluate
 from expansion.metrics import coverage
 from expansion.predict import __main__ as predict
-from expansion.report import recognised
+from expansion.report import paired, recognised
 from expansion.selection import command as select
 from expansion.study import config as study
 from expansion.training.options import TrainConfig, parse_training
@@ -42,6 +43,7 @@ def advise(words):
     return study.read_command_line(words, "", AdviseConfig)
 
 
+PLOT = "--encoder_weight_path guide --exp set"
 FINETUNE = "--output_dir o --pretrained_model_name_or_path m"
 # Command -> what reads its words, words that it accepts, and one of its options.
 COMMANDS = {
@@ -64,6 +66,8 @@ COMMANDS = {
     "evaluate": (evaluate.parse, "--exp a --seed 1", "--cross_fit"),
     "filter": (select.parse, "--exp a --seed 1", "--top"),
     "measures.bias": (bias.parse, "", "--num_draws"),
+    "prototype_plot": (prototype_plot.parse, PLOT, "--max_variants"),
+    "paired": (paired.parse, "set set", "--variants"),
     "recognised": (recognised.main, "run set", "--device"),
 }
 TWO_LAYERS = (
@@ -100,6 +104,7 @@ SETTINGS = {
         "subset_seed",
     ),
     "benchmark": (lambda words: [benchmark.parse(words)], "rounds"),
+    "prototype_plot": (lambda words: [prototype_plot.parse(words)], "max_variants"),
 }
 
 
@@ -139,7 +144,7 @@ def test_an_unknown_option_or_a_shortened_one_is_refused_with_the_one_that_was_m
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in COMMANDS if name not in ("predict", "recognised")]
+    "name", [name for name in COMMANDS if name not in ("predict", "paired", "recognised")]
 )
 def test_a_word_too_many_is_named(name, capsys):
     taken = {"train_original.py": 5, "train_expand.py": 6}

@@ -132,7 +132,7 @@ def test_the_contact_sheet_has_a_row_for_every_class_whatever_their_sizes(tmp_pa
             rows.append({"file_name": made, "class": str(label), "source": name, "variant": 0})
     plan = SimpleNamespace(
         output_dir=tmp_path,
-        records=records,
+        expanded=records,
         config=SimpleNamespace(num_images_per_prompt=1),
         dataset=SimpleNamespace(prompt_names=[f"class {i}" for i in range(23)]),
     )
