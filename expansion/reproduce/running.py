@@ -52,7 +52,7 @@ def write_jobs(nodes: Sequence[Node], path: Path) -> None:
     stages = stages_of(nodes)
     heads = [
         "Commands of python -m expansion.reproduce, one per line. Stages follow each other; within",
-        "one, lines go in any order: sbatch --array=FIRST-LAST --wrap 'sed -n "
+        "one, lines go in any order: sbatch -a FIRST-LAST --wrap 'sed -n "
         f'"${{SLURM_ARRAY_TASK_ID}}p" {path.name} | bash\'',
     ]
     line = len(heads) + len(stages) + 1
