@@ -201,20 +201,21 @@ def cells_of(table: Table, scale: Scale, datasets: Collection[str] = ()) -> list
     return found
 
 
-def _ways(spec: CellSpec) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The options that a cell adds to those of its set: one way, or those that it chooses from."""
-    given = spec.options or {}
+def _ways(spec: CellSpec) -> Iterator[tuple[str, CellSpec]]:
+    """The cell itself, or each of those of which the best counts, by what tells it apart."""
     for name, values in (spec.best_of or {}).items():
         for value in values:
-            yield f"{name} {value:g}", {"spec": spec, "options": {**given, name: value}}
+            options = {**(spec.options or {}), name: value}
+            yield f"{name} {value}", replace(spec, options=options)
     if not spec.best_of:
-        yield "", {"spec": spec, "options": given}
+        yield "", spec
 
 
 def _way(
-    table: Table, scale: Scale, way: Mapping[str, Any], where: str, notes: dict[str, None]
+    table: Table, scale: Scale, spec: CellSpec, where: str, notes: dict[str, None]
 ) -> Arm | Made | Timing:
-    spec, paper = way["spec"], table.paper
+    """What is measured for a cell; `notes` gets what the scale changes."""
+    paper = table.paper
     facts = paper.datasets[spec.dataset]
     dataset = scale.dataset(spec.dataset)
     if dataset != spec.dataset:
@@ -222,12 +223,12 @@ def _way(
     place = Place(dataset, scale.facts(facts), scale.facts(facts).place or {})
     if spec.measure == "seconds":
         set_spec, options = paper.set_spec(spec.set, spec.dataset)
-        steps = {**options, **way["options"]}.get("num_inference_steps")
+        steps = {**options, **(spec.options or {})}.get("num_inference_steps")
         given = {} if steps is None else {"num_inference_steps": steps}
         return Timing(set_spec.method, {**given, **(scale.file.benchmark or {})})
     made, images = None, 0
     if spec.set != REAL:
-        made, images = _made(table, scale, place, way, where, notes)
+        made, images = _made(table, scale, place, spec, where, notes)
     if spec.measure in ("fid", "mmd"):
         require(made is not None, f"{where}: {spec.measure} is a figure of a set; name one")
         if not scale.is_own:
@@ -244,14 +245,14 @@ def _made(
     table: Table,
     scale: Scale,
     place: Place,
-    way: Mapping[str, Any],
+    spec: CellSpec,
     where: str,
     notes: dict[str, None],
 ) -> tuple[Made, int]:
     """The set of a cell, and the number of images of each real one at the paper's scale."""
-    spec, paper = way["spec"], table.paper
+    paper = table.paper
     set_spec, own = paper.set_spec(spec.set, spec.dataset)
-    given = {**own, **way["options"]}
+    given = {**own, **(spec.options or {})}
     config_class = _method_config(set_spec, f"{where}: set {spec.set}")
     compose([ExpandConfig, config_class], [Source(given, f"{where}: options")])
     images = spec.images or paper.datasets[spec.dataset].images
@@ -261,15 +262,7 @@ def _made(
     notes |= dict.fromkeys(scaled.notes)
     guide, guide_name = None, ""
     if needs_guide(set_spec.method):
-        usual = {**(paper.file.train or {}), **(paper.file.guide or {})}
-        asked = {**usual, **(spec.guide or {})}
-        _check_training(asked, f"{where}: guide")
-        options, changes = scale.training(asked, 0, 0)
-        notes |= dict.fromkeys(f"guide: {change}" for change in changes)
-        guide = Arm(place, options)
-        other = {k: v for k, v in options.items() if scale.training(usual, 0, 0)[0].get(k) != v}
-        guide_name = "-".join(_short(v) if k == "arch" else f"{k}{_short(v)}"
-                              for k, v in other.items())  # fmt: skip
+        guide, guide_name = _guide(table, scale, place, spec, where, notes)
     prompts = set_spec.prompts
     if prompts and not scale.file.prompts:
         notes[f"{prompts} prompts -> the template"] = None
@@ -292,6 +285,27 @@ def _made(
         training = (scale.file.training or {}).get(made.trained_by, set_spec.training) or {}
         made = replace(made, training=training)
     return made, images
+
+
+def _guide(
+    table: Table,
+    scale: Scale,
+    place: Place,
+    spec: CellSpec,
+    where: str,
+    notes: dict[str, None],
+) -> tuple[Arm, str]:
+    """The arm that is a set's guide, and what tells it from the paper's usual one."""
+    file = table.paper.file
+    usual = {**(file.train or {}), **(file.guide or {})}
+    asked = {**usual, **(spec.guide or {})}
+    _check_training(asked, f"{where}: guide")
+    options, changes = scale.training(asked, 0, 0)
+    notes |= dict.fromkeys(f"guide: {change}" for change in changes)
+    plain = scale.training(usual, 0, 0)[0]
+    other = {name: value for name, value in options.items() if plain.get(name) != value}
+    arch = [_short(other.pop("arch"))] if "arch" in other else []
+    return Arm(place, options), "-".join([*arch, *_tagged(other)])
 
 
 def _method_config(spec: SetSpec, where: str) -> type:

@@ -124,7 +124,7 @@ class Scale:
             images: Images of each real one there.
             swept: Whether a table asks for that number, so that it is kept where it can be.
         """
-        if self.file.dataset is None:
+        if self.is_own:
             return Expansion(dict(given), images)
         before = config_of(dataset, method, given)
         own = self.file.expand or {}
@@ -150,20 +150,20 @@ class Scale:
             images: Images of each real one at the paper's scale.
             made: The same at this scale.
         """
-        if self.file.dataset is None:
+        variants, notes = given.get("max_variants"), []
+        if variants is not None and variants >= made:  # that is all of them
+            notes = [f"the first {variants} variants -> {made}"] if made < images else []
+            given = {k: v for k, v in given.items() if k != "max_variants"}
+        if self.is_own:
             return dict(given), []
         own = self.file.train or {}
         left_out = {k: v for k, v in given.items() if k in self.file.leave_out_train}
         options = {k: v for k, v in given.items() if k not in (*left_out, *own)}
-        notes = [f"{k} {_text(v)} -> left out" for k, v in left_out.items()]
+        notes += [f"{k} {_text(v)} -> left out" for k, v in left_out.items()]
         if "arch" in options:
             stand_in = self.arch(options["arch"])
             notes += [f"{options['arch']} -> {stand_in}"] if stand_in != options["arch"] else []
             options["arch"] = stand_in
-        variants = options.get("max_variants")
-        if variants is not None and variants > made:
-            notes.append(f"the first {variants} variants -> {made}")
-            options["max_variants"] = made
         return {**options, **own}, notes
 
     def _images(self, images: int, swept: bool) -> int:

@@ -61,6 +61,10 @@ def test_networks_that_do_not_fit_small_images_have_stand_ins():
     assert "resnet50 -> resnet10_tiny" in notes and "epochs 90 -> left out" in notes
 
 
-def test_no_more_variants_are_trained_on_than_are_made():
+def test_the_first_of_more_variants_than_are_made_are_all_of_them():
     train, notes = read_scale("tiny").training({"max_variants": 10}, 20, 3)
-    assert train["max_variants"] == 3 and "the first 10 variants -> 3" in notes
+    assert "max_variants" not in train and "the first 10 variants -> 3" in notes
+    assert read_scale("tiny").training({"max_variants": 2}, 20, 3)[0]["max_variants"] == 2
+    paper = read_scale("paper")
+    assert paper.training({"max_variants": 5}, 5, 5) == ({}, [])
+    assert paper.training({"max_variants": 5}, 20, 20) == ({"max_variants": 5}, [])
