@@ -164,6 +164,7 @@ def _list(scale: Scale, root: Path, options: PlanOptions) -> int:
     found = {table.name: results_of(table, plan, {}) for table in tables}
     say(listing(tables, plan, found))
     say(f"\n{total(plan)}")
+    say("published: cells whose published value the file has; of the others, its notes say why")
     say(f"hours: of {scale.file.device}, right within a factor of two or three")
     return 0
 

@@ -12,7 +12,8 @@ from expansion.reproduce.results import TableResults
 from expansion.reproduce.running import estimate_of
 
 HEADER = (
-    "item", "file or what shows it", "cells", "U-Net rows", "hours", "GB", "measured", "what it is",
+    "item", "file or what shows it", "cells", "published", "U-Net rows", "hours", "GB", "measured",
+    "what it is",
 )  # fmt: skip
 SIZES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 
@@ -27,12 +28,9 @@ def listing(tables: list[Table], plan: Plan, found: Mapping[str, TableResults]) 
     """
     lines: dict[str, list[list[str]]] = {name: [] for name in read_papers()}
     for table in tables:
-        items = [table.file.item, *table.file.also]
-        first = _line(table, plan, found[table.name], items[0])
-        more = [[item, f"in {table.name}", *[""] * 5, ""] for item in items[1:]]
-        lines[table.paper.name] += [first, *more]
+        lines[table.paper.name].append(_line(table, plan, found[table.name]))
     for paper, other in others(read_papers()):
-        lines[paper].append([other.item, other.shown_by, *[""] * 5, other.title])
+        lines[paper].append([other.item, other.shown_by, *[""] * 6, other.title])
     return "\n\n".join(_part(name, each) for name, each in lines.items())
 
 
@@ -48,34 +46,26 @@ def total(plan: Plan) -> str:
     )
 
 
-def _line(table: Table, plan: Plan, found: TableResults, item: str) -> list[str]:
-    title = table.file.title
+def _line(table: Table, plan: Plan, found: TableResults) -> list[str]:
+    published = str(len(table.published)) if table.published else "none"
+    begin = [table.file.item, table.name, str(len(table.specs)), published]
     if found.problem:
-        return [
-            item,
-            table.name,
-            str(len(table.specs)),
-            *[""] * 3,
-            "cannot be planned",
-            found.problem,
-        ]
+        return [*begin, *[""] * 3, "cannot be planned", found.problem]
     work, needed = estimate_of(plan.nodes_of(table.name), plan, 1)
     done = sum(each.measured is not None for each in found.results.values())
     return [
-        item,
-        table.name,
-        str(len(table.specs)),
+        *begin,
         short(work.rows),
         f"{needed.seconds / 3600:,.1f}",
         f"{needed.gigabytes:,.1f}",
         f"{done} of {len(found.results)}",
-        title,
+        table.file.title,
     ]
 
 
 def _part(paper: str, lines: list[list[str]]) -> str:
     lines.sort(key=lambda line: _order(line[0]))
-    table = aligned([list(HEADER), *lines], left=(0, 1, 7))
+    table = aligned([list(HEADER), *lines], left=(0, 1, 8))
     return f"{read_papers()[paper].file.title}\n{table}"
 
 

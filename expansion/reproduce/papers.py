@@ -58,7 +58,6 @@ class TableFile:
 
     title: str = option("", "what it is about, with its number in the paper")
     item: str = option("", "its number in the paper, such as Table 4")
-    also: tuple[str, ...] = option((), "further items of the paper whose numbers it holds")
     corner: str = option("", "what the first column is")
     cells: dict | None = option(None, "what all cells have in common")
     rows: tuple[dict, ...] = option((), "rows: name, and what their cells are")
