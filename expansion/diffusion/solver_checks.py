@@ -17,6 +17,7 @@ from expansion.diffusion.sampler_config import (
 
 ORIGINAL_STEPS = 50  # steps of a consistency distillation, where its scheduler does not say
 MILD_GUIDANCE = 2.0  # that adapters such as LCM-LoRA bear
+MANY_STEPS = 16  # of a distilled model; more of them only cost time
 
 
 def check_steps(schedule: Mapping[str, Any], config: SamplerConfig, name: str) -> None:
@@ -122,6 +123,12 @@ def distillation_warnings(
         lines.append(
             f"solver {solver}: {name} has the scheduler {named}, so it was distilled for another; "
             f"give --solver {made_for} and 4 to 8 --num_inference_steps"
+        )
+    if solver in CONSISTENCY and config.executed_steps > MANY_STEPS:
+        lines.append(
+            f"num_inference_steps {config.num_inference_steps} at strength {config.strength}: "
+            f"{config.executed_steps} steps are run where the solver {solver} needs 4 to 8; give "
+            "fewer"
         )
     if unet.get("time_cond_proj_dim") is not None:  # it takes the guidance scale as an input
         return lines

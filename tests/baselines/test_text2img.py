@@ -91,7 +91,7 @@ def test_bot_runs_each_image_at_its_own_guidance_scale(pipeline):
 
 def test_bot_draws_every_whole_number_up_to_its_guidance_scale(pipeline):
     sampler = BoTSampler(pipeline, BoTConfig(num_inference_steps=1))
-    sampler.denoiser.run = lambda latents, *_: (latents, [])
+    sampler.denoiser.run = lambda latents, *_, **__: (latents, [])
     index = torch.zeros(200, dtype=torch.long)
     batch = Batch(torch.zeros(1, 3, 32, 32), ("a",), index, ["a two"] * 200, index, (7,))
     drawn = [torch.Generator().manual_seed(i) for i in range(200)]

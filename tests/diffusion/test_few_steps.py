@@ -58,6 +58,11 @@ from tests.helpers.tiny_checkpoints import (
     tiny_lcm,
 )
 
+pytestmark = [  # whole samplers and plans
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning"),
+]
+
 TRAILING = {"timestep_spacing": "trailing", "_class_name": "EulerDiscreteScheduler"}
 
 
@@ -170,8 +175,7 @@ def test_adapted_models_equal_the_pipelines_of_diffusers(
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4])
-@pytest.mark.parametrize("option", [True, False])
+@pytest.mark.parametrize(("steps", "option"), [(1, True), (3, False), (4, True)])
 def test_turbo_equals_the_pipelines_of_diffusers_with_euler(pipeline, turbo_dir, steps, option):
     """Trailing timesteps of the checkpoint, or as Lightning-LoRA has them, by the option."""
     networks = pipeline if option else load_pipeline(str(turbo_dir))
@@ -190,8 +194,10 @@ def test_turbo_equals_the_pipelines_of_diffusers_with_euler(pipeline, turbo_dir,
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("sampler_class", [Img2ImgSampler, DAFusionSampler])
-@pytest.mark.parametrize("solver", ["lcm", "tcd", "euler"])
+@pytest.mark.parametrize(
+    ("solver", "sampler_class"),
+    [("lcm", Img2ImgSampler), ("tcd", DAFusionSampler), ("euler", DAFusionSampler)],
+)
 def test_an_image_depends_on_its_own_noise_alone(pipeline, solver, sampler_class):
     config_class = SamplerConfig if sampler_class is Img2ImgSampler else DAFusionConfig
     config = config_class(num_inference_steps=8, guidance_scale=1.0, solver=solver)
@@ -216,11 +222,9 @@ def test_the_first_timestep_is_where_the_scheduler_places_it(pipeline, solver):
         check_steps({"original_inference_steps": 0}, SamplerConfig(solver=solver), "it")
 
 
-# DistDiff and DreamDA.
-
-
-@pytest.mark.parametrize("solver", ["lcm", "tcd"])
-@pytest.mark.parametrize("kind", ["transform_guidance", "direct_guidance"])
+@pytest.mark.parametrize(
+    ("solver", "kind"), [("lcm", "transform_guidance"), ("tcd", "direct_guidance")]
+)
 def test_distdiff_looks_ahead_with_the_noise_that_the_window_draws(pipeline, solver, kind):
     """Without a step its look-ahead is the window itself, and its images are those of img2img."""
     torch.manual_seed(0)
@@ -282,9 +286,6 @@ def test_a_distilled_model_is_not_trained_on(lcm_dir, digits_dir, tmp_path):
         finetune.main([*given, "--pretrained_model_name_or_path", str(lcm_dir)])
 
 
-# What guidance such models bear, and what identifies their sets.
-
-
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
@@ -293,15 +294,16 @@ def test_a_distilled_model_is_not_trained_on(lcm_dir, digits_dir, tmp_path):
         ("plain", "--solver lcm --num_inference_steps 4", "spoils .*give --guidance_scale 1, or"),
         ("plain", "--solver tcd --num_inference_steps 4 --guidance_scale 2", None),
         ("lcm", "--num_inference_steps 4", None),
+        ("lcm", "", "num_inference_steps 50 at strength 0.5: 25 steps are run where .* give fewer"),
         ("plain", "", None),
     ],
 )
-def test_guidance_that_spoils_images_is_warned_of(
+def test_guidance_that_spoils_images_and_needless_steps_are_warned_of(
     plan_of, turbo_dir, lcm_dir, caplog, model, options, words
 ):
     folder = {"turbo": turbo_dir, "lcm": lcm_dir, "plain": TINY_MODEL}[model]
     plan_of(folder, f"--method img2img {options}")
-    told = [r.getMessage() for r in caplog.records if "guidance_scale" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if r.name.endswith("model_files")]
     assert len(told) == (words is not None) and all(re.search(words, line) for line in told)
 
 
@@ -352,7 +354,6 @@ def test_the_cost_of_a_set_counts_no_row_for_guidance_that_is_an_input(plan_of, 
     assert facts_of(plan)["unet_rows_per_image"] == 8
 
 
-@pytest.mark.slow
 def test_an_lcm_lora_of_all_kinds_of_layers_is_added_and_identifies_the_set(plan_of, tmp_path):
     """Maps, convolutions and time embeddings, as LCM-LoRA and Lightning-LoRA have them."""
     pytest.importorskip("peft")
@@ -381,7 +382,6 @@ def test_an_lcm_lora_of_all_kinds_of_layers_is_added_and_identifies_the_set(plan
     assert identities[0] == identities[1]
 
 
-@pytest.mark.slow
 def test_expand_makes_a_set_with_an_lcm(lcm_dir, make_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     classes = {"ant": ["1.png"], "bee": ["1.png"]}

@@ -26,6 +26,8 @@ from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.stable_diffusion import in_float32, load_pipeline, with_scheduler
 from tests.helpers.tiny_checkpoints import PROMPTS, changed_copy, generators, make_batch
 
+pytestmark = pytest.mark.slow  # whole samplers
+
 
 def of_diffusers(sdxl, pipeline_class, config: SamplerConfig, **inputs) -> Tensor:
     """The images that a pipeline of diffusers makes with DDIM on the same networks."""

@@ -70,8 +70,7 @@ def test_distdiff_lowers_the_energy_and_within_a_ball_of_radius_0_is_img2img(sdx
     assert (slope > 1e-3).all()
 
 
-@pytest.mark.parametrize("location", ["bottleneck", "encoder"])
-@pytest.mark.parametrize("perturb", ["released", "eq6"])
+@pytest.mark.parametrize(("location", "perturb"), [("bottleneck", "released"), ("encoder", "eq6")])
 def test_dreamda_without_noise_gives_the_real_image_back_and_with_noise_another(
     sdxl, location, perturb
 ):
