@@ -6,6 +6,7 @@ Markdown table, and writes it and all figures to `report.md` and `report.json` t
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,11 @@ COLUMNS = ("", "", "batch", "images/s", "U-Net rows/s", "peak GB", "of the matri
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print and write the report on the folder that `arguments` names."""
-    given = sys.argv[1:] if arguments is None else arguments
-    require(len(given) == 1, "give the folder of scripts/gpu_check.sh")
-    folder = Path(given[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m expansion.benchmarks.gpu_report", description=__doc__
+    )
+    parser.add_argument("folder", type=Path, help="what scripts/gpu_check.sh wrote into")
+    folder = parser.parse_args(arguments).folder
     measured = {
         path.stem: json.loads(path.read_text())
         for path in sorted(folder.glob("*.json"))

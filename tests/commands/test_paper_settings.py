@@ -23,7 +23,7 @@ from expansion.training.softmatch_config import SoftMatchConfig
 from tests.conftest import ROOT
 from tests.helpers.stand_ins import stand_in
 
-SHARED = {"demo", "results", "test", "environment", "single_exp"}
+SHARED = {"demo", "gpu_check", "results", "test", "environment", "single_exp"}
 SCRIPTS = sorted(p for p in (ROOT / "scripts").glob("*.sh") if p.stem not in SHARED)
 SEMI_SUPERVISED = "--unlabeled_dir data/stl10/unlabeled"
 
