@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 REQUIREMENTS=requirements-dev.txt
 . scripts/environment.sh
+. scripts/stopping.bash
 
 OUT=${1:-gpu_check}
 mkdir -p "$OUT"

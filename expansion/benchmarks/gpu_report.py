@@ -1,12 +1,11 @@
 """`python -m expansion.benchmarks.gpu_report FOLDER`: figures of `scripts/gpu_check.sh` in a table.
 
 Reads the figures of `expansion.benchmark` and the output of the tests in the folder, prints a
-Markdown table, and writes it and all figures to `report.md` and `report.json` there.
+Markdown table, and writes it and all figures to `report.md` and `report.json`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from expansion.common.errors import require, run_command
 from expansion.common.files import write_atomic
+from expansion.common.option_parser import OptionParser
 
 FAMILIES = {"sd1": "SD 1.x, 512", "sdxl": "SDXL, 1024"}
 ONE, TWO = "one", ("two_a", "two_b")  # the same work by one process, and by two at a time
@@ -23,11 +23,11 @@ COLUMNS = ("", "", "batch", "images/s", "U-Net rows/s", "peak GB", "of the matri
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print and write the report on the folder that `arguments` names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m expansion.benchmarks.gpu_report", description=__doc__
-    )
-    parser.add_argument("folder", type=Path, help="what scripts/gpu_check.sh wrote into")
-    folder = parser.parse_args(arguments).folder
+    parser = OptionParser(prog="python -m expansion.benchmarks.gpu_report", description=__doc__)
+    parser.add_argument("folder", help="what scripts/gpu_check.sh wrote into")
+    parser.add_argument("--output", help="folder of the report (default: the same)")
+    options = parser.parse_args(arguments)
+    folder = Path(options.folder)
     measured = {
         path.stem: json.loads(path.read_text())
         for path in sorted(folder.glob("*.json"))
@@ -38,8 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     passed = tests.read_text().strip().splitlines()[-1:] if tests.is_file() else []
     text = report(measured, passed)
     sys.stdout.write(text)
-    write_atomic(folder / "report.md", text)
-    write_atomic(folder / "report.json", json.dumps({"tests": passed, **measured}, indent=1) + "\n")
+    output = Path(options.output or folder)
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomic(output / "report.md", text)
+    write_atomic(output / "report.json", json.dumps({"tests": passed, **measured}, indent=1) + "\n")
 
 
 def report(measured: Mapping[str, Mapping[str, Any]], tests: Sequence[str]) -> str:

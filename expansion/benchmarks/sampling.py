@@ -260,9 +260,7 @@ class Bench:
             "resolution": resolution,
             "num_images_per_prompt": self.config.num_images_per_prompt,
             "rounds": self.config.rounds,
-            "flops_per_row": unet_flops(
-                self.pipeline, resolution // self.pipeline.vae_scale_factor
-            ),
+            "flops_per_row": unet_flops(unet, resolution // self.pipeline.vae_scale_factor),
             "matrix_rate": matrix_rate(self.pipeline.device, unet.dtype),
         }
 

@@ -18,13 +18,13 @@ import torch
 from diffusers import (
     DDIMScheduler,
     StableDiffusionImg2ImgPipeline,
+    UNet2DConditionModel,
 )
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from expansion.common.phases import PhaseClock
 from expansion.common.sharding import make_units
-from expansion.diffusion.conditioning import PromptEncoder
 from expansion.diffusion.families import STABLE_DIFFUSION_XL, Pipeline, family_of
 from expansion.diffusion.sampler import Sampler
 from expansion.diffusion.sampler_config import SamplerConfig
@@ -166,14 +166,22 @@ def diffusers_pipeline(name: str, pipeline: Pipeline) -> Pipeline:
     return made
 
 
-def unet_flops(pipeline: Pipeline, side: int) -> int:
+def unet_flops(unet: UNet2DConditionModel, side: int) -> int:
     """Floating-point operations of a row in the U-Net, for latents with a side of `side` cells."""
-    unet = pipeline.unet
-    latents = torch.zeros(1, unet.config.in_channels, side, side).to(unet.device, unet.dtype)
-    with torch.no_grad():
-        conditioning = PromptEncoder(pipeline)(["a photo"], None)
-        with FlopCounterMode(display=False) as counter:
-            unet(latents, 1, **conditioning.unet_inputs)
+    config = unet.config
+    shapes: dict[str, tuple[int, ...]] = {"sample": (1, config.in_channels, side, side)}
+    shapes["encoder_hidden_states"] = (1, 77, config.cross_attention_dim)
+    inputs: dict[str, Any] = {
+        name: torch.zeros(shape).to(unet.device, unet.dtype) for name, shape in shapes.items()
+    }
+    if config.addition_embed_type == "text_time":  # SDXL: pooled text, and six numbers
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        added = {"text_embeds": (1, pooled), "time_ids": (1, 6)}
+        inputs["added_cond_kwargs"] = {
+            name: torch.zeros(shape).to(unet.device, unet.dtype) for name, shape in added.items()
+        }
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        unet(timestep=1, **inputs)
     return counter.get_total_flops()
 
 

@@ -23,10 +23,15 @@ class FeatureCache:
     """
 
     def __init__(self, unet: UNet2DConditionModel, interval: int):
+        self.unet = unet
         self.interval = interval
-        self.deep: list[nn.Module] = [*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1]]
         self.kept: dict[nn.Module, Any] = {}
         self.reusing = False
+
+    @property
+    def deep(self) -> list[nn.Module]:
+        """The blocks whose output is reused."""
+        return [*self.unet.down_blocks[1:], self.unet.mid_block, *self.unet.up_blocks[:-1]]
 
     @contextmanager
     def steps(self, timesteps: Sequence[int], whole: bool = False) -> Iterator[Iterator[int]]:
@@ -39,12 +44,13 @@ class FeatureCache:
         if whole or self.interval == 1:
             yield iter(timesteps)
             return
-        for block in self.deep:
+        blocks = self.deep
+        for block in blocks:
             block.forward = self._keeping(block, block.forward)
         try:
             yield self._taken(timesteps)
         finally:
-            for block in self.deep:
+            for block in blocks:
                 del block.forward  # the class's own shows again
             self.kept.clear()
             self.reusing = False

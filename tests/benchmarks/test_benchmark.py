@@ -76,9 +76,9 @@ def test_rows_and_operations_are_counted(pipeline):
     with counted_rows(pipeline.unet) as rows, torch.no_grad():
         pipeline.unet(torch.zeros(3, 4, 8, 8), 1, encoder_hidden_states=torch.zeros(3, 77, 64))
     assert rows == [3] and not pipeline.unet._forward_pre_hooks
-    operations = unet_flops(pipeline, 8)
+    operations = unet_flops(pipeline.unet, 8)
     assert 0.05e9 < operations < 0.2e9
-    assert 3 < unet_flops(pipeline, 16) / operations < 6  # four times the cells
+    assert 3 < unet_flops(pipeline.unet, 16) / operations < 6  # four times the cells
     assert 1e9 < matrix_rate(torch.device("cpu"), torch.float32) < 1e13
 
 

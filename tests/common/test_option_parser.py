@@ -18,6 +18,7 @@ from distdiff import prototype_plot
 from dreamda.finetune import __main__ as finetune
 from dreamda.prompts import __main__ as prompts
 from expansion.advise.config import AdviseConfig
+from expansion.benchmarks import gpu_report
 from expansion.benchmarks import sampling as benchmark
 from expansion.benchmarks import training as benchmark_training
 from expansion.classifier.recipe import Recipe
@@ -33,6 +34,7 @@ from expansion.measures import command as evaluate
 from expansion.metrics import coverage
 from expansion.predict import __main__ as predict
 from expansion.report import paired, recognised
+from expansion.reproduce import __main__ as reproduce
 from expansion.selection import command as select
 from expansion.study import config as study
 from expansion.training.options import TrainConfig, parse_training
@@ -69,6 +71,8 @@ COMMANDS = {
     "prototype_plot": (prototype_plot.parse, PLOT, "--max_variants"),
     "paired": (paired.parse, "set set", "--variants"),
     "recognised": (recognised.main, "run set", "--device"),
+    "reproduce": (reproduce.parse, "list", "--scale"),
+    "gpu_report": (gpu_report.main, "folder", "--output"),
 }
 TWO_LAYERS = (
     *("expand.py", "train_original.py", "train_expand.py", "dreamda.finetune", "study"),
@@ -144,7 +148,8 @@ def test_an_unknown_option_or_a_shortened_one_is_refused_with_the_one_that_was_m
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in COMMANDS if name not in ("predict", "paired", "recognised")]
+    "name",
+    [name for name in COMMANDS if name not in ("predict", "paired", "recognised", "reproduce")],
 )
 def test_a_word_too_many_is_named(name, capsys):
     taken = {"train_original.py": 5, "train_expand.py": 6}
