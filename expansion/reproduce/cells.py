@@ -206,7 +206,8 @@ def _ways(spec: CellSpec) -> Iterator[tuple[str, CellSpec]]:
     for name, values in (spec.best_of or {}).items():
         for value in values:
             options = {**(spec.options or {}), name: value}
-            yield f"{name} {value}", replace(spec, options=options)
+            shown = f"{value:g}" if isinstance(value, float) else value
+            yield f"{name} {shown}", replace(spec, options=options)
     if not spec.best_of:
         yield "", spec
 
