@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from expansion.common.errors import InputError
-from expansion.data.layouts.configs import is_known
 from expansion.reproduce import papers
 from expansion.reproduce.__main__ import main
 from expansion.reproduce.nodes import Plan, PlanOptions
@@ -15,7 +14,6 @@ from expansion.reproduce.planning import plan_tables
 from expansion.reproduce.scales import Scale, ScaleFile, read_scale
 
 # What must be there before Table 16 of the paper can be planned.
-UNPLANNED = set() if is_known("imagenet") else {"distdiff/table16"}
 
 
 @pytest.fixture
@@ -70,7 +68,7 @@ def test_a_list_on_a_fresh_clone_shows_every_table_and_figure_and_none_is_missin
             assert any(line.startswith(f"{item}  ") for line in lines[paper]), item
     problems = {line.split("  ")[1].strip() for part in lines.values() for line in part
                 if "cannot be planned" in line}  # fmt: skip
-    assert problems == UNPLANNED
+    assert not problems
     assert "missing" not in parts[0] + parts[1]
 
 
@@ -87,9 +85,9 @@ def test_published_values_are_those_of_the_papers():
 
 
 def test_every_setting_of_every_table_is_accepted_at_the_scale_of_digits(tmp_path):
-    tables = [table for table in read_tables(["all"]) if table.name not in UNPLANNED]
+    tables = read_tables(["all"])
     plan = planned(tables, tmp_path)
-    assert set(plan.cells) == set(table_names()) - UNPLANNED
+    assert set(plan.cells) == set(table_names())
     assert sum(len(cells) for cells in plan.cells.values()) > 300
 
 
