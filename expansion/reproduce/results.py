@@ -142,7 +142,8 @@ def results_of(table: Table, plan: Plan, failed: Mapping[Path, str]) -> TableRes
     for cell, ways in plan.cells[table.name]:
         result = Result(cell, table.published.get((cell.row, cell.column)))
         found = {label: _measured(cell, way, failed) for label, way in ways.items()}
-        _fill(result, found, table)
+        in_features = cell.spec.measure in FIGURES
+        _fill(result, found, table, comparable=plan.scale.is_own or not in_features)
         results[cell.row, cell.column] = result
         notes |= dict.fromkeys(cell.notes)
     for result in results.values():
@@ -150,8 +151,18 @@ def results_of(table: Table, plan: Plan, failed: Mapping[Path, str]) -> TableRes
     return TableResults(table, results, tuple(notes))
 
 
-def _fill(result: Result, found: Mapping[str, Measured | str], table: Table) -> None:
-    """Put the best of several ways, or the reason why there is none, into a result."""
+def _fill(
+    result: Result, found: Mapping[str, Measured | str], table: Table, comparable: bool
+) -> None:
+    """Put the best of several ways, or the reason why there is none, into a result.
+
+    Args:
+        result: Is filled.
+        found: What was measured, by way.
+        table: Whose cell it is.
+        comparable: Whether the published value is in the same unit; distances in the features of
+            another network than the paper's are not.
+    """
     if result.cell.left_out:
         result.problem = result.cell.left_out
         return
@@ -165,7 +176,7 @@ def _fill(result: Result, found: Mapping[str, Measured | str], table: Table) -> 
     label = max(values, key=lambda label: sign * values[label].mean)
     measured = values[label]
     result.measured = Measured(**{**vars(measured), "label": label})
-    if result.published is not None:
+    if result.published is not None and comparable:
         by_best = table.paper.file.reports == "best" and measured.best is not None
         value = measured.best if by_best else measured.mean
         result.difference = value - result.published.value

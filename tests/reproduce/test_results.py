@@ -97,6 +97,16 @@ def test_a_cell_has_mean_deviation_interval_published_value_and_difference(finis
     assert result.published_gain == pytest.approx(82.70 - 76.57)
 
 
+def test_a_distance_in_other_features_than_the_papers_has_no_difference_to_the_published(finished):
+    table, plan = finished(70.0, 80.0, 85.0, 90.0)
+    result = results_of(table, plan, {}).results["p_c", "FID-3K"]
+    assert result.measured.mean == 8.0 and result.published.value == 68.82
+    assert result.difference is None and result.gain.mean == pytest.approx(1.0)
+    paper = dataclasses.replace(plan, scale=read_scale("paper"))
+    result = results_of(table, paper, {}).results["p_c", "FID-3K"]
+    assert result.difference == pytest.approx(8.0 - 68.82)
+
+
 def test_the_best_of_a_column_is_bold_and_less_is_better_for_a_distance(finished):
     table, plan = finished(70.0, 80.0, 85.0, 90.0)
     text = grid(results_of(table, plan, {}), "latex")
