@@ -29,6 +29,7 @@ from expansion.reproduce.nodes import Node, Plan, PlanOptions, stages_of
 from expansion.reproduce.outputs import report, write_outputs
 from expansion.reproduce.papers import Table, read_tables
 from expansion.reproduce.planning import plan_tables
+from expansion.reproduce.records import check_records, keep_records
 from expansion.reproduce.results import TableResults, results_of
 from expansion.reproduce.running import (
     environs,
@@ -105,30 +106,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shards = 1 if config.jobs is not None and config.shards is None else shards
     options = dataclasses.replace(options, num_shards=shards)
     plan = plan_tables(tables, scale, root, options)
+    check_records(plan)
     missing = missing_nodes(plan)
     num_devices = max(1, len(processes or config.devices))
     needed = _say_plan(plan, missing, num_devices, config.inception)
-    if config.jobs is not None:
-        write_jobs(missing, Path(config.jobs))
-        say(f"written: {config.jobs}")
-        return 0
-    if config.dry_run:
-        for number, stage in enumerate(stages_of(missing), 1):
-            commands = "\n".join(f"$ {command.plain}" for command in stage.commands)
-            say(f"\nStage {number}: {stage.title}\n{commands}")
-        return 0
+    if config.jobs is not None or config.dry_run:
+        return _show_commands(plan, missing, config.jobs)
     require_room(root, needed.gigabytes)
     _require_data(plan, config.data_dir)
     if missing and not config.yes and not talk.agreed("Go on?"):
         say("Nothing was begun.")
         return 1
-    claim_folder(root, IDENTITY_FILE, _identity(scale), REMEDY)
+    _claim(plan, missing)
     try:
         failed = run_nodes(plan, missing, processes)
     except Failed as failure:
         return stopped(failure)
     found = [results_of(table, plan, failed) for table in tables]
     return _say_results(found, root, scale)
+
+
+def _claim(plan: Plan, missing: Sequence[Node]) -> None:
+    """Make the folder this scale's, and keep how the missing work is done."""
+    claim_folder(plan.root, IDENTITY_FILE, _identity(plan.scale), REMEDY)
+    keep_records(plan, missing)
+
+
+def _show_commands(plan: Plan, missing: Sequence[Node], jobs: str | None) -> int:
+    """Write the missing commands to the file `jobs`, or print them; returns the exit status."""
+    if jobs is not None:
+        _claim(plan, missing)
+        write_jobs(missing, Path(jobs))
+        say(f"written: {jobs}")
+        return 0
+    for number, stage in enumerate(stages_of(missing), 1):
+        commands = "\n".join(f"$ {command.plain}" for command in stage.commands)
+        say(f"\nStage {number}: {stage.title}\n{commands}")
+    return 0
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[str], ReproduceConfig]:
