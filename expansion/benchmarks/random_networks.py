@@ -49,8 +49,8 @@ def random_pipeline(
     is_xl = family == "sdxl"
     with torch.device(device):
         parts = {
-            "unet": _unet_xl() if is_xl else _unet(image_unet),
-            "vae": _autoencoder(is_xl),
+            "unet": _unet_xl() if is_xl else unet(image_unet),
+            "vae": autoencoder(is_xl),
             "text_encoder": CLIPTextModel(
                 CLIPTextConfig(
                     hidden_size=768,
@@ -89,7 +89,8 @@ def random_pipeline(
     )
 
 
-def _unet(image_unet: bool) -> UNet2DConditionModel:
+def unet(image_unet: bool = False) -> UNet2DConditionModel:
+    """The U-Net of Stable Diffusion 1.x; `image_unet` as in `random_pipeline`."""
     return UNet2DConditionModel(
         sample_size=64,
         in_channels=8 if image_unet else 4,
@@ -114,7 +115,8 @@ def _unet_xl() -> UNet2DConditionModel:
     )
 
 
-def _autoencoder(is_xl: bool) -> AutoencoderKL:
+def autoencoder(is_xl: bool = False) -> AutoencoderKL:
+    """The autoencoder of Stable Diffusion 1.x or XL."""
     return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,

@@ -156,6 +156,7 @@ def count(model: str, resolution: int, arch: str, image_size: int, num_classes: 
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
+    from expansion.benchmarks import random_networks
     from expansion.benchmarks.sampling_arms import matrix_rate, unet_flops
     from expansion.classifier.backbones import Classifier
     from expansion.common.devices import device_and_dtype
@@ -170,14 +171,7 @@ def count(model: str, resolution: int, arch: str, image_size: int, num_classes: 
                 for part, name in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
             )
         else:
-            unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-            vae = AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512),
-                layers_per_block=2,
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                latent_channels=4,
-            )
+            unet, vae = random_networks.unet(), random_networks.autoencoder()
         side = resolution // 2 ** (len(vae.config.block_out_channels) - 1)
         classifier = Classifier(arch, num_classes, image_size).eval()
         with FlopCounterMode(display=False) as of_vae:
