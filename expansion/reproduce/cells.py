@@ -196,7 +196,10 @@ def cells_of(table: Table, scale: Scale, datasets: Collection[str] = ()) -> list
             continue
         notes: dict[str, None] = {}
         where = f"{table.place}: row {row}, column {column}"
-        ways = {label: _way(table, scale, each, where, notes) for label, each in _ways(spec)}
+        ways = {
+            label: _CellPlanner(table, scale, each, where, notes).way()
+            for label, each in _ways(spec)
+        }
         found.append(Cell(row, column, spec, ways, tuple(notes)))
     return found
 
@@ -212,101 +215,115 @@ def _ways(spec: CellSpec) -> Iterator[tuple[str, CellSpec]]:
         yield "", spec
 
 
-def _way(
-    table: Table, scale: Scale, spec: CellSpec, where: str, notes: dict[str, None]
-) -> Arm | Made | Timing:
-    """What is measured for a cell; `notes` gets what the scale changes."""
-    paper = table.paper
-    facts = paper.datasets[spec.dataset]
-    dataset = scale.dataset(spec.dataset)
-    if dataset != spec.dataset:
-        notes[f"{spec.dataset} -> {dataset}"] = None
-    place = Place(dataset, scale.facts(facts), scale.facts(facts).place or {})
-    if spec.measure == "seconds":
-        set_spec, options = paper.set_spec(spec.set, spec.dataset)
+@dataclass(frozen=True)
+class _CellPlanner:
+    """Turns a cell of a table into what is measured for it at a scale.
+
+    Attributes:
+        table, scale: The table and the scale.
+        spec: What the table's file says of the cell.
+        where: The cell's place, for messages.
+        notes: Gets what the scale changes.
+    """
+
+    table: Table
+    scale: Scale
+    spec: CellSpec
+    where: str
+    notes: dict[str, None]
+
+    def way(self) -> Arm | Made | Timing:
+        """What is measured for the cell."""
+        spec, scale, paper = self.spec, self.scale, self.table.paper
+        place = self._place()
+        if spec.measure == "seconds":
+            return self._timing()
+        made, images = (None, 0) if spec.set == REAL else self._made(place)
+        if spec.measure in ("fid", "mmd"):
+            require(
+                made is not None, f"{self.where}: {spec.measure} is a figure of a set; name one"
+            )
+            if not scale.is_own:
+                self._note(
+                    "Inception, 3,000 images -> the classifier of real images, all of the set"
+                )
+            return made
+        facts = paper.datasets[spec.dataset]
+        train = {**(paper.file.train or {}), **(facts.train or {}), **(spec.train or {})}
+        _check_training(train, self.where)
+        train, changes = scale.training(train, images, made.images if made else 0)
+        self._note(*changes)
+        return Arm(place, train, made)
+
+    def _timing(self) -> Timing:
+        spec = self.spec
+        set_spec, options = self.table.paper.set_spec(spec.set, spec.dataset)
         steps = {**options, **(spec.options or {})}.get("num_inference_steps")
         given = {} if steps is None else {"num_inference_steps": steps}
-        return Timing(set_spec.method, {**given, **(scale.file.benchmark or {})})
-    made, images = None, 0
-    if spec.set != REAL:
-        made, images = _made(table, scale, place, spec, where, notes)
-    if spec.measure in ("fid", "mmd"):
-        require(made is not None, f"{where}: {spec.measure} is a figure of a set; name one")
-        if not scale.is_own:
-            notes["Inception, 3,000 images -> the classifier of real images, all of the set"] = None
-        return made
-    train = {**(paper.file.train or {}), **(facts.train or {}), **(spec.train or {})}
-    _check_training(train, where)
-    train, changes = scale.training(train, images, made.images if made else 0)
-    notes |= dict.fromkeys(changes)
-    return Arm(place, train, made)
+        return Timing(set_spec.method, {**given, **(self.scale.file.benchmark or {})})
 
+    def _place(self) -> Place:
+        """The real images."""
+        asked = self.spec.dataset
+        facts = self.scale.facts(self.table.paper.datasets[asked])
+        dataset = self.scale.dataset(asked)
+        if dataset != asked:
+            self._note(f"{asked} -> {dataset}")
+        return Place(dataset, facts, facts.place or {})
 
-def _made(
-    table: Table,
-    scale: Scale,
-    place: Place,
-    spec: CellSpec,
-    where: str,
-    notes: dict[str, None],
-) -> tuple[Made, int]:
-    """The set of a cell, and the number of images of each real one at the paper's scale."""
-    paper = table.paper
-    set_spec, own = paper.set_spec(spec.set, spec.dataset)
-    given = {**own, **(spec.options or {})}
-    config_class = _method_config(set_spec, f"{where}: set {spec.set}")
-    compose([ExpandConfig, config_class], [Source(given, f"{where}: options")])
-    images = spec.images or paper.datasets[spec.dataset].images
-    scaled = scale.expansion(
-        spec.dataset, set_spec.method, given, images, swept=spec.images is not None
-    )
-    notes |= dict.fromkeys(scaled.notes)
-    guide, guide_name = None, ""
-    if needs_guide(set_spec.method):
-        guide, guide_name = _guide(table, scale, place, spec, where, notes)
-    prompts = set_spec.prompts
-    if prompts and not scale.file.prompts:
-        notes[f"{prompts} prompts -> the template"] = None
-        prompts = None
-    keep = set_spec.keep
-    if keep and scale.file.keep:
-        notes[f"{keep} -> {scale.file.keep}"] = None
-        keep = scale.file.keep
-    made = Made(
-        place=place,
-        method=set_spec.method,
-        options=scaled.options,
-        images=scaled.images,
-        guide=guide,
-        guide_name=guide_name,
-        prompts=prompts,
-        keep=keep,
-    )
-    if made.trained_by:
-        training = (scale.file.training or {}).get(made.trained_by, set_spec.training) or {}
-        made = replace(made, training=training)
-    return made, images
+    def _made(self, place: Place) -> tuple[Made, int]:
+        """The set, and the number of images of each real one at the paper's scale."""
+        spec, scale, paper = self.spec, self.scale, self.table.paper
+        set_spec, own = paper.set_spec(spec.set, spec.dataset)
+        given = {**own, **(spec.options or {})}
+        config_class = _method_config(set_spec, f"{self.where}: set {spec.set}")
+        compose([ExpandConfig, config_class], [Source(given, f"{self.where}: options")])
+        images = spec.images or paper.datasets[spec.dataset].images
+        scaled = scale.expansion(
+            spec.dataset, set_spec.method, given, images, swept=spec.images is not None
+        )
+        self._note(*scaled.notes)
+        guide, guide_name = None, ""
+        if needs_guide(set_spec.method):
+            guide, guide_name = self._guide(place)
+        prompts = set_spec.prompts
+        if prompts and not scale.file.prompts:
+            self._note(f"{prompts} prompts -> the template")
+            prompts = None
+        keep = set_spec.keep
+        if keep and scale.file.keep:
+            self._note(f"{keep} -> {scale.file.keep}")
+            keep = scale.file.keep
+        made = Made(
+            place=place,
+            method=set_spec.method,
+            options=scaled.options,
+            images=scaled.images,
+            guide=guide,
+            guide_name=guide_name,
+            prompts=prompts,
+            keep=keep,
+        )
+        if made.trained_by:
+            training = (scale.file.training or {}).get(made.trained_by, set_spec.training) or {}
+            made = replace(made, training=training)
+        return made, images
 
+    def _guide(self, place: Place) -> tuple[Arm, str]:
+        """The arm that is a set's guide, and what tells it from the paper's usual one."""
+        file = self.table.paper.file
+        usual = {**(file.train or {}), **(file.guide or {})}
+        asked = {**usual, **(self.spec.guide or {})}
+        _check_training(asked, f"{self.where}: guide")
+        options, changes = self.scale.training(asked, 0, 0)
+        self._note(*(f"guide: {change}" for change in changes))
+        plain = self.scale.training(usual, 0, 0)[0]
+        other = {name: value for name, value in options.items() if plain.get(name) != value}
+        arch = [_short(other.pop("arch"))] if "arch" in other else []
+        return Arm(place, options), "-".join([*arch, *_tagged(other)])
 
-def _guide(
-    table: Table,
-    scale: Scale,
-    place: Place,
-    spec: CellSpec,
-    where: str,
-    notes: dict[str, None],
-) -> tuple[Arm, str]:
-    """The arm that is a set's guide, and what tells it from the paper's usual one."""
-    file = table.paper.file
-    usual = {**(file.train or {}), **(file.guide or {})}
-    asked = {**usual, **(spec.guide or {})}
-    _check_training(asked, f"{where}: guide")
-    options, changes = scale.training(asked, 0, 0)
-    notes |= dict.fromkeys(f"guide: {change}" for change in changes)
-    plain = scale.training(usual, 0, 0)[0]
-    other = {name: value for name, value in options.items() if plain.get(name) != value}
-    arch = [_short(other.pop("arch"))] if "arch" in other else []
-    return Arm(place, options), "-".join([*arch, *_tagged(other)])
+    def _note(self, *changes: str) -> None:
+        self.notes.update(dict.fromkeys(changes))
 
 
 def _method_config(spec: SetSpec, where: str) -> type:
