@@ -7,12 +7,17 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # quicker than 2 whenever anything else runs
 
+import signal
 import tempfile
 from pathlib import Path
 
 # What images contain is kept between commands; not between test runs.
 CACHE = tempfile.TemporaryDirectory(prefix="expansion-cache-")
 os.environ["XDG_CACHE_HOME"] = CACHE.name
+
+# A script's background commands ignore Ctrl-C, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
