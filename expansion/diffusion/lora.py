@@ -1,11 +1,13 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) for a loaded pipeline, added to its weights.
 
-W becomes W + scale (alpha / rank) B A. This needs peft, which is looked for before weights load.
+W becomes W + scale (alpha / rank) B A. Each layer has its own alpha and rank; without an alpha it
+is the rank. This needs peft, which is looked for before weights load.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,8 @@ from expansion.diffusion.weight_files import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from expansion.diffusion.families import Pipeline
 
 
@@ -78,9 +82,9 @@ def add_lora(pipeline: Pipeline, name: str, scale: float) -> None:
     wanted = num_lora_layers(safetensors_header(path))
     try:
         with quiet_libraries():
-            pipeline.load_lora_weights(
-                str(path.parent), weight_name=path.name, use_safetensors=True, local_files_only=True
-            )
+            _load(pipeline, path)
+            if not _names_scales(path):
+                _scale_by_one(networks)
             # Layers that fit no network are passed over in silence, so count those that fit.
             fitting = sum(
                 ".lora_A." in key for part in networks for key, _ in part.named_parameters()
@@ -100,3 +104,45 @@ def add_lora(pipeline: Pipeline, name: str, scale: float) -> None:
     )
     for part in networks:
         part.requires_grad_(False)
+
+
+def _load(pipeline: Pipeline, path: Path) -> None:
+    """Load an adapter beside the weights.
+
+    An alpha of each layer, as in kohya's files, becomes part of its second factor: diffusers hands
+    those that differ from most on under names that peft does not find, so that the most frequent
+    one would count.
+    """
+    from safetensors.torch import load_file
+
+    state = load_file(path)
+    alphas = [name for name in state if name.endswith(".alpha")]
+    if not alphas:  # from the file, which may name the scales
+        pipeline.load_lora_weights(
+            str(path.parent), weight_name=path.name, use_safetensors=True, local_files_only=True
+        )
+        return
+    for name in alphas:
+        layer = name.removesuffix(".alpha")
+        down, up = (f"{layer}.lora_{factor}.weight" for factor in ("down", "up"))
+        require({down, up} <= set(state), f"{name} belongs to no layer")
+        state[up] = state[up].float() * (float(state.pop(name)) / len(state[down]))
+    pipeline.load_lora_weights(state)
+
+
+def _names_scales(path: Path) -> bool:
+    """Whether the file says alpha and rank of its layers beside them, as newer diffusers write."""
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return LORA_ADAPTER_METADATA_KEY in (file.metadata() or {})
+
+
+def _scale_by_one(networks: Iterable[nn.Module]) -> None:
+    """Let each layer add the product of its two factors as it is."""
+    for network in networks:
+        for module in network.modules():
+            scaling = getattr(module, "scaling", None)
+            if isinstance(scaling, dict):
+                scaling.update(dict.fromkeys(scaling, 1.0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ STEMS = {  # part -> name of its weights without variant, shard number and suffi
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SINGLE_FILES = (".safetensors", *PICKLES)
 LORA_FILE = "pytorch_lora_weights.safetensors"
+# Which of the two factors of a layer a tensor is, and the other one.
+LORA_FACTOR = re.compile(r"(?<=lora[._])(?:down|up|A|B)\b|(?<=lora_linear_layer\.)(?:down|up)\b")
+PARTNER = {"down": "up", "up": "down", "A": "B", "B": "A"}
+FOREIGN_ADAPTERS = re.compile(r"\.(?:dora_scale|lora_mid|hada_|lokr_|oft_)")
 LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"
 CONVERSION = (
@@ -116,8 +120,28 @@ def safetensors_header(path: Path) -> Mapping[str, Any]:
 
 def num_lora_layers(names: Iterable[str]) -> int:
     """How many layers a LoRA with tensors of these names adapts (diffusers, kohya or peft)."""
-    layer = r"lora[._](down|A)\b|_lora\.down\b|lora_linear_layer\.down\b"
-    return sum(bool(re.search(layer, name)) for name in names)
+    return sum(match[0] in ("down", "A") for name in names if (match := LORA_FACTOR.search(name)))
+
+
+def _check_lora_tensors(names: Collection[str], path: Path) -> None:
+    """Raise InputError for adapters of another kind, or without one of their two factors."""
+    foreign = [name for name in sorted(names) if FOREIGN_ADAPTERS.search(name)]
+    require(
+        not foreign,
+        f"--lora {path} holds {foreign[0] if foreign else ''}, as adapters do that are no plain "
+        "LoRA (DoRA, LoHa, LoKr, a middle factor); give a plain one",
+    )
+    alone = [
+        name
+        for name in sorted(names)
+        if (match := LORA_FACTOR.search(name))
+        and f"{name[: match.start()]}{PARTNER[match[0]]}{name[match.end() :]}" not in names
+    ]
+    alone = [name for name in alone if not name.endswith(".bias")]  # of the second factor alone
+    require(
+        not alone,
+        f"--lora {path} has {alone[0] if alone else ''} without its other factor; copy it again",
+    )
 
 
 def lora_text_width(header: Mapping[str, Any]) -> int | None:
@@ -220,4 +244,5 @@ def find_lora(name: str) -> Path:
         f"--lora {path} holds no LoRA in diffusers' format; give one that diffusers' "
         "save_lora_weights, or a fine-tuning with --lora_rank, wrote",
     )
+    _check_lora_tensors(names.keys(), path)
     return path

@@ -20,6 +20,7 @@ from expansion.generation.plan import make_plan
 from tests.conftest import TINY_MODEL
 from tests.helpers.checkpoint_stand_ins import copy_model
 
+ONE = torch.ones(1)
 PHOTOS = {
     "train": {"ant": ["1.png"], "bee": ["1.png"]},
     "test": {"ant": ["1.png"], "bee": ["1.png"]},
@@ -67,6 +68,44 @@ def test_adapters_are_added_to_the_weights_times_their_scale(tmp_path, scale):
         added = 0 if down is None else scale * up @ down
         torch.testing.assert_close(changed[key], value + added, rtol=1e-5, atol=1e-5)
     assert not any(p.requires_grad for p in pipeline.unet.parameters())
+
+
+def test_every_layer_has_its_own_rank_and_alpha(tmp_path):
+    """A file with kohya's names, where a layer without an alpha has its rank for one."""
+    pytest.importorskip("peft")
+    state, added = {}, {}
+    draw = torch.Generator().manual_seed(3)
+    plain = load_pipeline(str(TINY_MODEL)).unet.state_dict()
+    layers = [key for key in plain if key.endswith((".to_q.weight", ".to_k.weight"))]
+    for number, key in enumerate(layers):
+        rank, alpha = 1 + number % 2, (1.0, 2.0, 0.5, None)[number % 4]
+        rows, columns = plain[key].shape
+        down = torch.randn(rank, columns, generator=draw)
+        up = 0.1 * torch.randn(rows, rank, generator=draw)
+        name = f"lora_unet_{key.removesuffix('.weight').replace('.', '_')}"
+        state |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        if alpha is not None:
+            state[f"{name}.alpha"] = torch.tensor(alpha)
+        added[key] = (alpha or rank) / rank * up @ down
+    pipeline = load_pipeline(str(TINY_MODEL))
+    add_lora(pipeline, str(save_adapters(tmp_path / "lora", state)), 0.5)
+    changed = pipeline.unet.state_dict()
+    for key, value in plain.items():
+        expected = value + 0.5 * added.get(key, 0)
+        torch.testing.assert_close(changed[key], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [
+    lambda state, first: state.pop(first.replace("lora.down", "lora.up")),
+    lambda state, first: state.pop(first),
+    lambda state, first: state.update({first.replace("lora.down.weight", "dora_scale"): ONE}),
+    lambda state, first: state.update({first.replace("lora.down", "hada_w1_a"): ONE}),
+], ids=["no second factor", "no first factor", "DoRA", "LoHa"])  # fmt: skip
+def test_an_adapter_of_which_a_part_would_be_left_out_is_refused(tmp_path, has_peft, change):
+    state = adapters()
+    change(state, min(state))
+    with pytest.raises(InputError, match="without its other factor|no plain LoRA"):
+        check_lora(str(save_adapters(tmp_path / "lora", state)), str(TINY_MODEL))
 
 
 @pytest.mark.parametrize(
