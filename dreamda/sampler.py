@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from dreamda.config import DreamDAConfig
 from dreamda.inversion import Inversion, ReverseProcess, cycle_inversion, ddim_inversion
 from dreamda.perturbation import GaussianNoise, forked_features, perturbed_features
+from expansion.common.errors import require
 from expansion.diffusion.caching import RecentlyUsed
 from expansion.diffusion.conditioning import Conditioning, embeds_guidance
 from expansion.diffusion.denoising import guide
@@ -38,6 +39,11 @@ class DreamDASampler(Img2ImgSampler):
 
     def __init__(self, pipeline: Pipeline, config: DreamDAConfig):
         super().__init__(pipeline, config)
+        require(
+            pipeline.unet.mid_block is not None or not config.perturbs_features,
+            "the U-Net of this checkpoint has no middle block, whose features dreamda perturbs; "
+            "give another checkpoint, or --location xt",
+        )
         self.process = ReverseProcess(self.denoiser, config.resolved_eta, pipeline.device)
         self.inversions: RecentlyUsed[Inversion] = RecentlyUsed(MAX_INVERSIONS)
 

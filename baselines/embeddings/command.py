@@ -16,7 +16,6 @@ from baselines.embeddings.config import ROWS_PER_VISIT, EmbeddingTrainingConfig
 from baselines.embeddings.sets import IDENTITY_FILE, UNFINISHED, EmbeddingSet
 from expansion.common.config import Layers, Source
 from expansion.common.devices import keep_freed_memory, usable_device
-from expansion.common.errors import require
 from expansion.common.files import (
     check_claim,
     check_outside,
@@ -37,13 +36,12 @@ from expansion.data.datasets import (
     write_subset,
 )
 from expansion.diffusion.families import require_one_text_encoder
-from expansion.diffusion.model_configs import read_config
 from expansion.diffusion.model_files import (
     check_model_folder,
+    check_resolution,
     folder_family,
     locate_model,
     model_fingerprint,
-    model_resolution,
     require_undistilled,
 )
 from expansion.images.content import content_summary, readable_records
@@ -186,7 +184,7 @@ def make_work(config: EmbeddingTrainingConfig) -> Work:
     require_undistilled(model)
     if Path(model).is_dir():
         require_one_text_encoder(folder_family(Path(model)), "a trained embedding")
-    _check_resolution(config, model)
+    check_resolution(model, config.resolution)
     dataset = load_dataset(config.dataset, config.data_dir, config.test_fraction)
     records = choose_subset(
         dataset.records("train"), config.shots, config.subset_seed, config.subset_file
@@ -212,16 +210,6 @@ def make_work(config: EmbeddingTrainingConfig) -> Work:
     mine = take_shard(dataset.class_names, *shard[:2])
     ordered = {name: by_class[name] for name in dataset.class_names}
     return Work(made, identity, ordered, mine, shard, model)
-
-
-def _check_resolution(config: EmbeddingTrainingConfig, model: str) -> None:
-    """Raise InputError unless latents of the training images have whole sides."""
-    factor = 8
-    if Path(model).is_dir():
-        channels = read_config(Path(model, "vae", "config.json"))["block_out_channels"]
-        factor = 2 ** (len(channels) - 1)
-    resolution = config.resolution or model_resolution(model)
-    require(resolution % factor == 0, f"resolution {resolution}: give a multiple of {factor}")
 
 
 def _train(

@@ -227,5 +227,8 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
             shown.append(_difference(old, new))
         else:
             title = key if isinstance(key, str) else brief(key)
-            shown.append(f"{title}: {brief(old)} there, {brief(new)} now")
+            there, now = (
+                brief(values[key]) if key in values else "not given" for values in (found, wanted)
+            )
+            shown.append(f"{title}: {there} there, {now} now")
     return "; ".join(shown)

@@ -68,12 +68,12 @@ class Conditioning:
         """The same conditions and the guidance scale of each row, if the U-Net takes it.
 
         Args:
-            guidance_scale: g, (R,).
+            guidance_scale: g, (R,); what is below 1 counts as 1, no guidance.
             unet: Says how wide the embedding is, if it takes one.
         """
         if not embeds_guidance(unet):
             return self
-        embedding = guidance_embedding(guidance_scale, unet.config.time_cond_proj_dim)
+        embedding = guidance_embedding(guidance_scale.clamp(min=1), unet.config.time_cond_proj_dim)
         embedding = embedding.to(self.prompt_embeds.device, self.prompt_embeds.dtype)
         return dataclasses.replace(self, timestep_cond=embedding)
 

@@ -18,7 +18,7 @@ class FeatureCache:
     """Lets a U-Net compute its deep features in some steps alone.
 
     Args:
-        unet: Has one mid block and at least two levels.
+        unet: Has at least two levels, and a mid block or none.
         interval: Every so many steps all is computed; 1 computes all in every step.
     """
 
@@ -31,7 +31,8 @@ class FeatureCache:
     @property
     def deep(self) -> list[nn.Module]:
         """The blocks whose output is reused."""
-        return [*self.unet.down_blocks[1:], self.unet.mid_block, *self.unet.up_blocks[:-1]]
+        middle = [] if self.unet.mid_block is None else [self.unet.mid_block]
+        return [*self.unet.down_blocks[1:], *middle, *self.unet.up_blocks[:-1]]
 
     @contextmanager
     def steps(self, timesteps: Sequence[int], whole: bool = False) -> Iterator[Iterator[int]]:

@@ -95,8 +95,13 @@ def check_scheduler(config: Mapping[str, Any], name: str) -> None:
     if config.get("use_flow_sigmas") or not {"beta_schedule", "trained_betas"} & set(config):
         raise InputError(
             f"{name}: {config.get('_class_name', 'the scheduler')} has no noise variances (betas), "
-            "so DDIM cannot run on it; use a Stable Diffusion 1.x or 2.x checkpoint"
+            "so DDIM cannot run on it; use a checkpoint of Stable Diffusion 1.x, 2.x or XL"
         )
+    require(
+        config.get("timestep_type", "discrete") == "discrete",
+        f"{name}: timestep_type {brief(config.get('timestep_type'))}: the U-Net takes noise levels "
+        f"in place of the numbers of timesteps; {REMEDY}",
+    )
     predicted = config.get("prediction_type", "epsilon")
     if config.get("predict_epsilon", True) is not True:  # how old files say "sample"
         predicted = "sample"

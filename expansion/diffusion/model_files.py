@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=SamplerConfig)
 
 LARGEST_RESOLUTION = 16_384  # pixels
+ZEROS_FOR_EMPTY = "force_zeros_for_empty_prompt"  # of SDXL: the empty text is zeros; usually true
 XL_BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
@@ -284,6 +285,9 @@ def model_fingerprint(
     digest = hashlib.sha256()
     for name, file in files.items():
         _add_to(digest, name, file)
+    # What the index itself decides, unless it has the usual value.
+    if path.is_dir() and read_config(path / "model_index.json").get(ZEROS_FOR_EMPTY) is False:
+        digest.update(ZEROS_FOR_EMPTY.encode())
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
@@ -330,6 +334,22 @@ def model_resolution(name_or_path: str) -> int:
         f"{folder}: its configs give a resolution of {resolution} pixels; copy it again",
     )
     return resolution
+
+
+def check_resolution(name_or_path: str, resolution: int | None) -> None:
+    """Raise InputError for images that a checkpoint's autoencoder cannot make.
+
+    Args:
+        name_or_path: Diffusers folder; for others the factor of all published ones, 8, counts.
+        resolution: Side of the images, pixels; None: the checkpoint's own.
+    """
+    channels = _config_of(name_or_path, "vae").get("block_out_channels")
+    factor = 2 ** (len(channels) - 1) if isinstance(channels, list) else 8
+    require(
+        resolution is None or (resolution > 0 and resolution % factor == 0),
+        f"resolution {resolution}: give a multiple of {factor}, as the autoencoder of "
+        f"{name_or_path} makes",
+    )
 
 
 def text_width(name_or_path: str) -> int | None:

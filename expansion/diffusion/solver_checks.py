@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,7 +84,12 @@ def _check_consistency_grid(schedule: Mapping[str, Any], config: SamplerConfig, 
     require(
         steps <= original,
         f"num_inference_steps {steps}: the solver {config.resolved_solver} takes some of the "
-        f"{original} steps of the distillation; give at most {original}, as a rule 4 to 8",
+        f"{original} steps of the distillation, so at most {original}; models for it need 4 to 8",
+    )
+    scaling = schedule.get("timestep_scaling", 10.0)
+    require(
+        type(scaling) in (int, float) and math.isfinite(scaling) and scaling > 0,
+        f"{name}: timestep_scaling {brief(scaling)} is no number above 0",
     )
 
 

@@ -29,6 +29,7 @@ from expansion.data.splits import fold_of, share_of_each_class
 from expansion.diffusion.lora import check_lora
 from expansion.diffusion.model_files import (
     check_model_folder,
+    check_resolution,
     locate_model,
     model_resolution,
     settled,
@@ -137,6 +138,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     model = locate_model(config.pretrained_model_name_or_path)
     check_model_folder(model, config.single_file_config, method_config.needs_image_unet)
     method_config = settled(model, method_config)
+    check_resolution(config.single_file_config or model, config.resolution)
     if config.lora is not None:
         check_lora(config.lora, model)
     method_config.check_run()

@@ -267,7 +267,11 @@ def test_another_identity_is_refused_with_each_difference(tmp_path, monkeypatch,
     other = {**IDENTITY, "seed": 2, "settings": {"rho": 0.5, "words": ["a", "b"]}, "dtype": "fp16"}
     with pytest.raises(InputError, match="give another folder") as error:
         claim_folder(tmp_path, "run.yaml", other, "give another folder")
-    for shown in ("seed: 1 there, 2 now", "rho: 1e-05 there, 0.5 now", "dtype: None there, 'fp16'"):
+    for shown in (
+        "seed: 1 there, 2 now",
+        "rho: 1e-05 there, 0.5 now",
+        "dtype: not given there, 'fp16'",
+    ):
         assert shown in str(error.value)
     assert "words" not in str(error.value) and "model" not in str(error.value)
     assert (tmp_path / "run.yaml").read_text() == before

@@ -16,7 +16,11 @@ import expand
 from distdiff.config import DistDiffConfig
 from dreamda.finetune import __main__ as finetune
 from expansion.common.errors import InputError
-from expansion.diffusion.model_files import check_model_folder, model_fingerprint
+from expansion.diffusion.model_files import (
+    check_model_folder,
+    check_resolution,
+    model_fingerprint,
+)
 from expansion.diffusion.stable_diffusion import load_pipeline, load_tiny_decoder
 from expansion.diffusion.weight_files import weight_files, weight_variant
 from expansion.generation.plan import make_plan
@@ -101,6 +105,18 @@ def refused(make_folder, tmp_path, monkeypatch):
 def test_a_checkpoint_that_needs_more_than_text_is_refused(changes, words, tmp_path, refused):
     message = refused(copy_model(tmp_path / "model", **changes))
     assert re.search(words, message) and "\n" not in message, message
+
+
+@pytest.mark.parametrize("resolution", [3, 30, 35])
+def test_sides_that_no_latents_decode_to_are_refused(resolution, make_folder, tmp_path):
+    photos = {"ant": ["1.png"], "bee": ["1.png"]}
+    folder = make_folder("photos", {"train": photos, "test": photos})
+    given = ["-d", str(folder), "--method", "img2img", "--resolution", str(resolution)]
+    given += ["--output_dir", str(tmp_path / "out"), "--dry_run"]
+    with pytest.raises(InputError, match=f"resolution {resolution}: give a multiple of 4"):
+        expand.main([*given, "--pretrained_model_name_or_path", str(TINY_MODEL)])
+    with pytest.raises(InputError, match="give a multiple of 8"):
+        check_resolution("CompVis/stable-diffusion-v1-4", resolution)
 
 
 def test_a_safety_checker_and_a_feature_extractor_are_ignored(tmp_path, pipeline):

@@ -47,6 +47,14 @@ def test_every_third_step_computes_all(calls):
     assert equal == full
 
 
+def test_a_network_without_a_middle_block_reuses_what_it_has(pipeline, calls, monkeypatch):
+    monkeypatch.setitem(pipeline.unet._modules, "mid_block", None)
+    inputs = [(2, i, 900 - 40 * i) for i in range(2)]
+    whole, all_operations = calls(1, inputs)
+    cached, operations = calls(2, inputs)
+    assert torch.equal(cached[0], whole[0]) and operations[1] < all_operations[1]
+
+
 def test_a_step_with_the_same_inputs_gives_the_same_output_from_what_is_kept(calls):
     (first, again), (all_operations, fewer) = calls(2, [(2, 0, 500), (2, 0, 500)])
     assert torch.equal(first, again) and fewer < all_operations

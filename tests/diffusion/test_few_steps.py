@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import re
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     TCDScheduler,
+    UNet2DConditionModel,
 )
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,7 +40,7 @@ from dreamda.finetune import __main__ as finetune
 from expansion.classifier.backbones import Classifier
 from expansion.common.config import config_hash
 from expansion.common.errors import InputError
-from expansion.diffusion.conditioning import guidance_embedding
+from expansion.diffusion.conditioning import Conditioning, guidance_embedding
 from expansion.diffusion.denoising import Denoiser
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.lora import add_lora
@@ -207,6 +209,16 @@ def test_an_image_depends_on_its_own_noise_alone(pipeline, solver, sampler_class
     torch.testing.assert_close(whole[2:], alone, atol=2e-5, rtol=0)
 
 
+def test_a_guidance_scale_below_1_is_none_for_a_network_that_takes_it():
+    unet = UNet2DConditionModel(
+        block_out_channels=(4, 4), norm_num_groups=2, cross_attention_dim=4, time_cond_proj_dim=8,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    )  # fmt: skip
+    scales = torch.tensor([-5.0, 0.0, 0.5, 1.0, 2.0])
+    found = Conditioning(torch.zeros(5, 1, 1)).guided_by(scales, unet).timestep_cond
+    assert all(torch.equal(row, found[3]) for row in found[:3]) and found[3].ne(found[4]).any()
+
+
 @pytest.mark.parametrize("solver", ["lcm", "tcd"])
 def test_the_first_timestep_is_where_the_scheduler_places_it(pipeline, solver):
     for steps in (1, 3, 4, 7, 50):
@@ -216,10 +228,13 @@ def test_the_first_timestep_is_where_the_scheduler_places_it(pipeline, solver):
                 placed = Denoiser(pipeline, config).timesteps
                 assert placed[0] == first_timestep({}, config)
                 assert len(placed) == config.executed_steps
-    with pytest.raises(InputError, match="some of the 50 steps of the distillation; give at most"):
+    with pytest.raises(InputError, match="some of the 50 steps of the distillation, so at most 50"):
         check_steps({}, SamplerConfig(num_inference_steps=51, solver=solver), "it")
     with pytest.raises(InputError, match="original_inference_steps 0 is no count"):
         check_steps({"original_inference_steps": 0}, SamplerConfig(solver=solver), "it")
+    for scaling in ("x", 0, math.inf):
+        with pytest.raises(InputError, match="timestep_scaling .* is no number above 0"):
+            check_steps({"timestep_scaling": scaling}, SamplerConfig(solver=solver), "it")
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,14 @@ def test_the_identity_covers_both_text_encoders_and_the_default_size_is_the_chec
         assert before != earlier
 
 
+def test_the_identity_tells_whether_the_empty_text_is_zeros(sdxl_dir, tmp_path):
+    usual = model_fingerprint(str(sdxl_dir))
+    changes = [{"force_zeros_for_empty_prompt": value} for value in (True, False)]
+    folders = [changed_copy(sdxl_dir, tmp_path / str(i), index=c) for i, c in enumerate(changes)]
+    as_usual, other = (model_fingerprint(str(folder)) for folder in folders)
+    assert as_usual == usual != other
+
+
 def test_another_scheduler_leaves_the_checkpoint_as_it_is(sdxl):
     made = with_scheduler(sdxl, DDIMScheduler())
     assert made.unet is sdxl.unet and made.scheduler is not sdxl.scheduler

@@ -133,6 +133,7 @@ def test_every_setting_of_a_solver_is_given_and_none_left_to_its_default():
     ("change", "words"),
     [
         ({"use_flow_sigmas": True}, "has no noise variances"),
+        ({"timestep_type": "continuous"}, "noise levels in place of the numbers"),
         ({"prediction_type": "flow_prediction"}, "prediction_type 'flow_prediction'"),
         ({"prediction_type": "sample"}, "prediction_type 'sample'"),
         ({"predict_epsilon": False}, "prediction_type 'sample'"),

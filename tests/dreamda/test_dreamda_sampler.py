@@ -239,6 +239,15 @@ def test_more_noise_departs_further(pipeline, location):
     assert 1e-4 < near < far
 
 
+def test_a_network_without_a_middle_block_is_refused(pipeline, monkeypatch):
+    monkeypatch.setitem(pipeline.unet._modules, "mid_block", None)
+    with pytest.raises(InputError, match="no middle block.*--location xt"):
+        DreamDASampler(pipeline, DreamDAConfig(num_inference_steps=5))
+    config = DreamDAConfig(num_inference_steps=5, location="xt", perturb="released")
+    images = DreamDASampler(pipeline, config).sample(make_batch(), generators()).images
+    assert images.isfinite().all()
+
+
 def test_a_sampler_leaves_the_model_as_it_was(pipeline):
     before = hooks_of(pipeline.unet)
     sample(pipeline, perturb="eq6")
