@@ -1,7 +1,9 @@
 """The tables of the two papers, each as one file and one command: measured beside published.
 
-    papers     what configs/papers says: tables, their cells, published values
+    schema     the keys of the files in configs/papers
+    papers     what these files say: tables, their cells, published values
     scales     a paper's settings at a smaller scale, and what became of each of them
+    checks     whether the options of a cell exist, and count for it
     cells      what a cell needs: a set, trainings, a figure
     nodes      a piece of work: what fills a folder, what it needs, whether it is there
     commands   a command as expansion.study makes it

@@ -10,8 +10,9 @@ from pathlib import Path
 from expansion.common.files import write_atomic
 from expansion.metrics.tables import START, layout
 from expansion.report.page import render
-from expansion.reproduce.papers import MEASURES, Published
+from expansion.reproduce.papers import Published
 from expansion.reproduce.results import Measured, Result, TableResults, gain_of
+from expansion.reproduce.schema import MEASURES
 
 TEMPLATE = "reproduce.html.j2"
 HEADER = (

@@ -22,11 +22,11 @@ from expansion.common.config import import_object
 from expansion.common.errors import InputError
 from expansion.common.files import is_done
 from expansion.reproduce.cells import UNLABELED, Arm, Cell, Made, Place, Timing, cells_of
+from expansion.reproduce.checks import option_names
 from expansion.reproduce.commands import (
     Asked,
     at_true_size,
     main_of,
-    option_names,
     study_of,
     with_seed,
 )
@@ -190,6 +190,10 @@ class _Planner:
         folder = command.folders[0]
         return self._add(folder, (command,), stage, needs, lambda: is_done(folder))
 
+    def _first_seed(self, draw: int | None) -> int:
+        """The seed of the one run on real images that a set or its figures need."""
+        return self.scale.seeds((1,))[0] if draw is None else draw
+
     def _unlabeled(self, place: Place, needs: list[Path]) -> str:
         if not self.scale.is_own:
             return str(self._stand_in("unlabeled", needs))
@@ -214,7 +218,7 @@ class _Planner:
             extra["pretrained_model_name_or_path"] = str(model)
         guide = None
         if made.guide is not None:
-            run = self._run(made.guide, draw or self.scale.seeds((1,))[0])
+            run = self._run(made.guide, self._first_seed(draw))
             needs.append(run)
             guide = str(run / GUIDE_FILE)
         study = self._study(made.place, draw, Asked(made, guide, extra))
@@ -264,7 +268,7 @@ class _Planner:
         features = f"inception:{self.options.inception}"
         if not self.scale.is_own:
             plain = Arm(made.place, self.scale.training({}, 0, 0)[0])
-            needs.append(self._run(plain, draw or self.scale.seeds((1,))[0]))
+            needs.append(self._run(plain, self._first_seed(draw)))
             features = f"run:{needs[-1]}"
         whole = made.num_images
         count = min(self.scale.file.paper_images or whole, whole)

@@ -17,7 +17,8 @@ from expansion.metrics.predictions import Predictions
 from expansion.metrics.runs import Comparison, Row, mean_std, read_run
 from expansion.reproduce.cells import Cell
 from expansion.reproduce.nodes import EVALUATION, Plan, WayPlan
-from expansion.reproduce.papers import LOWER_IS_BETTER, Published, Table
+from expansion.reproduce.papers import Published, Table
+from expansion.reproduce.schema import LOWER_IS_BETTER
 
 METRIC, BEST = "last_accuracy", "best_accuracy"
 FIGURES = {"fid": "paper_frechet", "mmd": "paper_mmd"}

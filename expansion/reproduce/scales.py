@@ -14,10 +14,12 @@ from functools import cache
 from typing import Any
 
 import expand
-from expansion.common.config import Source, compose, load_yaml, option
+from expansion.common.config import Source, load_yaml, option
 from expansion.diffusion.sampler_config import SamplerConfig
-from expansion.reproduce.papers import FOLDER, DatasetFacts
+from expansion.reproduce.papers import FOLDER, composed
+from expansion.reproduce.schema import DatasetFacts, check_counts
 from expansion.study.estimate import Costs, costs_of
+from expansion.study.settings import check_seeds
 from expansion.study.steps import option_words
 
 SCALES = ("tiny", "small", "paper")
@@ -60,6 +62,10 @@ class ScaleFile:
     costs: dict | None = option(None, "operations of units of work, and operations per second")
     resolution: int = option(512, "side of the images, pixels")
 
+    def __post_init__(self):
+        check_seeds(self.seeds)
+        check_counts(self, "images", "most_images", "num_unlabeled", "paper_images", "resolution")
+
 
 @dataclass(frozen=True)
 class Expansion:
@@ -97,7 +103,7 @@ class Scale:
         if self.file.facts is None:
             return own
         where = f"configs/papers/{self.name}.yaml: facts"
-        return compose([DatasetFacts], [Source(self.file.facts, where)])[0]
+        return composed(DatasetFacts, Source(self.file.facts, where))
 
     def seeds(self, own: tuple[int, ...]) -> tuple[int, ...]:
         """The seeds of a table."""
@@ -176,7 +182,7 @@ def read_scale(name: str) -> Scale:
     """Read `configs/papers/<name>.yaml`."""
     source = load_yaml(FOLDER / f"{name}.yaml")
     source = dataclasses.replace(source, name=f"configs/papers/{name}.yaml")
-    return Scale(name, compose([ScaleFile], [source])[0])
+    return Scale(name, composed(ScaleFile, source))
 
 
 def config_of(dataset: str, method: str, options: Mapping[str, Any]) -> SamplerConfig:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
+from expansion.common.errors import InputError
+from expansion.reproduce import scales
 from expansion.reproduce.scales import read_scale
 
 
@@ -68,3 +71,21 @@ def test_the_first_of_more_variants_than_are_made_are_all_of_them():
     paper = read_scale("paper")
     assert paper.training({"max_variants": 5}, 5, 5) == ({}, [])
     assert paper.training({"max_variants": 5}, 20, 20) == ({"max_variants": 5}, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seeds": [1, 2, 1]}, "configs/papers/small.yaml: seeds 1 2 1: one occurs twice"),
+        ({"images": 0}, "configs/papers/small.yaml: images 0: give 1 or more"),
+        ({"most_images": 0}, "configs/papers/small.yaml: most_images 0: give 1 or more"),
+    ],
+)
+def test_a_scale_is_refused_that_would_count_a_run_twice_or_make_nothing(
+    change, words, tmp_path, monkeypatch
+):
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(change))
+    monkeypatch.setattr(scales, "FOLDER", tmp_path)
+    with pytest.raises(InputError) as error:
+        read_scale("small")
+    assert str(error.value) == words
