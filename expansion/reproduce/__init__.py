@@ -9,6 +9,7 @@
     commands   a command as expansion.study makes it
     planning   the commands of all tables, each piece of work once
     running    the work, which goes on where it stopped and past what fails
+    readings   the figures and times that commands leave, where they are whole
     results    what was measured, beside what was published
     outputs    text, Markdown, LaTeX, CSV and a page
     listing    all tables, their cost and how far each is

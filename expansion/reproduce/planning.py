@@ -46,9 +46,9 @@ from expansion.reproduce.nodes import (
     PlanOptions,
     WayPlan,
     is_complete,
-    is_evaluated,
 )
 from expansion.reproduce.papers import Table
+from expansion.reproduce.readings import is_evaluated, seconds_of
 from expansion.reproduce.scales import Scale
 from expansion.study.config import Arm as StudyArm
 from expansion.study.estimate import Work
@@ -308,7 +308,7 @@ class _Planner:
         path = self.root / "benchmarks" / name
         words = ["--methods", timing.method, *option_words(timing.options), "--output", str(path)]
         command = Command(f"time of {timing.method}", main_of("expansion.benchmark"), tuple(words))
-        return self._add(path, (command,), TIMES, [], path.is_file)
+        return self._add(path, (command,), TIMES, [], lambda: seconds_of(path) is not None)
 
     # What they share
 

@@ -143,6 +143,7 @@ class Scale:
         if hasattr(before, WINDOW):
             _move_window(before, self.file.dataset, method, options, notes)
         after = config_of(self.file.dataset, method, options)
+        notes += self._fewer_groups(method, after)
         for name in SHOWN:
             old, new = getattr(before, name), getattr(after, name)
             notes += [f"{method}: {name} {old:g} -> {new:g}"] if old != new else []
@@ -171,6 +172,13 @@ class Scale:
             notes += [f"{options['arch']} -> {stand_in}"] if stand_in != options["arch"] else []
             options["arch"] = stand_in
         return {**options, **own}, notes
+
+    def _fewer_groups(self, method: str, after: Any) -> list[str]:
+        """The note on groups of prototypes that the images of a class are too few for."""
+        facts = self.facts(DatasetFacts(classes=1, real=1, test=1))
+        most = facts.real // facts.classes
+        groups = getattr(after, "K", 0) if "local_prototype" in getattr(after, "targets", ()) else 0
+        return [f"{method}: K {groups} -> {most}, the images of a class"] if groups > most else []
 
     def _images(self, images: int, swept: bool) -> int:
         if swept:
