@@ -49,6 +49,7 @@ from expansion.reproduce.nodes import (
 )
 from expansion.reproduce.papers import Table
 from expansion.reproduce.readings import is_evaluated, seconds_of
+from expansion.reproduce.records import options_of
 from expansion.reproduce.scales import Scale
 from expansion.study.config import Arm as StudyArm
 from expansion.study.estimate import Work
@@ -93,12 +94,14 @@ class _Planner:
     def __init__(self, scale: Scale, root: Path, options: PlanOptions):
         self.scale, self.root, self.options = scale, root, options
         self.nodes: dict[Path, Node] = {}
-        self.table = ""
+        self.table = self.cell_name = ""
+        self._asked_by: dict[Path, str] = {}  # node -> the cell that wanted it first
         self._known: dict[tuple[str, int | None], Path] = {}
         self._trainings: dict[str, Command] = {}
 
     def cell(self, cell: Cell, table: Table) -> dict[str, WayPlan]:
         """Add the work of a cell; returns where its figures come from."""
+        self.cell_name = f"{table.name} (row {cell.row}, column {cell.column})"
         seeds = self.scale.seeds(table.seeds)
         lacks = [lack for way in cell.ways.values() if (lack := self._lack(way))]
         if lacks:
@@ -325,16 +328,18 @@ class _Planner:
         Raises:
             InputError: It is there, and other commands fill it.
         """
+        node = Node(path, commands, stage, tuple(needs), is_finished)
         known = self.nodes.get(path)
         if known is None:
-            known = Node(path, commands, stage, tuple(needs), is_finished)
-            self.nodes[path] = known
-        mine, its = ([c.arguments for c in each] for each in (commands, known.commands))
-        if mine != its:
-            differing = sorted(set(mine[0]) ^ set(its[0]))
+            known = self.nodes[path] = node
+            self._asked_by[path] = self.cell_name
+        if [c.arguments for c in commands] != [c.arguments for c in known.commands]:
+            its, mine = (options_of(each, self.root) for each in (known, node))
+            differing = [name for name in {**its, **mine} if its.get(name) != mine.get(name)]
+            values = (f"{n} '{its.get(n, '')}' and '{mine.get(n, '')}'" for n in differing)
             raise InputError(
-                f"{known.tables[0]} and {self.table} disagree about {path}: "
-                f"{' '.join(differing)}; make them agree, or give the options other values"
+                f"{self._asked_by[path]} and {self.cell_name} disagree about {path}: "
+                f"{', '.join(values)}; make them agree, or give the options other values"
             )
         if self.table not in known.tables:
             known.tables.append(self.table)

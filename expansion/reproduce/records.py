@@ -56,7 +56,7 @@ def check_records(plan: Plan, jobs: str | None = None) -> None:
     if not stale:
         return
     first = min(stale, key=lambda path: (found[path].options == wanted[path].options, path))
-    change = difference(found[first].options, wanted[first].options)
+    change = _difference(found[first].options, wanted[first].options)
     shown = ", ".join(map(str, stale[:NUM_SHOWN]))
     more = f" and {len(stale) - NUM_SHOWN} more" if len(stale) > NUM_SHOWN else ""
     raise InputError(
@@ -85,7 +85,7 @@ def _check_jobs(
     first = min(risky, key=lambda each: (options[each] == wanted[each[0]].options, each))
     raise InputError(
         f"{first[1]} has commands that make {first[0]} with other options "
-        f"({difference(options[first], wanted[first[0]].options)}); give another --output_dir, or "
+        f"({_difference(options[first], wanted[first[0]].options)}); give another --output_dir, or "
         "remove that file if they are not to be run"
     )
 
@@ -112,7 +112,7 @@ def _records_of(plan: Plan) -> dict[Path, Record]:
     def add(path: Path) -> str:
         if path not in records:
             node = plan.nodes[path]
-            options = _options(node, plan.root)
+            options = options_of(node, plan.root)
             content = json.dumps([options, [add(needed) for needed in node.needs]])
             records[path] = Record(options, hashlib.sha256(content.encode()).hexdigest()[:16])
         return records[path].key
@@ -122,7 +122,7 @@ def _records_of(plan: Plan) -> dict[Path, Record]:
     return records
 
 
-def _options(node: Node, root: Path) -> dict[str, str]:
+def options_of(node: Node, root: Path) -> dict[str, str]:
     """The options of a node's commands, but for the number of the shard."""
     options: dict[str, str] = {}
     name = ""
@@ -162,7 +162,7 @@ def _read(root: Path) -> dict[Path, dict[str, Record]]:
     return records
 
 
-def difference(found: dict[str, str], wanted: dict[str, str]) -> str:
+def _difference(found: dict[str, str], wanted: dict[str, str]) -> str:
     """How options differ, in words."""
     names = [n for n in {**found, **wanted} if found.get(n) != wanted.get(n)]
     if not names:

@@ -197,8 +197,9 @@ def test_two_tables_that_disagree_about_a_folder_are_both_named(own_papers, tmp_
     as_it_is = Scale("paper", ScaleFile())  # keeps all options
     with pytest.raises(InputError) as error:
         plan_tables(read_tables(["all"]), as_it_is, tmp_path, PlanOptions())
-    for words in ("paper/one and paper/other disagree about", "one/digits.json", "other/digits"):
-        assert words in str(error.value)
+    cell = "(row SD, column a)"
+    assert f"paper/one {cell} and paper/other {cell} disagree about" in str(error.value)
+    assert "prompts_file 'one/digits.json' and 'other/digits.json'; make" in str(error.value)
 
 
 def test_cells_that_need_what_a_scale_has_not_are_left_out_with_the_reason(tmp_path):
