@@ -42,6 +42,7 @@ NO_DIFFERENCE = (
     "published: of other images, networks and devices than those of this scale, so that no "
     "difference is shown; gains may be compared"
 )
+LESS = "; less is better: a gain below 0 is an improvement"
 LATEX_START = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
 \usepackage[margin=2cm]{geometry}
@@ -116,7 +117,7 @@ def notes(results: TableResults) -> list[str]:
     table, found = results.table, list(results.results.values())
     lines = _problems(found) + _legend(results) + _orders(results)
     for name in dict.fromkeys(each.cell.spec.measure for each in found):
-        less = "; less is better, a gain below 0 too" if name in LOWER_IS_BETTER else ""
+        less = LESS if name in LOWER_IS_BETTER else ""
         lines += [f"{name}: {MEASURES[name]}{less}"] if name != "accuracy" else []
     chosen = {**(table.paper.file.chosen or {}), **(table.file.chosen or {})}
     lines += [f"open in the paper: {setting}: {why}" for setting, why in chosen.items()]

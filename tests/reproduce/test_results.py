@@ -198,7 +198,7 @@ def test_differences_of_small_distances_show_as_many_decimals_as_these(finished)
     text = report(results_of(table, plan, {}), "text")
     row = next(line for line in text.splitlines() if line.split()[:2] == ["p_c", "FID-3K"])
     assert "0.031" in row and "-0.004" in row
-    assert "less is better, a gain below 0 too" in text
+    assert "less is better: a gain below 0 is an improvement" in text
 
 
 def test_the_interval_of_one_seed_is_not_called_one_over_seeds(finished):
