@@ -247,13 +247,19 @@ def num_test(row: Row) -> str:
     return str(len(predictions.labels)) if predictions else ""
 
 
-def layout(lines: Sequence[Sequence[str]], style: str, bold: Iterable[tuple[int, int]] = ()) -> str:
+def layout(
+    lines: Sequence[Sequence[str]],
+    style: str,
+    bold: Iterable[tuple[int, int]] = (),
+    beside: Mapping[tuple[int, int], str] | None = None,
+) -> str:
     """Lay out a table as aligned text, for GitHub, or for LaTeX with booktabs.
 
     Args:
         lines: Cells of each line; the first line is the header.
         style: A key of START.
         bold: (number of the line, number of the cell) of the bold cells, from 0.
+        beside: What follows in some cells, by their places, and is never bold.
     """
     escapes: Mapping[str, Callable[[str], str]] = {
         "text": str,
@@ -265,6 +271,8 @@ def layout(lines: Sequence[Sequence[str]], style: str, bold: Iterable[tuple[int,
     shown = [[escape(cell) for cell in line] for line in lines]
     for i, j in bold:
         shown[i][j] = mark.format(shown[i][j])
+    for (i, j), text in (beside or {}).items():
+        shown[i][j] += escape(text)
     if style == "markdown":
         header, *body = (f"| {' | '.join(line)} |" for line in shown)
         return "\n".join([header, "| --- |" + " ---: |" * (len(lines[0]) - 1), *body])

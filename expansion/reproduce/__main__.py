@@ -14,6 +14,7 @@ MNIST digits; paper is the papers' own. docs/papers.md says more.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,6 +83,10 @@ class ReproduceConfig:
 
     def __post_init__(self):
         require(self.shards is None or self.shards > 0, f"shards {self.shards}: give 1 or more")
+        require(
+            self.jobs is None or not self.dry_run,
+            "jobs and dry_run: give one of them; a dry run writes nothing",
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,10 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scale = read_scale(config.scale)
     root = Path(config.output_dir, scale.name)
     options = PlanOptions(
-        data_dir=config.data_dir,
+        data_dir=os.path.normpath(config.data_dir),
         num_shards=config.shards or 1,
-        inception=config.inception,
-        clip=config.clip,
+        inception=os.path.normpath(config.inception),
+        clip=config.clip and os.path.normpath(config.clip),
         datasets=config.datasets,
     )
     if LIST in names:
@@ -106,14 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shards = 1 if config.jobs is not None and config.shards is None else shards
     options = dataclasses.replace(options, num_shards=shards)
     plan = plan_tables(tables, scale, root, options)
-    check_records(plan)
+    check_records(plan, config.jobs)
     missing = missing_nodes(plan)
     num_devices = max(1, len(processes or config.devices))
-    needed = _say_plan(plan, missing, num_devices, config.inception)
+    needed = _say_plan(plan, missing, num_devices, options.inception)
     if config.jobs is not None or config.dry_run:
         return _show_commands(plan, missing, config.jobs)
     require_room(root, needed.gigabytes)
-    _require_data(plan, config.data_dir)
+    _require_data(plan, options.data_dir)
     if missing and not config.yes and not talk.agreed("Go on?"):
         say("Nothing was begun.")
         return 1
@@ -126,17 +131,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _say_results(found, root, scale)
 
 
-def _claim(plan: Plan, missing: Sequence[Node]) -> None:
+def _claim(plan: Plan, missing: Sequence[Node], jobs: str | None = None) -> None:
     """Make the folder this scale's, and keep how the missing work is done."""
     claim_folder(plan.root, IDENTITY_FILE, _identity(plan.scale), REMEDY)
-    keep_records(plan, missing)
+    keep_records(plan, missing, jobs)
 
 
 def _show_commands(plan: Plan, missing: Sequence[Node], jobs: str | None) -> int:
     """Write the missing commands to the file `jobs`, or print them; returns the exit status."""
     if jobs is not None:
-        _claim(plan, missing)
         write_jobs(missing, Path(jobs))
+        _claim(plan, missing, jobs)
         say(f"written: {jobs}")
         return 0
     for number, stage in enumerate(stages_of(missing), 1):

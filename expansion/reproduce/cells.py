@@ -9,12 +9,19 @@ from typing import Any
 
 import expand
 import train_expand
-from expansion.classifier.recipe import Recipe
 from expansion.common.config import Source, compose, import_object
-from expansion.common.errors import require, unknown_name
+from expansion.common.errors import InputError
 from expansion.generation.config import ExpandConfig
-from expansion.reproduce.papers import REAL, CellSpec, DatasetFacts, SetSpec, Table
+from expansion.reproduce.checks import (
+    check_names_of_real,
+    check_own,
+    check_training,
+    learning_of,
+    method_config,
+)
+from expansion.reproduce.papers import Table, placed
 from expansion.reproduce.scales import Scale
+from expansion.reproduce.schema import REAL, CellSpec, DatasetFacts
 from expansion.study.config import LABELS
 from expansion.study.steps import needs_guide, option_words
 from expansion.training.options import Learning, parse_training
@@ -196,22 +203,27 @@ def cells_of(table: Table, scale: Scale, datasets: Collection[str] = ()) -> list
             continue
         notes: dict[str, None] = {}
         where = f"{table.place}: row {row}, column {column}"
-        ways = {
-            label: _CellPlanner(table, scale, each, where, notes).way()
-            for label, each in _ways(spec)
-        }
+        try:
+            check_own(table, row, column, where)
+            ways = {
+                label: _CellPlanner(table, scale, each, where, notes).way()
+                for label, each in _ways(spec)
+            }
+        except InputError as error:  # a value that is out of its range does not know its place
+            raise placed(error, where) from error
         found.append(Cell(row, column, spec, ways, tuple(notes)))
     return found
 
 
 def _ways(spec: CellSpec) -> Iterator[tuple[str, CellSpec]]:
     """The cell itself, or each of those of which the best counts, by what tells it apart."""
-    for name, values in (spec.best_of or {}).items():
+    best_of = {} if spec.set == REAL else spec.best_of or {}
+    for name, values in best_of.items():
         for value in values:
             options = {**(spec.options or {}), name: value}
             shown = f"{value:g}" if isinstance(value, float) else value
             yield f"{name} {shown}", replace(spec, options=options)
-    if not spec.best_of:
+    if not best_of:
         yield "", spec
 
 
@@ -240,9 +252,7 @@ class _CellPlanner:
             return self._timing()
         made, images = (None, 0) if spec.set == REAL else self._made(place)
         if spec.measure in ("fid", "mmd"):
-            require(
-                made is not None, f"{self.where}: {spec.measure} is a figure of a set; name one"
-            )
+            assert made is not None  # check_own
             if not scale.is_own:
                 self._note(
                     "Inception, 3,000 images -> the classifier of real images, all of the set"
@@ -250,7 +260,7 @@ class _CellPlanner:
             return made
         facts = paper.datasets[spec.dataset]
         train = {**(paper.file.train or {}), **(facts.train or {}), **(spec.train or {})}
-        _check_training(train, self.where)
+        check_training(train, images, self.where)
         train, changes = scale.training(train, images, made.images if made else 0)
         self._note(*changes)
         return Arm(place, train, made)
@@ -276,9 +286,9 @@ class _CellPlanner:
         spec, scale, paper = self.spec, self.scale, self.table.paper
         set_spec, own = paper.set_spec(spec.set, spec.dataset)
         given = {**own, **(spec.options or {})}
-        config_class = _method_config(set_spec, f"{self.where}: set {spec.set}")
+        config_class = method_config(set_spec, f"{self.where}: set {spec.set}")
         compose([ExpandConfig, config_class], [Source(given, f"{self.where}: options")])
-        images = spec.images or paper.datasets[spec.dataset].images
+        images = paper.datasets[spec.dataset].images if spec.images is None else spec.images
         scaled = scale.expansion(
             spec.dataset, set_spec.method, given, images, swept=spec.images is not None
         )
@@ -314,7 +324,8 @@ class _CellPlanner:
         file = self.table.paper.file
         usual = {**(file.train or {}), **(file.guide or {})}
         asked = {**usual, **(self.spec.guide or {})}
-        _check_training(asked, f"{self.where}: guide")
+        check_training(asked, 0, f"{self.where}: guide")
+        check_names_of_real(self.spec.guide or {}, asked, f"{self.where}: guide")
         options, changes = self.scale.training(asked, 0, 0)
         self._note(*(f"guide: {change}" for change in changes))
         plain = self.scale.training(usual, 0, 0)[0]
@@ -324,29 +335,6 @@ class _CellPlanner:
 
     def _note(self, *changes: str) -> None:
         self.notes.update(dict.fromkeys(changes))
-
-
-def _method_config(spec: SetSpec, where: str) -> type:
-    if spec.method not in expand.SAMPLERS:
-        raise unknown_name(f"method of {where}", spec.method, list(expand.SAMPLERS))
-    return import_object(expand.SAMPLERS[spec.method][0])
-
-
-def _check_training(options: Mapping[str, Any], where: str) -> None:
-    """Raise InputError for options that no training command has."""
-    labels = options.get("labels", LABELS[0])
-    require(labels in LABELS, f"{where}: train: labels {labels}: give one of {', '.join(LABELS)}")
-    own = learning_of(options, True).config_class()
-    classes = [train_expand.TrainExpandConfig, Recipe, *([own] if own else [])]
-    compose(classes, [Source(options, f"{where}: train")])
-
-
-def learning_of(options: Mapping[str, Any], is_expanded: bool) -> Learning:
-    """How an arm with these options learns."""
-    labels = options.get("labels", LABELS[0]) if is_expanded else LABELS[0]
-    if options.get("unlabeled_dir") and labels == LABELS[0]:
-        return train_expand.SEMI_SUPERVISED
-    return train_expand.OBJECTIVES[labels]
 
 
 @cache

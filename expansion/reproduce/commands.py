@@ -86,11 +86,6 @@ def study_of(
     )
 
 
-def option_names(config_class: type) -> set[str]:
-    """The options that a class of settings has."""
-    return {each.name for each in dataclasses.fields(config_class)}
-
-
 def main_of(module: str) -> str:
     """What a command calls."""
     return f"{module}:main"

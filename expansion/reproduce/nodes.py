@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from expansion.common.errors import JSON_ERRORS
 from expansion.reproduce.cells import Cell, Made
 from expansion.reproduce.scales import Scale
 from expansion.study.estimate import Work
@@ -117,13 +115,3 @@ def is_complete(folder: Path, made: Made) -> bool:
     if not (folder / "contact_sheet.png").is_file():
         return False
     return len(list(folder.glob("*/*.png"))) >= made.num_images
-
-
-def is_evaluated(path: Path, count: int | None) -> bool:
-    """Whether a set has the papers' figures of `count` images, or without it any figures."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = content["settings"].get("paper_images")
-    except (OSError, *JSON_ERRORS, KeyError, AttributeError):
-        return False
-    return found == count

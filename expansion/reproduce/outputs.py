@@ -10,8 +10,16 @@ from pathlib import Path
 from expansion.common.files import write_atomic
 from expansion.metrics.tables import START, layout
 from expansion.report.page import render
-from expansion.reproduce.papers import MEASURES, Published
-from expansion.reproduce.results import Measured, Result, TableResults, gain_of
+from expansion.reproduce.papers import Published
+from expansion.reproduce.results import (
+    MISSING,
+    Measured,
+    Result,
+    TableResults,
+    digits_of,
+    gain_of,
+)
+from expansion.reproduce.schema import LOWER_IS_BETTER, MEASURES
 
 TEMPLATE = "reproduce.html.j2"
 HEADER = (
@@ -25,11 +33,16 @@ CSV_HEADER = (
 )  # fmt: skip
 LEGEND = (
     "measured: mean +- population deviation over the seeds, at the last epoch, and its 95 % "
-    "interval over other seeds and other test images",
+    "interval over other {others}",
     "difference: measured minus published; where the paper reports the best epoch on the test "
     "images, that of the best epoch",
     "gain: over the row {reference} of the same column, at the last epoch, with its interval",
 )
+NO_DIFFERENCE = (
+    "published: of other images, networks and devices than those of this scale, so that no "
+    "difference is shown; gains may be compared"
+)
+LESS = "; less is better: a gain below 0 is an improvement"
 LATEX_START = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
 \usepackage[margin=2cm]{geometry}
@@ -75,14 +88,16 @@ def write_outputs(found: Sequence[TableResults], folder: Path, heading: str) -> 
 
 def grid(results: TableResults, style: str) -> str:
     """The table as the paper has it: measured, and in brackets published; the best is bold."""
-    header = [results.table.file.corner or "", *results.columns]
-    lines, bold = [header], set()
-    for number, row in enumerate(results.rows, 1):
-        lines.append([row, *(_grid_cell(results.results.get((row, c))) for c in results.columns)])
-        bold |= {
-            (number, i) for i, c in enumerate(results.columns, 1) if row in results.best_rows(c)
-        }
-    return layout(lines, style, bold)
+    lines, bold, beside = [[results.table.file.corner or "", *results.columns]], set(), {}
+    for i, row in enumerate(results.rows, 1):
+        found = [results.results.get((row, column)) for column in results.columns]
+        lines.append([row, *map(_grid_cell, found)])
+        for j, result in enumerate(found, 1):
+            published = _published(result.published) if result else ""
+            beside[i, j] = f" ({published})" if published else ""
+            if row in results.best_rows(results.columns[j - 1]):
+                bold.add((i, j))
+    return layout(lines, style, bold, beside)
 
 
 def report(results: TableResults, style: str) -> str:
@@ -99,18 +114,49 @@ def report(results: TableResults, style: str) -> str:
 
 def notes(results: TableResults) -> list[str]:
     """What a reader must know: columns, order, settings that the paper leaves open, the scale."""
-    table = results.table
-    reference = table.file.reference
-    lines = [text.format(reference=reference) for text in LEGEND[: 3 if reference else 2]]
-    lines += _orders(results)
-    measures = dict.fromkeys(each.cell.spec.measure for each in results.results.values())
-    lines += [f"{name}: {MEASURES[name]}" for name in measures if name != "accuracy"]
+    table, found = results.table, list(results.results.values())
+    lines = _problems(found) + _legend(results) + _orders(results)
+    for name in dict.fromkeys(each.cell.spec.measure for each in found):
+        less = LESS if name in LOWER_IS_BETTER else ""
+        lines += [f"{name}: {MEASURES[name]}{less}"] if name != "accuracy" else []
     chosen = {**(table.paper.file.chosen or {}), **(table.file.chosen or {})}
     lines += [f"open in the paper: {setting}: {why}" for setting, why in chosen.items()]
     lines += table.file.notes
     if results.notes:
         lines.append("at this scale: " + "; ".join(results.notes))
     return lines
+
+
+def _problems(found: Sequence[Result]) -> list[str]:
+    """Why cells have no value, or no interval: a line for each reason, with its cells."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for result in found:
+        measured, gain = result.measured, result.gain
+        reasons = {
+            _state(result): "" if measured or result.problem == MISSING else result.problem,
+            "no interval": measured.no_interval if measured else "",
+            "no interval of the gain": gain.problem if gain else "",
+        }
+        for title, reason in reasons.items():
+            if reason:
+                cell = f"{result.cell.row}, {result.cell.column}"
+                cells.setdefault((title, reason), []).append(cell)
+    return [f"{title}: {'; '.join(each)}: {reason}" for (title, reason), each in cells.items()]
+
+
+def _legend(results: TableResults) -> list[str]:
+    """What the columns are, of those that the table has."""
+    found, reference = list(results.results.values()), results.table.file.reference
+    measured = [each.measured for each in found if each.measured]
+    one_seed = measured and all(each.count == 1 for each in measured)
+    measured_title, difference, gain = LEGEND
+    others = "test images; another seed may differ more" if one_seed else "seeds and test images"
+    lines = [measured_title.format(others=others)]
+    if any(each.difference is not None for each in found):
+        lines.append(difference)
+    elif any(each.published and each.measured for each in found):
+        lines.append(NO_DIFFERENCE)
+    return lines + ([gain.format(reference=reference)] if reference else [])
 
 
 def _orders(results: TableResults) -> list[str]:
@@ -129,30 +175,29 @@ def _title(results: TableResults) -> str:
 
 
 def _grid_cell(result: Result | None) -> str:
+    """The measured part of a cell."""
     if result is None:
         return ""
-    published = _published(result.published)
-    brackets = f" ({published})" if published else ""
     if result.measured is None:
-        return ("failed" if result.failed else "-") + brackets
-    return _mean_std(result.measured) + brackets
+        return "failed" if result.failed else "-"
+    return _mean_std(result.measured)
+
+
+def _state(result: Result) -> str:
+    """What stands in the place of a value; the reason stands below the table."""
+    if result.failed:
+        return "failed"
+    return "left out" if result.problem != MISSING else MISSING
 
 
 def _line(result: Result) -> list[str]:
     measured, gain = result.measured, gain_of(result)
-    cell = [result.cell.row, result.cell.column]
-    published = _published(result.published)
+    cell, published = [result.cell.row, result.cell.column], _published(result.published)
+    published_digits = digits_of(result.published.value) if result.published else 2
+    published_gain = _signed(result.published_gain, published_digits)
     if measured is None:
-        return [
-            *cell,
-            result.problem,
-            "",
-            "",
-            published,
-            *[""] * 4,
-            _signed(result.published_gain),
-            "",
-        ]
+        return [*cell, _state(result), "", "", published, *[""] * 4, published_gain, ""]
+    digits = measured.digits
     way = f" ({measured.label})" if measured.label else ""
     return [
         *cell,
@@ -160,11 +205,11 @@ def _line(result: Result) -> list[str]:
         _interval(measured.interval, ""),
         "" if measured.best is None else f"{measured.best:.2f}",
         published,
-        _signed(result.difference),
-        _signed(result.gain.mean if result.gain else None),
+        _signed(result.difference, digits),
+        _signed(result.gain.mean if result.gain else None, digits),
         _interval((gain.low, gain.high), "+") if gain else "",
         gain.verdict + (" (1 seed)" if gain.images_only else "") if gain else "",
-        _signed(result.published_gain),
+        published_gain,
         str(measured.count),
     ]
 
@@ -231,7 +276,7 @@ def _page_cell(results: TableResults, result: Result | None) -> dict[str, object
         "failed": result.failed,
         "published": _published(result.published),
         "best": result.cell.row in results.best_rows(result.cell.column),
-        "difference": _signed(result.difference),
+        "difference": _signed(result.difference, result.measured.digits if result.measured else 2),
     }
 
 
@@ -252,8 +297,8 @@ def _interval(ends: tuple[float, float] | None, sign: str) -> str:
     return f"[{ends[0]:{sign}.2f}, {ends[1]:{sign}.2f}]" if ends else ""
 
 
-def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.2f}"
+def _signed(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:+.{digits}f}"
 
 
 def _plain(value: float | None) -> str:

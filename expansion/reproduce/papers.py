@@ -18,106 +18,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from expansion.common.config import CONFIG_DIR, Source, compose, load_yaml, option
+from expansion.common.config import CONFIG_DIR, Source, compose, load_yaml
 from expansion.common.errors import InputError, brief, require, unknown_name
+from expansion.reproduce.schema import (
+    REAL,
+    CellSpec,
+    DatasetFacts,
+    Other,
+    PaperFile,
+    SetSpec,
+    TableFile,
+)
 
 FOLDER = CONFIG_DIR / "papers"
 COMMON = "common"
-REAL = "real"  # the set of arms that train on real images alone
-MEASURES = {
-    "accuracy": "top-1 accuracy on the test images, percent",
-    "fid": "Frechet distance to the training images (FID with Inception's features)",
-    "mmd": "MMD to the training images: Gaussian kernel on features of unit length, not squared",
-    "seconds": "seconds per image, by python -m expansion.benchmark",
-}
-LOWER_IS_BETTER = ("fid", "mmd", "seconds")
 MERGED = ("options", "train", "guide")  # of a cell: key by key
 PUBLISHED = re.compile(r"(\d+(?:\.\d+)?)(?: \+- (\d+(?:\.\d+)?))?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellSpec:
-    """What one cell is; rows and columns say parts of it."""
-
-    dataset: str | None = option(None, "name in the paper's `datasets`")
-    set: str = option(REAL, "name in the paper's `sets`, or real: real images alone")
-    images: int | None = option(None, "images made of each real one; default: the dataset's")
-    options: dict | None = option(None, "options of expand.py beside those of the set")
-    train: dict | None = option(None, "options of the training commands")
-    guide: dict | None = option(None, "options of the training of the guide")
-    measure: str = option("accuracy", "what the cell shows", choices=MEASURES)
-    columns: tuple[str, ...] = option((), "of a row: the columns that it has; default: all")
-    best_of: dict | None = option(
-        None, "one option of expand.py and its values: the cell shows the best of these"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableFile:
-    """The keys of a table's file."""
-
-    title: str = option("", "what it is about, with its number in the paper")
-    item: str = option("", "its number in the paper, such as Table 4")
-    corner: str = option("", "what the first column is")
-    cells: dict | None = option(None, "what all cells have in common")
-    rows: tuple[dict, ...] = option((), "rows: name, and what their cells are")
-    columns: tuple[dict, ...] = option((), "columns: name, and what their cells are")
-    published: dict | None = option(None, "row -> published value of each column, or null")
-    reference: str | None = option(None, "the row that the others are compared with")
-    seeds: tuple[int, ...] = option((), "seeds; default: the paper's")
-    chosen: dict | None = option(None, "setting that the paper leaves open -> what is taken, why")
-    notes: tuple[str, ...] = option((), "what a reader of the table must know")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetFacts:
-    """Numbers of a dataset, so that costs are known without it, and its settings."""
-
-    classes: int = option(0, "number of classes")
-    real: int = option(0, "number of images for training")
-    test: int = option(0, "number of images for testing")
-    images: int = option(5, "images made of each real one")
-    title: str | None = option(None, "what tables call it; default: its name")
-    place: dict | None = option(None, "options that choose its real images, in every command")
-    train: dict | None = option(None, "options of its trainings")
-    sets: dict | None = option(None, "set -> options of expand.py on this dataset")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperFile:
-    """The keys of `common.yaml`."""
-
-    title: str = option("", "the paper")
-    reports: str = option("last", "epoch whose accuracy it reports", choices=("last", "best"))
-    seeds: tuple[int, ...] = option((1, 2, 3), "seeds of its trainings")
-    expand: dict | None = option(None, "options of expand.py, for all sets")
-    train: dict | None = option(None, "options of all trainings")
-    guide: dict | None = option(None, "options of the training of a guide")
-    datasets: dict | None = option(None, "name -> its numbers and settings")
-    sets: dict | None = option(None, "name -> method, and options of expand.py")
-    chosen: dict | None = option(None, "settings that the paper leaves open, for all its tables")
-    others: tuple[dict, ...] = option((), "items without a table of numbers: item, title, shown_by")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SetSpec:
-    """How a set is made, beside the options of expand.py."""
-
-    method: str = option("", "method of expand.py")
-    prompts: str | None = option(
-        None, "prompts that are written before", choices=("scenes", "lecf")
-    )
-    keep: str | None = option(None, "rule of expansion.filter: which images are trained on")
-    training: dict | None = option(None, "options of what trains the method's embeddings")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Other:
-    """An item of a paper that is no table of numbers."""
-
-    item: str = option("", "its number in the paper")
-    title: str = option("", "what it is")
-    shown_by: str = option("", "what shows it here, or why nothing can")
 
 
 @dataclass(frozen=True)
@@ -189,14 +105,20 @@ class Table:
     def specs(self) -> dict[tuple[str, str], CellSpec]:
         """(row, column) -> what the cell is; cells that the table leaves out are absent."""
         found = {}
-        for row, column in self._pairs():
-            parts = [_mapping(self.file.cells or {}, f"{self.place}: cells")]
-            parts += [{k: v for k, v in line.items() if k != "name"} for line in (row, column)]
-            where = f"{self.place}: row {row['name']}, column {column['name']}"
-            spec = _composed(CellSpec, _merged(parts, where), where)
+        cells = _mapping(self.file.cells or {}, f"{self.place}: cells")
+        for place, parts in self._parts():
+            where = f"{self.place}: row {place[0]}, column {place[1]}"
+            spec = _composed(CellSpec, _merged([cells, *parts], where), where)
             self._check(spec, where)
-            found[str(row["name"]), str(column["name"])] = spec
+            found[place] = spec
         return found
+
+    @cached_property
+    def own(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(row, column) -> what these two say; of a table without sets, what `cells` says too."""
+        without_sets = all(spec.set == REAL for spec in self.specs.values())
+        common = [self.file.cells or {}] if without_sets else []
+        return {place: _merged([*common, *parts], "") for place, parts in self._parts()}
 
     @cached_property
     def published(self) -> dict[tuple[str, str], Published]:
@@ -217,6 +139,12 @@ class Table:
                 if value is not None:
                     found[name, column] = _published(value, f"{where}: {name}")
         return found
+
+    def _parts(self) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
+        """The place of each cell, and what its row and its column say."""
+        for row, column in self._pairs():
+            parts = [{k: v for k, v in line.items() if k != "name"} for line in (row, column)]
+            yield (str(row["name"]), str(column["name"])), parts
 
     def _pairs(self) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
         for row in self.file.rows:
@@ -285,14 +213,14 @@ def others(papers: Mapping[str, Paper]) -> list[tuple[str, Other]]:
 
 
 def _read_paper(path: Path) -> Paper:
-    return Paper(path.parent.name, compose([PaperFile], [_source(path)])[0], _shown(path))
+    return Paper(path.parent.name, composed(PaperFile, _source(path)), _shown(path))
 
 
 def _read_table(name: str, papers: Mapping[str, Paper]) -> Table:
     path = FOLDER / f"{name}.yaml"
     paper = name.split("/")[0]
     require(paper in papers, f"{path}: {path.parent / COMMON}.yaml is missing")
-    file = compose([TableFile], [_source(path)])[0]
+    file = composed(TableFile, _source(path))
     table = Table(name, papers[paper], file, _shown(path))
     for key in ("rows", "columns"):
         lines = getattr(file, key)
@@ -327,8 +255,22 @@ def _published(value: Any, where: str) -> Published:
     return Published(float(match[1]), float(match[2]) if match[2] else None)
 
 
+def composed(config_class: type, source: Source) -> Any:
+    """The settings of a class that a source holds; an error names the source."""
+    try:
+        return compose([config_class], [source])[0]
+    except InputError as error:
+        raise placed(error, source.name) from error
+
+
+def placed(error: InputError, where: str) -> InputError:
+    """The same error with its place in front, unless it names that."""
+    text = str(error)
+    return InputError(text if where in text else f"{where}: {text}")
+
+
 def _composed(config_class: type, values: Any, where: str) -> Any:
-    return compose([config_class], [Source(_mapping(values, where), where)])[0]
+    return composed(config_class, Source(_mapping(values, where), where))
 
 
 def _mapping(values: Any, where: str) -> Mapping[str, Any]:

@@ -22,11 +22,11 @@ from expansion.common.config import import_object
 from expansion.common.errors import InputError
 from expansion.common.files import is_done
 from expansion.reproduce.cells import UNLABELED, Arm, Cell, Made, Place, Timing, cells_of
+from expansion.reproduce.checks import option_names
 from expansion.reproduce.commands import (
     Asked,
     at_true_size,
     main_of,
-    option_names,
     study_of,
     with_seed,
 )
@@ -46,9 +46,10 @@ from expansion.reproduce.nodes import (
     PlanOptions,
     WayPlan,
     is_complete,
-    is_evaluated,
 )
 from expansion.reproduce.papers import Table
+from expansion.reproduce.readings import is_evaluated, seconds_of
+from expansion.reproduce.records import options_of
 from expansion.reproduce.scales import Scale
 from expansion.study.config import Arm as StudyArm
 from expansion.study.estimate import Work
@@ -93,12 +94,14 @@ class _Planner:
     def __init__(self, scale: Scale, root: Path, options: PlanOptions):
         self.scale, self.root, self.options = scale, root, options
         self.nodes: dict[Path, Node] = {}
-        self.table = ""
+        self.table = self.cell_name = ""
+        self._asked_by: dict[Path, str] = {}  # node -> the cell that wanted it first
         self._known: dict[tuple[str, int | None], Path] = {}
         self._trainings: dict[str, Command] = {}
 
     def cell(self, cell: Cell, table: Table) -> dict[str, WayPlan]:
         """Add the work of a cell; returns where its figures come from."""
+        self.cell_name = f"{table.name} (row {cell.row}, column {cell.column})"
         seeds = self.scale.seeds(table.seeds)
         lacks = [lack for way in cell.ways.values() if (lack := self._lack(way))]
         if lacks:
@@ -190,6 +193,10 @@ class _Planner:
         folder = command.folders[0]
         return self._add(folder, (command,), stage, needs, lambda: is_done(folder))
 
+    def _first_seed(self, draw: int | None) -> int:
+        """The seed of the one run on real images that a set or its figures need."""
+        return self.scale.seeds((1,))[0] if draw is None else draw
+
     def _unlabeled(self, place: Place, needs: list[Path]) -> str:
         if not self.scale.is_own:
             return str(self._stand_in("unlabeled", needs))
@@ -214,7 +221,7 @@ class _Planner:
             extra["pretrained_model_name_or_path"] = str(model)
         guide = None
         if made.guide is not None:
-            run = self._run(made.guide, draw or self.scale.seeds((1,))[0])
+            run = self._run(made.guide, self._first_seed(draw))
             needs.append(run)
             guide = str(run / GUIDE_FILE)
         study = self._study(made.place, draw, Asked(made, guide, extra))
@@ -264,7 +271,7 @@ class _Planner:
         features = f"inception:{self.options.inception}"
         if not self.scale.is_own:
             plain = Arm(made.place, self.scale.training({}, 0, 0)[0])
-            needs.append(self._run(plain, draw or self.scale.seeds((1,))[0]))
+            needs.append(self._run(plain, self._first_seed(draw)))
             features = f"run:{needs[-1]}"
         whole = made.num_images
         count = min(self.scale.file.paper_images or whole, whole)
@@ -304,7 +311,7 @@ class _Planner:
         path = self.root / "benchmarks" / name
         words = ["--methods", timing.method, *option_words(timing.options), "--output", str(path)]
         command = Command(f"time of {timing.method}", main_of("expansion.benchmark"), tuple(words))
-        return self._add(path, (command,), TIMES, [], path.is_file)
+        return self._add(path, (command,), TIMES, [], lambda: seconds_of(path) is not None)
 
     # What they share
 
@@ -321,16 +328,18 @@ class _Planner:
         Raises:
             InputError: It is there, and other commands fill it.
         """
+        node = Node(path, commands, stage, tuple(needs), is_finished)
         known = self.nodes.get(path)
         if known is None:
-            known = Node(path, commands, stage, tuple(needs), is_finished)
-            self.nodes[path] = known
-        mine, its = ([c.arguments for c in each] for each in (commands, known.commands))
-        if mine != its:
-            differing = sorted(set(mine[0]) ^ set(its[0]))
+            known = self.nodes[path] = node
+            self._asked_by[path] = self.cell_name
+        if [c.arguments for c in commands] != [c.arguments for c in known.commands]:
+            its, mine = (options_of(each, self.root) for each in (known, node))
+            differing = [name for name in {**its, **mine} if its.get(name) != mine.get(name)]
+            values = (f"{n} '{its.get(n, '')}' and '{mine.get(n, '')}'" for n in differing)
             raise InputError(
-                f"{known.tables[0]} and {self.table} disagree about {path}: "
-                f"{' '.join(differing)}; make them agree, or give the options other values"
+                f"{self._asked_by[path]} and {self.cell_name} disagree about {path}: "
+                f"{', '.join(values)}; make them agree, or give the options other values"
             )
         if self.table not in known.tables:
             known.tables.append(self.table)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,18 +28,26 @@ class Record(NamedTuple):
     Attributes:
         options: The options of its commands: name -> values, by spaces.
         key: Digest of these and of the keys of all that it needs.
+        jobs: The file of `--jobs` that its commands were written to; empty if they were run.
     """
 
     options: dict[str, str]
     key: str
+    jobs: str = ""
 
 
-def check_records(plan: Plan) -> None:
-    """Raise InputError if something that is finished was made by other options.
+def check_records(plan: Plan, jobs: str | None = None) -> None:
+    """Raise InputError if something that is finished was made by other options, or may come to be.
 
     What has no record, as a file that the user put there, is taken as it is.
+
+    Args:
+        plan: What is wanted.
+        jobs: The file that its commands are to be written to; what that holds will be gone.
     """
-    wanted, found = _records_of(plan), _read(plan.root)
+    wanted, records = _records_of(plan), _read(plan.root)
+    _check_jobs(plan, wanted, records, jobs)
+    found = {path: list(each.values())[-1] for path, each in records.items()}
     stale = [
         path
         for path, record in found.items()
@@ -56,14 +65,40 @@ def check_records(plan: Plan) -> None:
     )
 
 
-def keep_records(plan: Plan, nodes: Iterable[Node]) -> None:
-    """Keep how `nodes` are made, before they are begun here or elsewhere."""
-    wanted, found = _records_of(plan), _read(plan.root)
-    lines = [
-        json.dumps({"path": str(node.path.relative_to(plan.root)), **wanted[node.path]._asdict()})
-        for node in nodes
-        if found.get(node.path) != wanted[node.path]
+def _check_jobs(
+    plan: Plan,
+    wanted: Mapping[Path, Record],
+    records: Mapping[Path, Mapping[str, Record]],
+    jobs: str | None,
+) -> None:
+    """Raise InputError if another file of jobs may still make something by other options."""
+    risky = [
+        (path, file)
+        for path, by_file in records.items()
+        for file, record in by_file.items()
+        if path in wanted and record.key != wanted[path].key
+        if file != _absolute(jobs) and Path(file).is_file() and not plan.nodes[path].is_finished()
     ]
+    if not risky:
+        return
+    options = {each: records[each[0]][each[1]].options for each in risky}
+    first = min(risky, key=lambda each: (options[each] == wanted[each[0]].options, each))
+    raise InputError(
+        f"{first[1]} has commands that make {first[0]} with other options "
+        f"({_difference(options[first], wanted[first[0]].options)}); give another --output_dir, or "
+        "remove that file if they are not to be run"
+    )
+
+
+def keep_records(plan: Plan, nodes: Iterable[Node], jobs: str | None = None) -> None:
+    """Keep how `nodes` are made, before they are begun here or, by the file `jobs`, elsewhere."""
+    wanted, found = _records_of(plan), _read(plan.root)
+    lines = []
+    for node in nodes:
+        record = wanted[node.path]._replace(jobs=_absolute(jobs))
+        if found.get(node.path, {}).get(record.jobs) != record:
+            name = str(node.path.relative_to(plan.root))
+            lines.append(json.dumps({"path": name, **record._asdict()}))
     if lines:
         plan.root.mkdir(parents=True, exist_ok=True)
         with (plan.root / RECORDS_FILE).open("a", encoding="utf-8") as file:
@@ -77,7 +112,7 @@ def _records_of(plan: Plan) -> dict[Path, Record]:
     def add(path: Path) -> str:
         if path not in records:
             node = plan.nodes[path]
-            options = _options(node, plan.root)
+            options = options_of(node, plan.root)
             content = json.dumps([options, [add(needed) for needed in node.needs]])
             records[path] = Record(options, hashlib.sha256(content.encode()).hexdigest()[:16])
         return records[path].key
@@ -87,7 +122,7 @@ def _records_of(plan: Plan) -> dict[Path, Record]:
     return records
 
 
-def _options(node: Node, root: Path) -> dict[str, str]:
+def options_of(node: Node, root: Path) -> dict[str, str]:
     """The options of a node's commands, but for the number of the shard."""
     options: dict[str, str] = {}
     name = ""
@@ -101,19 +136,29 @@ def _options(node: Node, root: Path) -> dict[str, str]:
     return {name: value for name, value in options.items() if name not in SHARD_OPTIONS}
 
 
-def _read(root: Path) -> dict[Path, Record]:
-    """What was begun below `root`; of several records of one path, the last."""
+def _absolute(jobs: str | None) -> str:
+    return os.path.abspath(jobs) if jobs is not None else ""
+
+
+def _read(root: Path) -> dict[Path, dict[str, Record]]:
+    """What was begun below `root`: path -> file of jobs -> its last record, the latest at the end.
+
+    Records of what was run, and not written to a file, stand under "".
+    """
     try:
         lines = (root / RECORDS_FILE).read_text(encoding="utf-8").splitlines()
     except OSError:
         return {}
-    records = {}
+    records: dict[Path, dict[str, Record]] = {}
     for line in lines:
         try:
             content = json.loads(line)
-            records[root / content["path"]] = Record(content["options"], content["key"])
+            record = Record(content["options"], content["key"], content.get("jobs", ""))
+            by_file = records.setdefault(root / content["path"], {})
         except (*JSON_ERRORS, KeyError, TypeError):  # an empty or torn line
             continue
+        by_file.pop(record.jobs, None)
+        by_file[record.jobs] = record
     return records
 
 

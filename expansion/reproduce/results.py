@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 import numpy as np
 
-from expansion.common.errors import JSON_ERRORS, InputError
+from expansion.common.errors import InputError
 from expansion.common.files import is_done
+from expansion.metrics.classification import METRICS
 from expansion.metrics.comparison import Gain, compare
 from expansion.metrics.predictions import Predictions
 from expansion.metrics.runs import Comparison, Row, mean_std, read_run
 from expansion.reproduce.cells import Cell
 from expansion.reproduce.nodes import EVALUATION, Plan, WayPlan
-from expansion.reproduce.papers import LOWER_IS_BETTER, Published, Table
+from expansion.reproduce.papers import Published, Table
+from expansion.reproduce.readings import figure_of, is_number, seconds_of
+from expansion.reproduce.schema import LOWER_IS_BETTER
 
 METRIC, BEST = "last_accuracy", "best_accuracy"
-FIGURES = {"fid": "paper_frechet", "mmd": "paper_mmd"}
+OF_RUN = (METRIC, BEST, "seed")  # numbers that every run has
+MISSING = "not run yet"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Measured:
         deviation: Population standard deviation; None of a single value.
         count: Number of values.
         interval: 95 % interval of an accuracy, over other test images and other seeds.
+        no_interval: Why an accuracy has none; empty if it has.
         best: Mean of the best epochs on the test images, as some papers report it.
         row: The runs, if it is an accuracy.
         label: Which of several ways it is, if the best counts.
@@ -41,6 +45,7 @@ class Measured:
     deviation: float | None
     count: int
     interval: tuple[float, float] | None = None
+    no_interval: str = ""
     best: float | None = None
     row: Row | None = None
     label: str = ""
@@ -48,7 +53,7 @@ class Measured:
     @property
     def digits(self) -> int:
         """Decimals that tables show."""
-        return 3 if abs(self.mean) < 1 else 2
+        return digits_of(self.mean)
 
     @property
     def rounded(self) -> float:
@@ -142,8 +147,7 @@ def results_of(table: Table, plan: Plan, failed: Mapping[Path, str]) -> TableRes
     for cell, ways in plan.cells[table.name]:
         result = Result(cell, table.published.get((cell.row, cell.column)))
         found = {label: _measured(cell, way, failed) for label, way in ways.items()}
-        in_features = cell.spec.measure in FIGURES
-        _fill(result, found, table, comparable=plan.scale.is_own or not in_features)
+        _fill(result, found, table, comparable=plan.scale.is_own)
         results[cell.row, cell.column] = result
         notes |= dict.fromkeys(cell.notes)
     for result in results.values():
@@ -160,8 +164,7 @@ def _fill(
         result: Is filled.
         found: What was measured, by way.
         table: Whose cell it is.
-        comparable: Whether the published value is in the same unit; distances in the features of
-            another network than the paper's are not.
+        comparable: Whether the published value is of the same images, networks and kind of device.
     """
     if result.cell.left_out:
         result.problem = result.cell.left_out
@@ -182,78 +185,75 @@ def _fill(
         result.difference = value - result.published.value
 
 
-MISSING = "not run yet"
-
-
 def _measured(cell: Cell, way: WayPlan, failed: Mapping[Path, str]) -> Measured | str:
     """A measured value, or why there is none."""
     for path in way.sources:
         reason = failed.get(path) or failed.get(path / EVALUATION)
         if reason:
-            return f"failed: {reason}"
-    if cell.spec.measure == "accuracy":
+            return reason.removeprefix("error: ")
+    measure = cell.spec.measure
+    if measure == "accuracy":
         return _accuracy(way.sources)
-    if cell.spec.measure == "seconds":
-        return _seconds(way.sources[0])
-    values = [_figure(path / EVALUATION, FIGURES[cell.spec.measure]) for path in way.sources]
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return MISSING
-    mean, deviation = mean_std(known)
-    return Measured(mean, deviation, len(known))
+    files = [each if measure == "seconds" else each / EVALUATION for each in way.sources]
+    values = []
+    for file in files:
+        value = seconds_of(file) if measure == "seconds" else figure_of(file, measure)
+        if value is None:
+            return f"{file} has no {measure}; remove it" if file.exists() else MISSING
+        values.append(value)
+    mean, deviation = mean_std(values)
+    assert mean is not None
+    return Measured(mean, deviation, len(values))
 
 
 def _accuracy(folders: Sequence[Path]) -> Measured | str:
     if not all(map(is_done, folders)):
         return MISSING
-    runs = [run for run in (read_run(folder, METRIC) for folder in folders) if run is not None]
+    runs = []
+    for folder in folders:
+        run = read_run(folder, METRIC)
+        if run is None or not all(is_number(run.facts.get(name)) for name in OF_RUN):
+            return f"{folder}/results.yaml is damaged; remove this folder to train it again"
+        runs.append(run)
     row = Row(str(folders[0].parent), runs)
     mean, deviation = row.mean_std(METRIC)
-    if mean is None or len(row.numbers(METRIC)) < len(folders):
-        return f"failed: no accuracy in {folders[0].parent}"
+    assert mean is not None
+    interval, problem = _interval(row, mean)
     best = row.mean_std(BEST)[0]
-    predictions = [run.predictions for run in runs]
-    interval = None if None in predictions else interval_of_mean(predictions)
-    return Measured(mean, deviation, len(runs), interval, best, row)
+    return Measured(mean, deviation, len(runs), interval, problem, best, row)
 
 
-def interval_of_mean(runs: Sequence[Predictions]) -> tuple[float, float] | None:
+def _interval(row: Row, mean: float) -> tuple[tuple[float, float] | None, str]:
+    """The interval of a mean accuracy, or why it has none."""
+    problem = row.missing_for(METRIC)
+    if problem:
+        return None, problem
+    predictions = [run.predictions for run in row.runs]
+    kept = fmean(METRICS[METRIC].of_predictions(each) for each in predictions)
+    if abs(kept - mean) > 0.005:
+        return None, f"{row.folder}: results.yaml has {mean:.2f}, predictions.npz {kept:.2f}"
+    try:
+        return interval_of_mean(predictions), ""
+    except InputError as error:
+        return None, str(error)
+
+
+def interval_of_mean(runs: Sequence[Predictions]) -> tuple[float, float]:
     """The 95 % interval of a mean top-1 accuracy over runs, percent.
 
     It is that of the gain over a classifier without errors: see `expansion.metrics.comparison`.
 
     Args:
-        runs: Predictions of the runs, on the same test images.
+        runs: Predictions of the runs.
+
+    Raises:
+        InputError: They were tested on different images.
     """
     first = runs[0]
     right = np.eye(len(first.class_names), dtype=np.float32)[first.labels]
     perfect = Predictions(first.file_names, first.labels, right, first.class_names)
-    try:
-        gain = compare(runs, [perfect] * len(runs), METRIC)
-    except InputError:  # they were tested on other images
-        return None
+    gain = compare(runs, [perfect] * len(runs), METRIC)
     return max(0.0, 100 + gain.low), min(100.0, 100 + gain.high)
-
-
-def _seconds(path: Path) -> Measured | str:
-    content = _json(path)
-    if content is None:
-        return MISSING
-    rates = [line["images_per_second"] for line in content["lines"] if "overhead" in line]
-    return Measured(1 / max(rates), None, 1)
-
-
-def _figure(path: Path, name: str) -> float | None:
-    content = _json(path)
-    figure = None if content is None else content["figures"].get(name)
-    return figure if isinstance(figure, float) else None
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, *JSON_ERRORS):
-        return None
 
 
 def _compare(result: Result, reference: Result | None) -> None:
@@ -270,6 +270,11 @@ def _compare(result: Result, reference: Result | None) -> None:
         return
     mine.row.original = its.row
     result.gain = mine.row.comparison(METRIC)
+
+
+def digits_of(value: float) -> int:
+    """Decimals that tables show of a value, and of its differences to others."""
+    return 3 if abs(value) < 1 else 2
 
 
 def gain_of(result: Result) -> Gain | None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from expansion.common.errors import GO_ON
+from expansion.common.errors import GO_ON, InputError
 from expansion.common.files import write_atomic
 from expansion.reproduce.nodes import Node, Plan, stages_of
 from expansion.study import jobs, talk
@@ -48,7 +48,11 @@ def estimate_of(nodes: Sequence[Node], plan: Plan, num_devices: int) -> tuple[Wo
 
 
 def write_jobs(nodes: Sequence[Node], path: Path) -> None:
-    """Write the commands of nodes, one per line; the first lines say where each stage stands."""
+    """Write the commands of nodes, one per line; the first lines say where each stage stands.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     stages = stages_of(nodes)
     heads = [
         "Commands of python -m expansion.reproduce, one per line. Stages follow each other; within",
@@ -62,8 +66,13 @@ def write_jobs(nodes: Sequence[Node], path: Path) -> None:
         line = last + 1
     commands = [command.plain for stage in stages for command in stage.commands]
     text = "\n".join([*(f"# {head}" for head in heads), *commands])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, f"{text}\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, f"{text}\n")
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}; give --jobs another place"
+        ) from error
 
 
 def environs(devices: Sequence[str], small_images: bool) -> list[dict[str, str]]:

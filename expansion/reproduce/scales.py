@@ -14,10 +14,12 @@ from functools import cache
 from typing import Any
 
 import expand
-from expansion.common.config import Source, compose, load_yaml, option
+from expansion.common.config import Source, load_yaml, option
 from expansion.diffusion.sampler_config import SamplerConfig
-from expansion.reproduce.papers import FOLDER, DatasetFacts
+from expansion.reproduce.papers import FOLDER, composed
+from expansion.reproduce.schema import DatasetFacts, check_counts
 from expansion.study.estimate import Costs, costs_of
+from expansion.study.settings import check_seeds
 from expansion.study.steps import option_words
 
 SCALES = ("tiny", "small", "paper")
@@ -60,6 +62,10 @@ class ScaleFile:
     costs: dict | None = option(None, "operations of units of work, and operations per second")
     resolution: int = option(512, "side of the images, pixels")
 
+    def __post_init__(self):
+        check_seeds(self.seeds)
+        check_counts(self, "images", "most_images", "num_unlabeled", "paper_images", "resolution")
+
 
 @dataclass(frozen=True)
 class Expansion:
@@ -97,7 +103,7 @@ class Scale:
         if self.file.facts is None:
             return own
         where = f"configs/papers/{self.name}.yaml: facts"
-        return compose([DatasetFacts], [Source(self.file.facts, where)])[0]
+        return composed(DatasetFacts, Source(self.file.facts, where))
 
     def seeds(self, own: tuple[int, ...]) -> tuple[int, ...]:
         """The seeds of a table."""
@@ -137,6 +143,7 @@ class Scale:
         if hasattr(before, WINDOW):
             _move_window(before, self.file.dataset, method, options, notes)
         after = config_of(self.file.dataset, method, options)
+        notes += self._fewer_groups(method, after)
         for name in SHOWN:
             old, new = getattr(before, name), getattr(after, name)
             notes += [f"{method}: {name} {old:g} -> {new:g}"] if old != new else []
@@ -166,6 +173,13 @@ class Scale:
             options["arch"] = stand_in
         return {**options, **own}, notes
 
+    def _fewer_groups(self, method: str, after: Any) -> list[str]:
+        """The note on groups of prototypes that the images of a class are too few for."""
+        facts = self.facts(DatasetFacts(classes=1, real=1, test=1))
+        most = facts.real // facts.classes
+        groups = getattr(after, "K", 0) if "local_prototype" in getattr(after, "targets", ()) else 0
+        return [f"{method}: K {groups} -> {most}, the images of a class"] if groups > most else []
+
     def _images(self, images: int, swept: bool) -> int:
         if swept:
             return min(images, self.file.most_images or images)
@@ -176,7 +190,7 @@ def read_scale(name: str) -> Scale:
     """Read `configs/papers/<name>.yaml`."""
     source = load_yaml(FOLDER / f"{name}.yaml")
     source = dataclasses.replace(source, name=f"configs/papers/{name}.yaml")
-    return Scale(name, compose([ScaleFile], [source])[0])
+    return Scale(name, composed(ScaleFile, source))
 
 
 def config_of(dataset: str, method: str, options: Mapping[str, Any]) -> SamplerConfig:

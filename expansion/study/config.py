@@ -116,11 +116,7 @@ def settle(
     for name in config.methods:
         _require_known(name, tuple(samplers), "method", places["methods"])
     for name, own in by_method.items():
-        for source in own:
-            _check_keys(source)
-        if own or name in config.methods:  # what holds for all need not suit a method without use
-            config_class = import_object(expand.SAMPLERS[samplers[name]][0])
-            compose([ExpandConfig, config_class], [*parts["expand"], *own])
+        _check_method(name, samplers[name], parts["expand"], own, used=name in config.methods)
     # Every method must serve an arm.
     arms = _arms(config, tuple(samplers), places["arms"], parts["train"])
     methods = {arm.method for arm in arms} & set(config.methods)
@@ -145,6 +141,32 @@ def settle(
             places=places,
         )
     )
+
+
+def _check_method(
+    name: str, method: str, common: Sequence[Source], own: Sequence[Source], used: bool
+) -> None:
+    """Raise InputError for options that a method or further set has not, or that do not fit.
+
+    Args:
+        name: Its name.
+        method: The method.
+        common: Options of all expansions; they need not suit a method without use.
+        own: Its own options.
+        used: Whether the study uses it.
+    """
+    for source in own:
+        _check_keys(source)
+    classes = [ExpandConfig, import_object(expand.SAMPLERS[method][0])]
+    errors = []
+    for beneath in (common,) if used else (common, ()):
+        try:
+            compose(classes, [*beneath, *own])
+            return
+        except InputError as error:
+            errors.append(error)
+    text = str(errors[-1])  # which may not say where, if it is about several options
+    raise InputError(text if name in text else f"{name}: {text}")
 
 
 def _by_method(given: Sequence[Source]) -> tuple[dict[str, list[Source]], dict[str, str]]:

@@ -98,8 +98,7 @@ class StudyConfig:
             f"num_images_per_prompt {self.num_images_per_prompt}: give a positive number",
         )
         require(bool(self.seeds), "seeds: give one or more numbers, such as 1 2 3")
-        twice = len(set(self.seeds)) < len(self.seeds)
-        require(not twice, f"seeds {' '.join(map(str, self.seeds))}: one occurs twice")
+        check_seeds(self.seeds)
         fraction = self.test_fraction
         require(
             fraction is None or 0 < fraction < 1,
@@ -111,6 +110,12 @@ class StudyConfig:
                 self.subset_seed == 0,
                 f"subset_seed {self.subset_seed}: with draw_per_seed the seeds choose the images",
             )
+
+
+def check_seeds(seeds: tuple[int, ...]) -> None:
+    """Raise InputError if one occurs twice: its run would count as two."""
+    twice = len(set(seeds)) < len(seeds)
+    require(not twice, f"seeds {' '.join(map(str, seeds))}: one occurs twice")
 
 
 @dataclass(frozen=True)

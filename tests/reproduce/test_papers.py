@@ -118,6 +118,19 @@ def test_work_that_tables_share_is_planned_once(tmp_path):
         ({"published": {"SD": [1, 2]}}, "published: SD: give a list of 1 values"),
         ({"published": {"SD": ["about 5"]}}, "'about 5': give a number, or '83.09 +- 0.11'"),
         ({"reference": "SDs"}, "reference: unknown row 'SDs'; did you mean 'SD'?"),
+        ({"seeds": [1, 1, 2]}, "mine.yaml: seeds 1 1 2: one occurs twice"),
+        ({"rows": [{"name": "x", "images": 0}]}, "row x, column a: images 0: give 1 or more"),
+        ({"rows": [{"name": "x", "options": {"strength": 3.0}}]}, "row x, column a: strength 3.0"),
+        ({"rows": [{"name": "x", "train": {"arch": "resnet5"}}]}, "row x, column a: unknown arch"),
+        (
+            {"rows": [{"name": "x", "train": {"max_variants": 7}}]},
+            "row x, column a: train: max_variants 7 of 5 images of each real one",
+        ),
+        ({"rows": [{"name": "x", "guide": {"lr": 0.1}}]}, "guide: no classifier guides img2img"),
+        (
+            {"columns": [{"name": "a", "measure": "seconds", "options": {"strength": 0.3}}]},
+            "column a: options: of these, a timing takes num_inference_steps alone; leave out str",
+        ),
     ],
 )
 def test_a_fault_in_a_file_is_named_with_its_place_and_the_nearest_name(
@@ -127,6 +140,46 @@ def test_a_fault_in_a_file_is_named_with_its_place_and_the_nearest_name(
     with pytest.raises(InputError) as error:
         planned(read_tables(["all"]), tmp_path)
     assert words in str(error.value) and "mine.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"options": {"strength": 0.3, "nonsense": 3}, "images": 20}, "images, options: is for a"),
+        ({"best_of": {"noise_scale": [1, 2]}}, "best_of: is for a set; name one"),
+        ({"guide": {"lr": 0.1}}, "guide: is for a set; name one"),
+        ({"measure": "seconds"}, "seconds: is for a set; name one"),
+        ({"train": {"labels": "amst"}}, "train: labels: training on real images has no such"),
+        ({"train": {"max_variants": 2}}, "train: max_variants: training on real images has no"),
+    ],
+)
+def test_what_real_images_alone_have_no_use_for_is_refused_in_a_row_and_in_a_column(
+    row, words, own_papers, tmp_path
+):
+    """Elsewhere the cell would be the plain one, under a name that promises something else."""
+    sets = [{"name": "SD", "set": "SD", "train": {}}, {"name": "x"}]
+    own_papers(
+        row=small_table(cells={"dataset": "digits"}, rows=[sets[0], {"name": "x", **row}]),
+        column=small_table(
+            cells={"dataset": "digits"}, rows=sets[1:], columns=[{"name": "a", **row}]
+        ),
+        cells=small_table(cells={"dataset": "digits", **row}, rows=sets[1:]),
+    )
+    for table in read_tables(["all"]):
+        with pytest.raises(InputError) as error:
+            planned([table], tmp_path)
+        assert f"{table.name}.yaml: row x, column a: {words}" in str(error.value)
+
+
+def test_what_all_cells_say_of_their_sets_is_left_out_for_real_images_alone(own_papers, tmp_path):
+    options = {"strength": 0.3}
+    rows = [{"name": "SD", "set": "SD"}, {"name": "Original"}]
+    cells = {"dataset": "digits", "options": options, "best_of": {"guidance_scale": [1, 2]}}
+    own_papers(mine=small_table(cells=cells, rows=rows))
+    plan = planned(read_tables(["all"]), tmp_path, "small")
+    (_, sd), (_, real) = plan.cells["paper/mine"]
+    assert list(sd) == ["guidance_scale 1", "guidance_scale 2"] and list(real) == [""]
+    assert all("strength0.3" in str(way.sources[0]) for way in sd.values())
 
 
 def test_an_unknown_table_is_answered_with_a_close_one():
@@ -144,8 +197,9 @@ def test_two_tables_that_disagree_about_a_folder_are_both_named(own_papers, tmp_
     as_it_is = Scale("paper", ScaleFile())  # keeps all options
     with pytest.raises(InputError) as error:
         plan_tables(read_tables(["all"]), as_it_is, tmp_path, PlanOptions())
-    for words in ("paper/one and paper/other disagree about", "one/digits.json", "other/digits"):
-        assert words in str(error.value)
+    cell = "(row SD, column a)"
+    assert f"paper/one {cell} and paper/other {cell} disagree about" in str(error.value)
+    assert "prompts_file 'one/digits.json' and 'other/digits.json'; make" in str(error.value)
 
 
 def test_cells_that_need_what_a_scale_has_not_are_left_out_with_the_reason(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from expansion.common.errors import InputError
 from expansion.reproduce.__main__ import main
-from expansion.reproduce.nodes import RUNS, Node, Plan
+from expansion.reproduce.nodes import RUNS, Node, Plan, PlanOptions
 from expansion.reproduce.records import RECORDS_FILE, check_records, keep_records
 from expansion.reproduce.scales import read_scale
 from expansion.study.steps import Command
@@ -95,7 +95,8 @@ def test_the_command_refuses_other_weights_for_finished_figures(tmp_path):
     paths = [p for p in map(_path_of, records.splitlines()) if p.endswith("evaluation.json")]
     figures = tmp_path / "paper" / paths[0]
     figures.parent.mkdir(parents=True)
-    figures.write_text('{"settings": {"paper_images": 3000}}')
+    numbers = {"paper_frechet": 1.0, "paper_mmd": 1.0}
+    figures.write_text(json.dumps({"settings": {"paper_images": 3000}, "figures": numbers}))
     assert main([*jobs, "--inception", "two.pth", "--shards", "3"]) == 0
     with pytest.raises(InputError, match="features: inception:two.pth there, inception:one.pth"):
         main([*jobs, "--inception", "one.pth"])
@@ -103,3 +104,67 @@ def test_the_command_refuses_other_weights_for_finished_figures(tmp_path):
 
 def _path_of(line: str) -> str:
     return json.loads(line)["path"] if line else ""
+
+
+def test_jobs_that_are_written_but_not_run_are_not_taken_for_those_of_other_options(tmp_path):
+    """They may be run whenever their file is there: first one file, then the other."""
+    first, other = (str(tmp_path / name) for name in ("first.txt", "other.txt"))
+    a, b = plan_of(tmp_path), plan_of(tmp_path, "--clip b")
+    keep_records(a, a.nodes.values(), first)
+    check_records(b, other)  # the file was not written, so nothing can be run by it
+    Path(first).touch()
+    for jobs in (other, None):
+        with pytest.raises(InputError) as caught:
+            check_records(b, jobs)
+        assert str(caught.value) == (
+            f"{first} has commands that make {tmp_path}/figures with other options (clip: a there, "
+            "b now); give another --output_dir, or remove that file if they are not to be run"
+        )
+    check_records(a, other)
+    check_records(b, first)  # which is overwritten
+    keep_records(b, b.nodes.values(), first)
+    check_records(b)
+    for name in ("figures", "run"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match="clip: b there, a now"):
+        check_records(a)
+
+
+def test_options_of_jobs_count_until_their_file_is_removed(tmp_path):
+    jobs = tmp_path / "jobs.txt"
+    jobs.touch()
+    plan, other = plan_of(tmp_path), plan_of(tmp_path, "--clip b")
+    keep_records(plan, plan.nodes.values(), str(jobs))
+    begin(plan)  # a run here that failed
+    with pytest.raises(InputError, match="jobs.txt has commands"):
+        check_records(other)
+    jobs.unlink()
+    check_records(other)
+    begin(other, "figures", "run")
+    check_records(other)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--jobs /proc/nope/j.txt", "/proc/nope/j.txt cannot be written: .*; give --jobs another"),
+        ("--jobs {}", "cannot be written: .*; give --jobs another place"),
+        ("--jobs {}/j.txt --dry_run", "jobs and dry_run: give one of them"),
+    ],
+)
+def test_jobs_that_cannot_be_written_leave_nothing_behind(words, message, tmp_path):
+    folder = tmp_path / "out"
+    arguments = ["distdiff/table6", "--scale", "tiny", "--output_dir", str(folder)]
+    with pytest.raises(InputError, match=message):
+        main([*arguments, *words.format(tmp_path).split()])
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_spellings_of_one_folder_are_one(tmp_path, capsys):
+    arguments = ["distdiff/table6", "--scale", "tiny", "--output_dir", str(tmp_path), "--dry_run"]
+    plans = []
+    for words in ("", "--data_dir ./data/", "--data_dir x/../data --inception ./{}"):
+        words = words.format(PlanOptions.inception)
+        main([*arguments, *words.split()])
+        plans.append(capsys.readouterr().out)
+    assert plans[0] == plans[1] == plans[2] and "--data_dir" not in plans[0]

@@ -18,6 +18,7 @@ from expansion.reproduce.nodes import EVALUATION, PlanOptions
 from expansion.reproduce.outputs import grid, report, write_outputs
 from expansion.reproduce.papers import read_tables
 from expansion.reproduce.planning import plan_tables
+from expansion.reproduce.readings import is_evaluated
 from expansion.reproduce.results import interval_of_mean, results_of
 from expansion.reproduce.scales import Scale, read_scale
 
@@ -92,6 +93,9 @@ def test_a_cell_has_mean_deviation_interval_published_value_and_difference(finis
     assert (result.measured.mean, result.measured.deviation) == (80.5, 0.5)
     assert result.measured.interval[0] < 80.5 < result.measured.interval[1]
     assert result.published.value == 82.70
+    assert result.difference is None  # these are digits, not its images
+    paper = dataclasses.replace(plan, scale=read_scale("paper"))
+    result = results_of(table, paper, {}).results["p_c", "accuracy"]
     assert result.difference == pytest.approx(81.5 - 82.70)  # the paper reports the best epoch
     assert result.gain.mean == pytest.approx(10.0) and result.gain.gain.verdict == "better"
     assert result.published_gain == pytest.approx(82.70 - 76.57)
@@ -110,8 +114,8 @@ def test_a_distance_in_other_features_than_the_papers_has_no_difference_to_the_p
 def test_the_best_of_a_column_is_bold_and_less_is_better_for_a_distance(finished):
     table, plan = finished(70.0, 80.0, 85.0, 90.0)
     text = grid(results_of(table, plan, {}), "latex")
-    assert r"\textbf{90.50 $\pm$ 0.50 (83.09 $\pm$ 0.11)}" in text
-    assert r"\textbf{7.00 (72.56)}" in text and text.count(r"\textbf") == 2
+    assert r"\textbf{90.50 $\pm$ 0.50} (83.09 $\pm$ 0.11)" in text  # the published one is not
+    assert r"\textbf{7.00} (72.56)" in text and text.count(r"\textbf") == 2
     assert r"p\_c" in text and text.startswith(r"\begin{tabular}")
 
 
@@ -130,13 +134,15 @@ def test_a_table_with_a_failed_arm_still_prints_and_says_why(finished, tmp_path)
     assert results.results["p_c", "accuracy"].failed
     assert not results.results["p_c", "FID-3K"].failed
     text = report(results, "text")
-    assert "failed (82.7)" in text and "failed: error: no memory" in text
+    assert "failed (82.7)" in text and "\nfailed: p_c, accuracy: no memory\n" in text
+    row = next(line for line in text.splitlines() if line.split()[:2] == ["p_c", "accuracy"])
+    assert "failed" in row and "memory" not in row  # a long reason would widen all lines
     assert "not run yet" in text and "90.50 +- 0.50" in text
 
 
 def test_all_files_hold_the_same_numbers(finished, tmp_path):
     table, plan = finished(70.0, 80.0, 85.0, 90.0)
-    results = results_of(table, plan, {})
+    results = results_of(table, dataclasses.replace(plan, scale=read_scale("paper")), {})
     page = write_outputs([results], tmp_path / "out", "a heading")
     folder = tmp_path / "out" / "tables" / "distdiff"
     rows = list(csv.DictReader(io.StringIO((folder / "table4.csv").read_text())))
@@ -155,3 +161,90 @@ def test_what_the_paper_leaves_open_stands_below_the_table(finished):
     text = report(results_of(table, plan, {}), "markdown")
     assert "- open in the paper: FID: against all training images" in text
     assert "- at this scale: caltech-101 -> mnist-few-shot" in text
+
+
+def test_a_run_whose_results_are_damaged_fails_its_cell_in_place_of_being_left_out(finished):
+    table, plan = finished(70.0, 80.0, 85.0, 90.0)
+    by_place = {(c.row, c.column): ways[""] for c, ways in plan.cells[table.name]}
+    whole = by_place["p_c", "accuracy"].sources[1] / "results.yaml"
+    for text in ("", whole.read_text()[:20], whole.read_text().replace("81.0", ".nan"), "a: ["):
+        whole.write_text(text)
+        result = results_of(table, plan, {}).results["p_c", "accuracy"]
+        assert result.failed and result.measured is None
+        assert f"{whole} is damaged; remove this folder" in result.problem
+
+
+def test_an_interval_that_cannot_be_had_says_why(finished):
+    table, plan = finished(70.0, 80.0, 85.0, 90.0)
+    by_row = {c.row: ways[""] for c, ways in plan.cells[table.name] if c.column == "accuracy"}
+    runs = {row: way.sources[0] for row, way in by_row.items()}
+    (runs["p_c"] / "predictions.npz").unlink()
+    (runs["p_g"] / "predictions.npz").write_bytes(b"PK torn")
+    predictions(np.arange(NUM_TEST) < 3).save(runs["p_c and p_g"] / "predictions.npz")
+    results = results_of(table, plan, {})
+    for row in ("p_c", "p_g", "p_c and p_g"):
+        result = results.results[row, "accuracy"]
+        assert result.measured.interval is None and not result.failed
+    text = report(results, "text")
+    for row in ("p_c", "p_g"):
+        reason = f"no predictions.npz in {runs[row]}"
+        assert f"no interval: {row}, accuracy: {reason}" in text
+        assert f"no interval of the gain: {row}, accuracy: {reason}" in text
+    assert "results.yaml has 90.50, predictions.npz 46.25" in text
+
+
+def test_differences_of_small_distances_show_as_many_decimals_as_these(finished):
+    table, plan = finished(0.35, 0.31, 0.35, 0.35)
+    text = report(results_of(table, plan, {}), "text")
+    row = next(line for line in text.splitlines() if line.split()[:2] == ["p_c", "FID-3K"])
+    assert "0.031" in row and "-0.004" in row
+    assert "less is better: a gain below 0 is an improvement" in text
+
+
+def test_the_interval_of_one_seed_is_not_called_one_over_seeds(finished):
+    table, plan = finished(70.0, 80.0, 85.0, 90.0)
+    assert "over other seeds and test images" in report(results_of(table, plan, {}), "text")
+    for cells in plan.cells[table.name]:
+        way = cells[1][""]
+        cells[1][""] = dataclasses.replace(way, sources=way.sources[:1])
+    text = report(results_of(table, plan, {}), "text")
+    assert "over other test images" in text and "over other seeds" not in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{}", "[]", '{"lines": []}', '{"lines": 3}', '{"lines": [4]}', '{"lines": [{',
+        '{"lines": [{"images_per_second": 0, "overhead": 0.1}]}',
+        '{"lines": [{"images_per_second": NaN, "overhead": 0.1}]}',
+        '{"lines": [{"images_per_second": 5.0}]}',
+    ],
+)  # fmt: skip
+def test_a_damaged_file_of_times_is_made_again_and_until_then_fails_its_cells(content, tmp_path):
+    (table,) = read_tables(["distdiff/table13"])
+    plan = plan_tables([table], read_scale("tiny"), tmp_path, PlanOptions())
+    (path,) = next(ways for cell, ways in plan.cells[table.name] if cell.row == "SD")[""].sources
+    path.parent.mkdir()
+    path.write_text(content)
+    assert not plan.nodes[path].is_finished()
+    result = results_of(table, plan, {}).results["SD", "seconds"]
+    assert result.failed and result.problem == f"{path} has no seconds; remove it"
+    path.write_text('{"lines": [{"images_per_second": 4.0, "overhead": 0.0}]}')
+    assert plan.nodes[path].is_finished()
+    assert results_of(table, plan, {}).results["SD", "seconds"].measured.mean == 0.25
+
+
+@pytest.mark.parametrize(
+    "figures", ["", ', "figures": {}', ', "figures": {"paper_frechet": NaN, "paper_mmd": 1.0}',
+                ', "figures": {"paper_frechet": 1.0}', ', "figures": []'],
+)  # fmt: skip
+def test_figures_of_a_set_that_are_absent_or_no_numbers_are_made_again(figures, tmp_path):
+    path = tmp_path / "evaluation.json"
+    whole = ', "figures": {"paper_frechet": 2.0, "paper_mmd": 0.0}'
+    for text, expected in ((figures, False), (whole, True)):
+        path.write_text(f'{{"settings": {{"paper_images": 30}}{text}}}')
+        assert is_evaluated(path, 30) == expected and not is_evaluated(path, 40)
+    path.write_text('{"settings": {}, "figures": {}}')
+    assert not is_evaluated(path, None)
+    path.write_text('{"settings": {}, "figures": {"frechet": 1.0}}')
+    assert is_evaluated(path, None)

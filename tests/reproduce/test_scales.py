@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
+from expansion.common.errors import InputError
+from expansion.reproduce import scales
 from expansion.reproduce.scales import read_scale
 
 
@@ -34,6 +37,15 @@ def test_what_the_scale_changes_is_said():
     assert "distdiff: num_inference_steps 50 -> 15" in notes
     assert "distdiff: strength 0.5 -> 0.8" in notes
     assert "5 images of each real one -> 10" in notes
+
+
+def test_more_groups_than_a_class_has_images_are_said_to_be_that_many():
+    note = "distdiff: K 5 -> 2, the images of a class"
+    assert note in scaled("distdiff", {"K": 5}).notes
+    idle = {"K": 5, "optimize_targets": "global_prototype"}
+    assert note not in scaled("distdiff", idle).notes and not any(
+        " K " in each for each in scaled("distdiff", {"K": 2}).notes
+    )
 
 
 def test_what_a_table_sweeps_keeps_its_value():
@@ -68,3 +80,21 @@ def test_the_first_of_more_variants_than_are_made_are_all_of_them():
     paper = read_scale("paper")
     assert paper.training({"max_variants": 5}, 5, 5) == ({}, [])
     assert paper.training({"max_variants": 5}, 20, 20) == ({"max_variants": 5}, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seeds": [1, 2, 1]}, "configs/papers/small.yaml: seeds 1 2 1: one occurs twice"),
+        ({"images": 0}, "configs/papers/small.yaml: images 0: give 1 or more"),
+        ({"most_images": 0}, "configs/papers/small.yaml: most_images 0: give 1 or more"),
+    ],
+)
+def test_a_scale_is_refused_that_would_count_a_run_twice_or_make_nothing(
+    change, words, tmp_path, monkeypatch
+):
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(change))
+    monkeypatch.setattr(scales, "FOLDER", tmp_path)
+    with pytest.raises(InputError) as error:
+        read_scale("small")
+    assert str(error.value) == words

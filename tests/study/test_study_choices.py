@@ -102,3 +102,17 @@ def test_operations_are_counted_without_weights():
 ])  # fmt: skip
 def test_durations_read_like_speech(seconds, text):
     assert estimate.duration(seconds) == text
+
+
+def test_options_of_a_method_that_is_not_used_need_not_suit_the_others(tmp_path):
+    path = tmp_path / "study.yaml"
+    file = "arms: [{}, {method: each}]\nexpand: {num_inference_steps: 5}\n"
+    file += "method_options: {distdiff: {guidance_step: 6}}\n"
+    path.write_text(file)
+    words = ["mnist-few-shot", "--config", str(path), "--methods"]
+    assert read_command_line([*words, "img2img"], "").peek("methods") == ["img2img"]
+    with pytest.raises(InputError, match="^distdiff: guidance_step 6 lies before the first of"):
+        read_command_line([*words, "img2img", "distdiff"], "")
+    path.write_text(file.replace("guidance_step", "guidance_stop"))
+    with pytest.raises(InputError, match="unknown key 'guidance_stop'"):
+        read_command_line([*words, "img2img"], "")
