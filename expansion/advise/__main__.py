@@ -19,7 +19,7 @@ from typing import cast
 
 import expand
 from expansion.advise.config import AdviseConfig
-from expansion.advise.efforts import Effort, efforts_for
+from expansion.advise.efforts import efforts_for
 from expansion.advise.outcome import (
     Outcome,
     advised_command,
@@ -30,8 +30,8 @@ from expansion.advise.outcome import (
 )
 from expansion.advise.pilot import Pilot
 from expansion.advise.rounds import counts_of_rounds
-from expansion.advise.running import EFFORT_FILE, keep_effort, run_rounds
-from expansion.common.config import import_object, load_yaml
+from expansion.advise.running import EFFORT_FILE, begun_pilot, keep_effort, run_rounds
+from expansion.common.config import import_object
 from expansion.common.errors import InputError, require, run_command
 from expansion.common.files import check_claim, claim_folder
 from expansion.data.splits import fold_of
@@ -96,9 +96,7 @@ def _pilot_of(opened: Opened, photos: Photos, costs: Costs) -> Pilot:
     path = study.output_dir / EFFORT_FILE
     if path.is_file():
         say(f"It goes on as it was begun: {path}")
-        stored = dict(load_yaml(path).values)
-        cut_short = stored.pop("cut_short", False)
-        return Pilot(study, Effort(**{**stored, "repeats": tuple(stored["repeats"])}), cut_short)
+        return begun_pilot(study, path)
     contents = Counter(name for name, _ in {(r.class_name, r.content) for r in photos.train})
     name, smallest = min(contents.items(), key=lambda item: (item[1], item[0]))
     require(

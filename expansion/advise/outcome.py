@@ -22,6 +22,7 @@ from expansion.report.verdict import signed
 from expansion.study.settings import LABELS, Arm
 from expansion.study.steps import Study, train_command
 
+NEARLY = 1.0  # points; two arms that differ by fewer are called nearly as good
 ADVISED_FILE, RECORD_FILE, PAGE_FILE = "advised.yaml", "advice.json", "advice.html"
 
 
@@ -52,6 +53,8 @@ class Outcome:
         best, base = self.pilot.title(self.answer.best), self.pilot.title(self.answer.base)
         if self.answer.expand:
             return f"Expand: {best}."
+        if self.answer.expected >= NEARLY:
+            return f"Do not expand: less than {self.pilot.config.worth:g} points are expected."
         return f"Do not expand: {base} is as good here, or nearly so."
 
     @property
@@ -59,11 +62,12 @@ class Outcome:
         """The gain that goes with it."""
         found, gain = self.answer, self.answer.gain
         best, base = self.pilot.title(found.best), self.pilot.title(found.base)
+        alone = " The pilot itself shows no gain." if gain.mean <= 0 < found.expected else ""
         return (
             f"{best} against {base}: {signed(found.expected)} points are expected "
             f"({_range(*found.interval)}, 95 %), weighing the pilot's {signed(gain.mean)} "
             f"({_range(gain.low, gain.high)}) against what other sets gained; a gain at all is "
-            f"{100 * found.probability:.0f} % probable."
+            f"{100 * found.probability:.0f} % probable.{alone}"
         )
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from expansion.advise.efforts import Effort
 from expansion.advise.outcome import Outcome
 from expansion.advise.pilot import Pilot
 from expansion.advise.rounds import METRIC, Place, answer, standing, survivors
+from expansion.common.config import load_yaml
+from expansion.common.errors import require
 from expansion.common.files import to_yaml, write_atomic
 from expansion.metrics.comparison import Gain, compare
+from expansion.study.estimate import Work
 from expansion.study.runner import Runner
 from expansion.study.settings import Arm
+from expansion.study.steps import Study, work_left
 from expansion.study.talk import say
 
 EFFORT_FILE = "effort.yaml"
@@ -23,6 +29,23 @@ def keep_effort(pilot: Pilot) -> None:
     values = {**dataclasses.asdict(pilot.effort), "repeats": list(pilot.effort.repeats)}
     values["cut_short"] = pilot.cut_short
     write_atomic(pilot.study.output_dir / EFFORT_FILE, to_yaml(values))
+
+
+def begun_pilot(study: Study, path: Path) -> Pilot:
+    """The pilot whose size `keep_effort` wrote down.
+
+    Raises:
+        InputError: The file was changed or is damaged.
+    """
+    values = dict(load_yaml(path).values)
+    cut_short, repeats = values.pop("cut_short", False), values.pop("repeats", None)
+    wanted = {"folds": int, "variants": int, "steps": float}
+    fits = values.keys() == wanted.keys() and type(cut_short) is bool
+    fits = fits and all(type(values[k]) is kind and values[k] > 0 for k, kind in wanted.items())
+    fits = fits and isinstance(repeats, list) and bool(repeats)
+    fits = fits and all(type(seeds) is int and seeds > 0 for seeds in repeats)
+    require(fits, f"{path} is not as the adviser wrote it; bring it back, or remove the folder")
+    return Pilot(study, Effort(**values, repeats=tuple(repeats)), cut_short)
 
 
 def run_rounds(pilot: Pilot, runner: Runner, num_processes: int) -> Outcome:
@@ -44,7 +67,8 @@ def run_rounds(pilot: Pilot, runner: Runner, num_processes: int) -> Outcome:
     for number in range(num_rounds):
         # Train the arms, and see where they stand.
         made = [arm for arm in alive if arm.method is not None]
-        say(f"\nRound {number + 1} of {num_rounds}: {len(made)} arms with generated images")
+        plural = "" if len(made) == 1 else "s"
+        say(f"\nRound {number + 1} of {num_rounds}: {len(made)} arm{plural} with generated images")
         for stage in pilot.stages(number, alive, num_processes):
             say(stage.title)
             runner.run(stage)
@@ -54,10 +78,11 @@ def run_rounds(pilot: Pilot, runner: Runner, num_processes: int) -> Outcome:
         for arm in made:
             gain = compare(found[alive.index(arm)], found[alive.index(base)], METRIC)
             gains[pilot.arms.index(arm)] = (arm, gain)
-        # Who goes on; in the last round, and when the time is over, nobody does.
-        over = time.monotonic() - begun > 60 * pilot.config.minutes
-        is_last = over or number == num_rounds - 1
+        # Who goes on; nobody does in the last round, and when the time for a further one is over.
         kept = survivors(places, number == 0)
+        is_last = number == num_rounds - 1
+        if not is_last and time.monotonic() - begun > 60 * pilot.config.minutes:
+            is_last = work_left(pilot.stages(number + 1, kept, num_processes)) != Work()
         rounds.append([dataclasses.replace(p, goes_on=is_last or p.arm in kept) for p in places])
         _say_places(pilot, rounds[-1])
         if is_last:
@@ -67,7 +92,7 @@ def run_rounds(pilot: Pilot, runner: Runner, num_processes: int) -> Outcome:
         effort = dataclasses.replace(pilot.effort, repeats=pilot.effort.repeats[: len(rounds)])
         pilot = dataclasses.replace(pilot, effort=effort, cut_short=True)
         keep_effort(pilot)
-    # The best arms with and without generated images; of a first round, in its augmentation.
+    # The best arms with and without generated images.
     best = next(arm for arm in kept if arm.method is not None)
     base = next(arm for arm in kept if arm.method is None)
     said = answer(

@@ -113,7 +113,7 @@ def test_the_adviser_answers_and_the_study_that_it_advises_has_the_pilots_images
         for path in folder.glob(kind)
     }
     assert len(before) > 20
-    assert run("--minutes", "1") == 0  # however little time: it goes on as it was begun
+    assert run("--minutes", "1e-9") == 0  # however little time: what was trained is read
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert json.loads((folder / "advice.json").read_text()) == record
     # The advised command counts the pilot's images as done.
@@ -177,6 +177,17 @@ def test_a_set_in_groups_that_the_study_could_not_go_on_with_is_the_pilots_own(
 def test_too_little_time_is_told_with_the_time_that_is_needed(nothing_runs):
     with pytest.raises(InputError, match=r"--minutes 0.001: the smallest pilot .* give --minutes"):
         run("--minutes", "0.001")
+
+
+@pytest.mark.parametrize("text", [
+    "", "folds: 0\nvariants: 2\nsteps: 0.5\nrepeats: [1]", "folds: 2\nvariants: 2\nsteps: 0.5",
+    "folds: 2\nvariants: 2\nsteps: 0.5\nrepeats: [1]\nfoo: 3",
+])  # fmt: skip
+def test_a_damaged_size_of_a_begun_pilot_is_refused(nothing_runs, place, text):
+    (place / "out").mkdir()
+    (place / "out" / "effort.yaml").write_text(text)
+    with pytest.raises(InputError, match="effort.yaml is not as the adviser wrote it"):
+        run("--output_dir", "out")
 
 
 def test_a_class_with_one_image_is_named_and_copies_of_an_image_are_one(nothing_runs, place):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from expansion.advise.outcome import Outcome
 from expansion.advise.rounds import (
     PRIOR_SHARE,
     PRIOR_SPREAD,
@@ -79,6 +82,13 @@ def test_the_first_round_decides_on_the_augmentation_by_the_mean_over_all_method
     assert len(survivors(places_of({"": (80, 70), "a": (90, 80)}), is_first=True)) == 2
 
 
+def test_real_images_go_on_in_the_augmentation_that_suits_them_best():
+    kept = survivors(places_of({"": (85, 80), "a": (60, 84)}), is_first=True)
+    assert [(arm.method, augmentation(arm)) for arm in kept] == [
+        (None, "default"), ("a", "randaugment"), (None, "randaugment")
+    ]  # fmt: skip
+
+
 def test_after_that_the_better_half_goes_on_beside_the_real_images_alone():
     places = places_of({"": (0, 70), "a": (0, 80), "b": (0, 75), "c": (0, 79)})
     places = [place for place in places if place.arm.options]
@@ -147,6 +157,21 @@ def test_how_much_is_worth_it_is_the_users_to_say():
     assert expected > 1
     assert not answer(A, its, PLAIN, others, worth=expected + 0.1).expand
     assert answer(A, its, PLAIN, others, worth=expected - 0.1).expand
+
+
+def said(right: int, of_others: int, worth: float = 1.0) -> Outcome:
+    """An outcome by the numbers of images of 100 that both arms recognise."""
+    its, others = (predictions([1] * n + [0] * (100 - n)) for n in (right, of_others))
+    pilot = SimpleNamespace(title=lambda arm: str(arm.method), config=SimpleNamespace(worth=worth))
+    return Outcome(pilot, [], [], answer(A, [its], PLAIN, [others], worth), "")
+
+
+def test_the_answer_in_words_names_its_reason():
+    assert said(80, 60).headline == "Expand: a."
+    assert said(80, 60, worth=50).headline == ("Do not expand: less than 50 points are expected.")
+    assert said(99, 99).headline == "Do not expand: None is as good here, or nearly so."
+    assert "no gain" not in said(80, 60).expected
+    assert said(60, 60).expected.endswith("The pilot itself shows no gain.")
 
 
 def test_an_interval_of_a_lower_level_is_narrower_and_the_usual_one_is_of_95_percent():
