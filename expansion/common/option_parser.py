@@ -103,6 +103,19 @@ class OptionParser(argparse.ArgumentParser):
         short = {k: booleans.get(v, v) for k, v in self.words.items() if k in declared}
         return self._layers({**short, **found})
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; an option that is given twice is told, as its first value is lost."""
+        words = sys.argv[1:] if args is None else args
+        names = [word.split("=")[0] for word in words if word.startswith("--")]
+        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+            action = self._option_string_actions.get(name)
+            if action is not None and type(action).__name__ not in (
+                "_ExtendAction",
+                "_AppendAction",
+            ):
+                sys.stderr.write(f"{name} is given more than once; the last counts\n")
+        return super().parse_args(args, namespace)
+
     def _layers(self, found: dict[str, Any]) -> Layers:
         """The `--config` files, each read once as it may be a pipe, and the rest above them."""
         paths = found.pop("config")

@@ -305,3 +305,11 @@ def test_a_file_that_a_command_reads_by_itself_restates_no_default(name):
 def test_an_option_that_is_gone_says_what_replaces_it():
     with pytest.raises(InputError, match="--join is gone: leave it out, or divide the work by"):
         expand.parse(["--method", "img2img", "--join"])
+
+
+def test_an_option_that_is_given_twice_is_told_and_the_last_counts(capsys):
+    config, _, _ = expand.parse(["-d", "digits", "--seed", "1", "--method", "img2img", "--seed=2"])
+    assert config.seed == 2
+    assert capsys.readouterr().err == "--seed is given more than once; the last counts\n"
+    expand.parse(["-d", "digits", "--method", "img2img", "--config", "--config"])
+    assert not capsys.readouterr().err
