@@ -296,12 +296,11 @@ class Bench:
             # CycleDiffusion is there for Stable Diffusion 1.x and 2.x alone.
             has_rival = "StableDiffusion" in name or (name and not is_xl)
             if has_rival and self.config.rivals:
-                name = name.replace("Diffusion", "DiffusionXL") if is_xl else name
                 theirs = diffusers_pipeline(name, self.pipeline)
                 given = {arguments[key]: getattr(plan.method_config, key) for key in arguments}
                 run = diffusers_run(theirs, drawing, plan.method_config, **given)
                 for size in self.config.batch_sizes if batches else [1]:
-                    title = f"diffusers {name}"
+                    title = f"diffusers {type(theirs).__name__}"
                     contenders.append(Contender(title, size, theirs, _always(run)))
         return contenders
 

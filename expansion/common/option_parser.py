@@ -109,10 +109,7 @@ class OptionParser(argparse.ArgumentParser):
         names = [word.split("=")[0] for word in words if word.startswith("--")]
         for name in dict.fromkeys(name for name in names if names.count(name) > 1):
             action = self._option_string_actions.get(name)
-            if action is not None and type(action).__name__ not in (
-                "_ExtendAction",
-                "_AppendAction",
-            ):
+            if action is not None and not isinstance(action, argparse._AppendAction):
                 sys.stderr.write(f"{name} is given more than once; the last counts\n")
         return super().parse_args(args, namespace)
 
