@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from expansion.common.config import Layers, Source, add_options, load_yaml
 
 ALL = "all"
+ONCE = ("--lora",)  # options of which one may want several
 UNKNOWN = "unrecognized arguments: "  # how argparse begins
 
 
@@ -104,13 +105,11 @@ class OptionParser(argparse.ArgumentParser):
         return self._layers({**short, **found})
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does; an option that is given twice is told, as its first value is lost."""
+        """As argparse does, but of the options in `ONCE` the first value is not lost in silence."""
         words = sys.argv[1:] if args is None else args
-        names = [word.split("=")[0] for word in words if word.startswith("--")]
-        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-            action = self._option_string_actions.get(name)
-            if action is not None and not isinstance(action, argparse._AppendAction):
-                sys.stderr.write(f"{name} is given more than once; the last counts\n")
+        for name in ONCE:
+            if sum(word.split("=")[0] == name for word in words) > 1:
+                self.error(f"{name} is given more than once, and one is taken")
         return super().parse_args(args, namespace)
 
     def _layers(self, found: dict[str, Any]) -> Layers:

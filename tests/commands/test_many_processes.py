@@ -245,7 +245,7 @@ def test_a_tar_does_without_an_image_that_cannot_be_made_until_it_can(expansion,
 @pytest.mark.parametrize(
     ("options", "shown"),
     [
-        ((), "output_format: 'webdataset' there, None now"),
+        ((), "output_format: 'webdataset' there, not given now"),
         ((*TARS[:3], 8), "images_per_tar: 7 there, 8 now"),
         ((*TARS, "--num_images_per_prompt", 3), "num_images_per_prompt: 2 there, 3 now"),
         ((*TARS, "--subset_seed", 1), "images: "),

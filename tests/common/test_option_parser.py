@@ -307,9 +307,7 @@ def test_an_option_that_is_gone_says_what_replaces_it():
         expand.parse(["--method", "img2img", "--join"])
 
 
-def test_an_option_that_is_given_twice_is_told_and_the_last_counts(capsys):
-    config, _, _ = expand.parse(["-d", "digits", "--seed", "1", "--method", "img2img", "--seed=2"])
-    assert config.seed == 2
-    assert capsys.readouterr().err == "--seed is given more than once; the last counts\n"
-    expand.parse(["-d", "digits", "--method", "img2img", "--config", "--config"])
-    assert not capsys.readouterr().err
+def test_of_two_adapters_none_is_lost_in_silence(capsys):
+    with pytest.raises(SystemExit):
+        expand.parse(["-d", "digits", "--method", "img2img", "--lora", "a", "--lora=b"])
+    assert capsys.readouterr().err.startswith("error: --lora is given more than once, and one is")

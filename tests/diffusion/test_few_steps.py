@@ -211,8 +211,9 @@ def test_an_image_depends_on_its_own_noise_alone(pipeline, solver, sampler_class
 
 def test_a_guidance_scale_below_1_is_none_for_a_network_that_takes_it():
     unet = UNet2DConditionModel(
-        block_out_channels=(4, 4), norm_num_groups=2, cross_attention_dim=4, time_cond_proj_dim=8,
+        block_out_channels=(4, 4), norm_num_groups=2, attention_head_dim=2, cross_attention_dim=4,
         down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        time_cond_proj_dim=8,
     )  # fmt: skip
     scales = torch.tensor([-5.0, 0.0, 0.5, 1.0, 2.0])
     found = Conditioning(torch.zeros(5, 1, 1)).guided_by(scales, unet).timestep_cond
