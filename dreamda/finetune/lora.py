@@ -7,6 +7,7 @@ peft is optional: nothing here is called without `--lora_rank`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -29,12 +30,13 @@ def add_lora(unet: UNet2DConditionModel, rank: int, alpha: float | None, seed: i
     """
     from peft import LoraConfig
 
+    lora_alpha: Any = rank if alpha is None else alpha  # peft divides it by rank, whole or not
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         unet.add_adapter(
             LoraConfig(
                 r=rank,
-                lora_alpha=rank if alpha is None else alpha,
+                lora_alpha=lora_alpha,
                 target_modules=list(TARGET_MODULES),
             )
         )
