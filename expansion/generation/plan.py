@@ -135,12 +135,7 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
     """
     # The shard, the checkpoint and the files that the method needs.
     shard = resolve_shard(config.split, config.total_split)
-    model = locate_model(config.pretrained_model_name_or_path)
-    check_model_folder(model, config.single_file_config, method_config.needs_image_unet)
-    method_config = settled(model, method_config)
-    check_resolution(config.single_file_config or model, config.resolution)
-    if config.lora is not None:
-        check_lora(config.lora, model)
+    model, method_config = _on_checkpoint(config, method_config)
     method_config.check_run()
     for name, path in method_config.input_files().items():
         require(
@@ -184,6 +179,21 @@ def make_plan(config: ExpandConfig, method_config: SamplerConfig) -> Plan:
         batch_size=_batch_size(config, output_dir),
         shard=shard,
     )
+
+
+def _on_checkpoint(config: ExpandConfig, method_config: SamplerConfig) -> tuple[str, SamplerConfig]:
+    """The checkpoint, and the method's settings as they count for it.
+
+    Raises:
+        InputError: The checkpoint, the adapter or a setting does not fit.
+    """
+    model = locate_model(config.pretrained_model_name_or_path)
+    check_model_folder(model, config.single_file_config, method_config.needs_image_unet)
+    method_config = settled(model, method_config)
+    check_resolution(config.single_file_config or model, config.resolution)
+    if config.lora is not None:
+        check_lora(config.lora, model)
+    return model, method_config
 
 
 def _check_guides(
