@@ -29,7 +29,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 # Which of the two factors of a layer a tensor is, and the other one.
 LORA_FACTOR = re.compile(r"(?<=lora[._])(?:down|up|A|B)\b|(?<=lora_linear_layer\.)(?:down|up)\b")
 PARTNER = {"down": "up", "up": "down", "A": "B", "B": "A"}
-FOREIGN_ADAPTERS = re.compile(r"\.(?:dora_scale|lora_mid|hada_|lokr_|oft_)")
+FOREIGN_ADAPTERS = re.compile(r"\.(?:dora_scale|lora_magnitude|lora_mid|hada_|lokr_|oft_)")
 LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"
 CONVERSION = (

@@ -20,7 +20,7 @@ from expansion.generation.plan import make_plan
 from tests.conftest import TINY_MODEL
 from tests.helpers.checkpoint_stand_ins import copy_model
 
-ONE = torch.ones(1)
+ONE, MAGNITUDE = torch.ones(1), "lora_magnitude_vector"
 PHOTOS = {
     "train": {"ant": ["1.png"], "bee": ["1.png"]},
     "test": {"ant": ["1.png"], "bee": ["1.png"]},
@@ -99,8 +99,9 @@ def test_every_layer_has_its_own_rank_and_alpha(tmp_path):
     lambda state, first: state.pop(first.replace("lora.down", "lora.up")),
     lambda state, first: state.pop(first),
     lambda state, first: state.update({first.replace("lora.down.weight", "dora_scale"): ONE}),
+    lambda state, first: state.update({first.replace("lora.down.weight", MAGNITUDE): ONE}),
     lambda state, first: state.update({first.replace("lora.down", "hada_w1_a"): ONE}),
-], ids=["no second factor", "no first factor", "DoRA", "LoHa"])  # fmt: skip
+], ids=["no second factor", "no first factor", "kohya's DoRA", "peft's DoRA", "LoHa"])  # fmt: skip
 def test_an_adapter_of_which_a_part_would_be_left_out_is_refused(tmp_path, has_peft, change):
     state = adapters()
     change(state, min(state))
