@@ -24,7 +24,8 @@ from expansion.data.layouts.resolve import find_layout
 from expansion.data.layouts.unused_files import unused_remarks
 from expansion.data.readers.folders import Reader
 from expansion.data.readers.split_folders import TESTING, folders_by_split
-from expansion.data.splits import SplitOptions, few_shot, listed_names
+from expansion.data.splits import SplitOptions, few_shot
+from expansion.data.stored_splits import listed_names
 from expansion.images.file_trees import image_files
 from expansion.images.pixels import Reading, check_reading
 from expansion.images.records import ImageRecord, require_text

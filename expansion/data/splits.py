@@ -1,31 +1,20 @@
-"""Which images are for training: few-shot subsets, held-out images, seeded splits as file lists.
+"""Which images are for training: few-shot subsets, held-out images, parts, seeded splits.
 
 Every choice is a function of a seed and the file names, and never of the order of the images.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import logging
+import hashlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from expansion.common.config import option
 from expansion.common.errors import require, shown
-from expansion.common.files import write_atomic
 from expansion.common.seeding import stable_seed
-from expansion.common.texts import NameIndex, read_json
 from expansion.images.records import ImageRecord
-
-logger = logging.getLogger(__name__)
-
-STORED_SPLIT = re.compile(r"split-.+-(test-[\d.e-]+|\d+-per-class)-seed\d+\.json")
-NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +107,7 @@ def share_of_each_class(
 def hold_out(
     records: Sequence[ImageRecord], fraction: float, seed: int
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    """Divide images into (training, validation).
+    """Divide images into (training, validation); copies are treated as by `split_by_class`.
 
     Args:
         records: All images.
@@ -126,7 +115,8 @@ def hold_out(
         seed: Decides which images are held out.
 
     Raises:
-        InputError: A class would be left without training images.
+        InputError: A class would be left without training images, or has too few that are no
+            copies.
     """
     if fraction == 0:
         return list(records), []
@@ -188,12 +178,14 @@ def split_by_class(
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
     """Divide images into (training, test), class by class, with at least one image on each side.
 
+    Images of the same content are on the same side, for training if they are in several classes.
+
     Args:
         records: All images.
         options: The number for training or the share for testing, and the seed.
 
     Raises:
-        InputError: A class has too few images.
+        InputError: A class has too few images, or too few that are no copies.
     """
     kept = options.train_per_class
     if kept is None:
@@ -209,73 +201,6 @@ def split_by_class(
         return len(members) - kept
 
     return _parted(records, rest, salt="split", seed=options.split_seed)
-
-
-def stored_split(
-    records: Sequence[ImageRecord], options: SplitOptions, root: Path, name: str
-) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    """Divide images into (training, test) as a list file in the dataset folder says.
-
-    Without such a file `split_by_class` divides them, and the file is written. If the folder cannot
-    be written, later calls compute the same split again.
-
-    Args:
-        records: All images.
-        options: Which split; if they ask for none, the only list file in the folder counts.
-        root: The dataset folder.
-        name: Name of the dataset, in the name of the file.
-
-    Raises:
-        InputError: The stored list does not fit the images.
-    """
-    if options.wanted:
-        path = root / f"split-{name}-{options.title}-seed{options.split_seed}.json"
-    else:
-        path = find_stored_split(root)
-    if path.is_file():
-        lists = read_json(path, dict)
-        return _follow(path, lists, "train", records), _follow(path, lists, "test", records)
-    train, test = split_by_class(records, options)
-    lists = {"train": [r.file_name for r in train], "test": [r.file_name for r in test]}
-    try:
-        write_atomic(path, json.dumps(lists, indent=0) + "\n")
-        logger.info("%s: %d images for training, %d for testing", path, len(train), len(test))
-    except OSError as error:
-        if error.errno not in NOT_WRITABLE:
-            raise
-    return train, test
-
-
-def find_stored_split(root: Path) -> Path | None:
-    """The list file that an earlier command left in a dataset folder; None if there is none.
-
-    Raises:
-        InputError: There are several.
-    """
-    files = sorted(path for path in root.glob("split-*.json") if STORED_SPLIT.fullmatch(path.name))
-    require(
-        len(files) < 2,
-        f"{root} holds the splits {shown([path.name for path in files])}; remove all but one, or "
-        "give the --test_fraction of the one that counts",
-    )
-    return files[0] if files else None
-
-
-def listed_names(path: Path, content: dict[str, Any], key: str) -> list[str]:
-    """The file names under a key of a list file.
-
-    Args:
-        path: The file, for the error.
-        content: What it holds.
-        key: "train", "test" or "files".
-
-    Raises:
-        InputError: There is no list of file names under this key.
-    """
-    names = content.get(key)
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    require(is_list, f"{path}: expected a list of file names under '{key}'")
-    return names
 
 
 def _share(fraction: float, title: str) -> Callable[[Sequence[ImageRecord]], int]:
@@ -301,11 +226,11 @@ def _choose(
     seed: int,
 ) -> set[str]:
     """File names of the first `count(members)` of each class, in the order of their hashes."""
-    by_class: dict[int, list[ImageRecord]] = {}
-    for record in sorted(records, key=lambda r: stable_seed(salt, seed, r.file_name)):
-        by_class.setdefault(record.label, []).append(record)
-    members_by_label = (by_class[label] for label in sorted(by_class))
-    return {r.file_name for members in members_by_label for r in members[: count(members)]}
+    return {
+        record.file_name
+        for members in _by_class(records, salt, seed)
+        for record in members[: count(members)]
+    }
 
 
 def _parted(
@@ -315,40 +240,48 @@ def _parted(
     salt: str,
     seed: int,
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    """Divide records into (the rest, `count(members)` of each class), in their order."""
-    chosen = _choose(records, count, salt, seed)
+    """Divide records into (the rest, `count(members)` of each class), in their order.
+
+    Images of the same content stay together, so that nothing is tested on what was learnt: in the
+    rest if they are in several classes, or more than there is still room for.
+    """
+    contents = {record.file_name: _content(record) for record in records}
+    classes_of: dict[str, set[int]] = defaultdict(set)
+    for record in records:
+        classes_of[contents[record.file_name]].add(record.label)
+    chosen: set[str] = set()
+    for members in _by_class(records, salt, seed):
+        groups: dict[str, list[str]] = defaultdict(list)  # content -> file names
+        for record in members:
+            groups[contents[record.file_name]].append(record.file_name)
+        wanted, taken = count(members), 0
+        for content, names in groups.items():
+            if len(classes_of[content]) == 1 and taken + len(names) <= wanted:
+                chosen.update(names)
+                taken += len(names)
+        require(
+            taken > 0,
+            f"class {members[0].class_name!r}: each of its images occurs several times "
+            f"({shown([r.file_name for r in members])}), so none can be set apart of which no copy "
+            "is left for training; remove the copies",
+        )
     return (
         [r for r in records if r.file_name not in chosen],
         [r for r in records if r.file_name in chosen],
     )
 
 
-def _follow(
-    path: Path, lists: dict[str, Any], split: str, records: Sequence[ImageRecord]
-) -> list[ImageRecord]:
-    """The records of a split as a list file says; its two lists must name exactly all records."""
-    index = NameIndex(record.file_name for record in records)
-    names, others = (
-        {name: index.find(name) for name in listed_names(path, lists, key)}
-        for key in (split, _other(split))
-    )
-    absent = sorted(name for name, there in names.items() if there is None)
-    require(
-        not absent,
-        f"{path} names {len(absent)} images that are not there: {shown(absent)}; "
-        "bring them back, or remove the file to split anew",
-    )
-    wanted, unwanted = set(names.values()), set(others.values())
-    new = sorted({record.file_name for record in records} - wanted - unwanted)
-    require(
-        not new,
-        f"{path} does not name {len(new)} images: {shown(new)}; "
-        "remove them, or remove the file to split anew",
-    )
-    both = sorted(wanted & unwanted)
-    require(not both, f"{path} has {shown(both)} in both splits; remove the file to split anew")
-    return [record for record in records if record.file_name in wanted]
+def _by_class(records: Sequence[ImageRecord], salt: str, seed: int) -> list[list[ImageRecord]]:
+    """The images of each class, in the order of their hashes."""
+    by_class: dict[int, list[ImageRecord]] = defaultdict(list)
+    for record in sorted(records, key=lambda r: stable_seed(salt, seed, r.file_name)):
+        by_class[record.label].append(record)
+    return [by_class[label] for label in sorted(by_class)]
 
 
-def _other(split: str) -> str:
-    return "test" if split == "train" else "train"
+def _content(record: ImageRecord) -> str:
+    """Equal for images of equal files; a file that is not there is like no other."""
+    try:
+        return record.content or hashlib.sha256(record.read_bytes()).hexdigest()
+    except OSError:
+        return record.file_name

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from expansion.common.errors import InputError, require, shown
 from expansion.common.files import write_atomic
 from expansion.common.texts import read_json
-from expansion.data.splits import listed_names
+from expansion.data.stored_splits import listed_names
 from expansion.images.records import ImageRecord, PackedRecord
 from expansion.images.variants import Variant, VariantKey
 from expansion.store.manifest import ManifestReader, manifest_paths, read_manifest

@@ -16,7 +16,7 @@ from pathlib import Path
 from expansion.common.errors import InputError, shown
 from expansion.data import __main__ as check_command
 from expansion.data.datasets import ImageDataset, check_classes, choose_subset, load_dataset
-from expansion.data.splits import find_stored_split
+from expansion.data.stored_splits import find_stored_split
 from expansion.images.content import content_summary, readable_records
 from expansion.images.records import ImageRecord
 from expansion.study.settings import StudyConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 
 import train_original
 from expansion.common.errors import InputError
-from expansion.data import splits
+from expansion.data import stored_splits
 from expansion.data.datasets import choose_subset, load_dataset, write_subset
+from expansion.data.splits import SplitOptions, hold_out, split_by_class
+from expansion.images.records import ImageRecord
 from tests.helpers.stand_ins import draw, folders
 
 
@@ -21,6 +24,15 @@ def counts(dataset) -> dict[str, dict[str, int]]:
         split: dict(Counter(r.class_name for r in dataset.records(split)))
         for split in ("train", "test")
     }
+
+
+def everything(root: Path) -> list[ImageRecord]:
+    classes = sorted(path.name for path in root.iterdir())
+    return [
+        ImageRecord(path, path.relative_to(root).as_posix(), label, name)
+        for label, name in enumerate(classes)
+        for path in sorted((root / name).iterdir())
+    ]
 
 
 def test_the_split_of_one_folder_follows_from_seed_and_names_alone(tmp_path):
@@ -40,6 +52,54 @@ def test_a_small_share_still_tests_one_image_of_each_class(tmp_path):
     folders(tmp_path / "set", {"cat": 5, "dog": 9})
     dataset = load_dataset(str(tmp_path / "set"), test_fraction=0.01)
     assert counts(dataset)["test"] == {"cat": 1, "dog": 1}
+
+
+def copied(root: Path, *pairs: tuple[str, str]) -> None:
+    for one, other in pairs:
+        shutil.copy(root / one, root / other)
+
+
+def test_copies_of_an_image_are_never_on_both_sides(tmp_path):
+    # Every image of cat/ occurs twice, one of dog/ three times, one of ant/ in bee/ as well.
+    root = tmp_path / "set"
+    folders(root, {"ant": 6, "bee": 5, "cat": 6, "dog": 9})
+    copied(root, *((f"cat/image_{i:04d}.jpg", f"cat/image_{i:04d} (1).jpg") for i in range(6)))
+    copied(root, *(("dog/image_0004.jpg", f"dog/more{i}.jpg") for i in range(2)))
+    copied(root, ("ant/image_0000.jpg", "bee/other.jpg"))
+    contents = {"ant": 6, "bee": 5, "cat": 6, "dog": 9}
+    for seed in range(20):
+        for options in ({"test_fraction": 0.4}, {"train_per_class": 3}):
+            train, test = split_by_class(everything(root), SplitOptions(split_seed=seed, **options))
+            assert not {r.path.read_bytes() for r in train} & {r.path.read_bytes() for r in test}
+            assert len(train) + len(test) == sum(contents.values()) + 9
+            torn = {r.file_name for r in train} & {"ant/image_0000.jpg", "bee/other.jpg"}
+            assert len(torn) == 2  # what shows two classes is no test of either
+    # Whole groups of copies fill up the share: of 12 cats 40 % are 5, hence two pairs.
+    train, test = split_by_class(everything(root), SplitOptions(test_fraction=0.4))
+    assert Counter(r.class_name for r in test) == {"ant": 2, "bee": 2, "cat": 4, "dog": 4}
+    train, val = hold_out(train, 0.4, seed=3)
+    assert val and not {r.path.read_bytes() for r in train} & {r.path.read_bytes() for r in val}
+
+
+def test_a_class_of_copies_alone_cannot_be_split(tmp_path):
+    root = tmp_path / "set"
+    folders(root, {"ant": 1, "bee": 4})
+    copied(root, ("ant/image_0000.jpg", "ant/again.jpg"))
+    with pytest.raises(InputError, match=r"class 'ant': each of its images occurs several times"):
+        split_by_class(everything(root), SplitOptions(test_fraction=0.5))
+
+
+def test_training_warns_of_test_images_that_are_training_images(tmp_path, caplog):
+    root = tmp_path / "set"
+    for split in ("train", "test"):
+        folders(root / split, {"ant": 3, "bee": 3})
+    command = ["-d", str(root), "-a", "resnet10_tiny", "--dry_run"]
+    train_original.main(command)
+    assert "training images too" not in caplog.text
+    copied(root, ("train/ant/image_0001.jpg", "test/bee/copy.jpg"))
+    train_original.main(command)
+    warning = "1 of 7 test images are training images too: test/bee/copy.jpg"
+    assert warning in caplog.text
 
 
 def test_a_training_folder_without_a_test_folder_is_a_hole_not_a_raw_set(tmp_path):
@@ -77,7 +137,7 @@ def test_a_folder_that_cannot_be_written_is_split_the_same_way(tmp_path, monkeyp
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     with monkeypatch.context() as context:
-        context.setattr(splits, "write_atomic", refuse)
+        context.setattr(stored_splits, "write_atomic", refuse)
         without = load_dataset(str(root), test_fraction=0.5).records("test")
     assert not list(root.glob("split-*"))
     assert load_dataset(str(root), test_fraction=0.5).records("test") == without

@@ -18,7 +18,8 @@ from scipy.io import savemat
 
 from expansion.data import __main__ as check_command
 from expansion.data.datasets import load_dataset
-from expansion.data.splits import SplitOptions, stored_split
+from expansion.data.splits import SplitOptions
+from expansion.data.stored_splits import stored_split
 from tests.helpers import stand_ins
 from tests.rigs.fuzz_inputs import as_json, damaged, file_name, hostile_json, odd_name, odd_value
 from tests.rigs.fuzz_manifests import write_image

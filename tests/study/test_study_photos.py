@@ -54,12 +54,12 @@ def test_of_two_splits_one_must_be_named(photos_dir):
 def test_a_folder_that_cannot_be_written_has_its_share_in_every_command(photos_dir, monkeypatch):
     import errno
 
-    from expansion.data import splits
+    from expansion.data import stored_splits
 
     def refuse(path: Path, content: str) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr(splits, "write_atomic", refuse)
+    monkeypatch.setattr(stored_splits, "write_atomic", refuse)
     photos = look_at(settle(read_command_line([str(photos_dir)], ""), "small").config)
     assert photos.split is None and photos.place[-2:] == ("--test_fraction", "0.3")
 

@@ -27,7 +27,8 @@ from expansion.data.readers.split_folders import (
     folders_by_split,
     split_of,
 )
-from expansion.data.splits import SplitOptions, find_stored_split, stored_split
+from expansion.data.splits import SplitOptions
+from expansion.data.stored_splits import find_stored_split, stored_split
 from expansion.images.file_trees import folders_in, holds_images, image_files, walk
 from expansion.images.records import ImageRecord
 

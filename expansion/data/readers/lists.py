@@ -27,7 +27,8 @@ from expansion.data.readers.rows import (
     row_path,
 )
 from expansion.data.readers.split_folders import split_of
-from expansion.data.splits import SplitOptions, find_stored_split
+from expansion.data.splits import SplitOptions
+from expansion.data.stored_splits import find_stored_split
 
 PATH_TEMPLATE = "{path}"
 SPLIT_NUMBERS = {"1": "train", "0": "test"}  # in the file `splits`

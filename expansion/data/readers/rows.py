@@ -17,7 +17,8 @@ from expansion.common.errors import InputError, require, shown
 from expansion.common.texts import NameIndex, plain, stripped
 from expansion.data.naming import look_alikes
 from expansion.data.readers.split_folders import split_of
-from expansion.data.splits import SplitOptions, find_stored_split, stored_split
+from expansion.data.splits import SplitOptions
+from expansion.data.stored_splits import find_stored_split, stored_split
 from expansion.images.records import ImageRecord
 
 LONGEST_NUMBER = 20  # digits of the number of a class or an image
