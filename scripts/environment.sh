@@ -1,4 +1,4 @@
-# Sourced by demo.sh, single_exp.sh and test.sh: sets PYTHON to an interpreter that satisfies the requirements file $REQUIREMENTS.
+# Sourced by other scripts: sets PYTHON, unless it is set, to an interpreter that satisfies the requirements file $REQUIREMENTS.
 # That is the running environment if it does, else .venv, which is made on first use (minutes, about 6 GB).
 REQUIREMENTS=${REQUIREMENTS:-requirements.txt}
 
@@ -14,7 +14,9 @@ for line in map(str.strip, sys.stdin):
             sys.exit(1)' 2>/dev/null
 }
 
-if command -v python >/dev/null && satisfied python; then
+if [ -n "${PYTHON:-}" ]; then
+    : # whatever the caller wants
+elif command -v python >/dev/null && satisfied python; then
     PYTHON=python
 else
     PYTHON=.venv/bin/python

@@ -12,7 +12,7 @@ if [ $# -gt 0 ] && [[ $1 != -* ]]; then
     shift
 fi
 cd "$(dirname "$0")/.."
-[ -n "${PYTHON:-}" ] || . scripts/environment.sh
+. scripts/environment.sh
 
 [ -n "${place[*]}" ] || place=("${DATASET:-caltech-101}" --scale paper --methods ${METHODS:-distdiff})
 [ -z "${MODEL:-}" ] || place+=(--arch "$MODEL")

@@ -25,6 +25,7 @@ from expansion.common.files import (
     remove_partial_files,
     write_atomic,
 )
+from expansion.common.hub import check_revision
 from expansion.common.option_parser import OptionParser
 from expansion.common.progress import SteadyBar
 from expansion.common.sharding import Shard, resolve_shard, take_shard
@@ -180,6 +181,7 @@ def make_work(config: EmbeddingTrainingConfig) -> Work:
     # The shard, the checkpoint and the images.
     shard = resolve_shard(config.split, config.total_split)
     model = locate_model(config.pretrained_model_name_or_path)
+    check_revision(model, config.revision, "--revision")
     check_model_folder(model)
     require_undistilled(model)
     if Path(model).is_dir():

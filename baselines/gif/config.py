@@ -9,6 +9,7 @@ from typing import ClassVar
 from expansion.classifier.clip_files import check_clip, clip_files
 from expansion.common.config import option
 from expansion.common.errors import require
+from expansion.common.hub import check_revision
 from expansion.data.prompts import class_prompt, preset_prompts
 from expansion.diffusion.sampler_config import SamplerConfig
 
@@ -92,6 +93,7 @@ class GIFConfig(SamplerConfig):
         return preset_prompts("gif", prompt_name)
 
     def check_run(self) -> None:
+        check_revision(self.clip_model, self.clip_revision, "--clip_revision")
         check_clip(self.clip_model, OPTION)
 
     def input_files(self) -> Mapping[str, str]:

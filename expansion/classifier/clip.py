@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from expansion.classifier.clip_files import cannot_load
-from expansion.common.hub import only_cached, why_not_loaded
+from expansion.common.hub import check_revision, only_cached, why_not_loaded
 from expansion.common.quiet import quiet_libraries
 from expansion.data.batches import SeededImages
 from expansion.data.prompts import class_prompt
@@ -78,6 +78,7 @@ class ClipClassifier:
         Raises:
             InputError: The folder is incomplete, or the hub cannot be reached or lacks the id.
         """
+        check_revision(name_or_path, revision, "--clip_revision")
         try:
             with quiet_libraries():
                 source = {"revision": revision, "local_files_only": only_cached(name_or_path)}

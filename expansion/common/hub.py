@@ -19,10 +19,25 @@ from urllib.error import HTTPError, URLError
 
 from huggingface_hub import constants
 
-from expansion.common.errors import InputError
+from expansion.common.errors import InputError, require
 
 SECONDS = 6.0  # that a server may take to answer, the look-up of its name included
 SILENCE = 10.0  # seconds, in the middle of a download
+
+
+def check_revision(name_or_path: str, revision: str | None, option: str) -> None:
+    """Raise InputError for a revision of files on this disk, which have none.
+
+    Args:
+        name_or_path: Hub id or local path.
+        revision: Branch, tag or commit; None: none is asked for.
+        option: What gives it, for the error.
+    """
+    require(
+        revision is None or not Path(name_or_path).exists(),
+        f"{option} {revision}: {name_or_path} lies on this disk and has no revisions; leave "
+        f"{option} out, or give a hub id",
+    )
 
 
 def unreachable() -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from expansion.common.config import load_yaml
 from expansion.common.errors import require
 from expansion.common.files import check_outside
+from expansion.common.hub import check_revision
 from expansion.common.sharding import Shard, make_units, resolve_shard, take_shard
 from expansion.data.datasets import (
     ImageDataset,
@@ -188,6 +189,7 @@ def _on_checkpoint(config: ExpandConfig, method_config: SamplerConfig) -> tuple[
         InputError: The checkpoint, the adapter or a setting does not fit.
     """
     model = locate_model(config.pretrained_model_name_or_path)
+    check_revision(model, config.revision, "--revision")
     check_model_folder(model, config.single_file_config, method_config.needs_image_unet)
     method_config = settled(model, method_config)
     check_resolution(config.single_file_config or model, config.resolution)

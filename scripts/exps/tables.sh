@@ -8,6 +8,7 @@
 set -euo pipefail -f # options are split at blanks, and nothing else
 cd "$(dirname "$0")/../.."
 . scripts/stopping.bash
+. scripts/environment.sh
 export DATASET=${DATASET:-caltech-101}
 MODEL=${MODEL:-resnet50} LR=${LR:-0.1} METHODS=${METHODS:-distdiff} OPTIONS=${OPTIONS:-}
 PRETRAINED=${PRETRAINED:-False} PRETRAINED_LR=${PRETRAINED_LR:-0.01} GUIDE_LR=${GUIDE_LR:-$LR}
@@ -45,4 +46,4 @@ for method in $METHODS; do
         for labels in $all_labels; do train train_expand "$pretrained" "$EXP" --labels "$labels"; done
     done
 done
-"${PYTHON:-python}" parse_logs.py "checkpoint/$DATASET" --table
+"$PYTHON" parse_logs.py "checkpoint/$DATASET" --table

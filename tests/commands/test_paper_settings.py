@@ -64,6 +64,13 @@ def after(words: list[str], option: str) -> str:
     return words[words.index(option) + 1]
 
 
+def test_every_script_finds_its_environment_by_itself():
+    for path in [*SCRIPTS, ROOT / "scripts/exps/tables.sh"]:
+        text = path.read_text()
+        assert ". scripts/environment.sh" in text or path.stem in UNPUBLISHED, path
+        assert "PYTHON:-" not in text
+
+
 def test_every_script_has_its_settings_listed_here():
     assert {path.stem for path in SCRIPTS} == {*TABLES, *UNPUBLISHED}
 

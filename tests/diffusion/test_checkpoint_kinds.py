@@ -13,6 +13,7 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 
 import expand
+from baselines.textual_inversion import __main__ as textual_inversion
 from distdiff.config import DistDiffConfig
 from dreamda.finetune import __main__ as finetune
 from expansion.common.errors import InputError
@@ -117,6 +118,16 @@ def test_sides_that_no_latents_decode_to_are_refused(resolution, make_folder, tm
         expand.main([*given, "--pretrained_model_name_or_path", str(TINY_MODEL)])
     with pytest.raises(InputError, match="give a multiple of 8"):
         check_resolution("CompVis/stable-diffusion-v1-4", resolution)
+
+
+@pytest.mark.parametrize("main", [expand.main, textual_inversion.main])
+def test_a_revision_of_a_folder_on_this_disk_is_refused(main, make_folder, tmp_path):
+    photos = {"ant": ["1.png"], "bee": ["1.png"]}
+    folder = make_folder("photos", {"train": photos, "test": photos})
+    given = ["-d", str(folder), "--output_dir", str(tmp_path / "out")]
+    given += ["--pretrained_model_name_or_path", str(TINY_MODEL), "--revision", "v2"]
+    with pytest.raises(InputError, match="--revision v2: .* lies on this disk"):
+        main([*given, *(["--method", "img2img"] if main is expand.main else [])])
 
 
 def test_a_safety_checker_and_a_feature_extractor_are_ignored(tmp_path, pipeline):

@@ -180,6 +180,12 @@ def test_an_incomplete_clip_is_one_line_before_weights_load(
     assert "\n" not in str(e.value) and not (tmp_path / "out").exists()
 
 
+def test_a_revision_of_a_clip_on_this_disk_is_refused(tmp_path, arguments, clip_dir):
+    with pytest.raises(InputError, match="--clip_revision v2: .* lies on this disk"):
+        options = ("--clip_model", clip_dir, "--clip_revision", "v2", "--dry_run")
+        expand.main(arguments(tmp_path / "out", *options))
+
+
 def test_a_clip_that_is_nowhere_or_damaged_is_one_line(tmp_path, arguments, clip_dir, monkeypatch):
     monkeypatch.setattr(stable_diffusion, "load_pipeline", None)
     with pytest.raises(InputError, match="there is no such folder; download"):
