@@ -186,7 +186,12 @@ def check_networks(folder: Path, family: Family, image_unet: bool = False) -> No
         f"cannot load the model {folder}: its unet predicts {brief(made)} channels from "
         f"{brief(channels)}, so variances too, or other latents; {REMEDY}",
     )
-    # The autoencoder maps RGB images to latents that are scaled, and not moved.
+    _check_autoencoder(folder, vae)
+    _check_texts(folder, family, unet)
+
+
+def _check_autoencoder(folder: Path, vae: Mapping[str, Any]) -> None:
+    """Raise InputError unless it maps RGB images to latents that are scaled, and not moved."""
     for key in ("in_channels", "out_channels"):
         value = vae.get(key, 3)
         require(
@@ -206,7 +211,6 @@ def check_networks(folder: Path, family: Family, image_unet: bool = False) -> No
         f"cannot load the model {folder}: scaling_factor of its vae is {brief(factor)}; copy the "
         "whole folder again",
     )
-    _check_texts(folder, family, unet)
 
 
 def _check_texts(folder: Path, family: Family, unet: Mapping[str, Any]) -> None:

@@ -87,13 +87,7 @@ def make_until_kept(
         InputError: The judge does not fit, or the most variants do not bring enough.
     """
     config = dataclasses.replace(config, exp=exp_name(config))
-    size = method_config.variants_per_group
-    for name in ("num_images_per_prompt", "most_variants"):
-        require(
-            getattr(config, name) % size == 0,
-            f"{name} {getattr(config, name)}: --until_kept makes more of the same set, and "
-            f"{config.method} computes variants in groups of {size}; give a multiple",
-        )
+    _check_groups(config, method_config)
     judge = None
     while True:
         # One round: a whole set of so many variants of each real image. Whether the judge fits is
@@ -131,6 +125,17 @@ def make_until_kept(
         )
         logger.info(f"accepted so far: {shown(f'{name} {n}' for name, n in lacking.items())}")
         config = dataclasses.replace(config, num_images_per_prompt=min(2 * count, most))
+
+
+def _check_groups(config: ExpandConfig, method_config: SamplerConfig) -> None:
+    """Raise InputError unless rounds are made of whole groups of variants."""
+    size = method_config.variants_per_group
+    for name in ("num_images_per_prompt", "most_variants"):
+        require(
+            getattr(config, name) % size == 0,
+            f"{name} {getattr(config, name)}: --until_kept makes more of the same set, and "
+            f"{config.method} computes variants in groups of {size}; give a multiple",
+        )
 
 
 def _records(plan: Plan, stored: StoredSet) -> dict[Variant, ImageRecord]:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from expansion.common.errors import InputError, brief, require, shown
@@ -75,7 +75,18 @@ def read_other_set(
         f"{folder} holds no expanded set and no images; make one with expand.py, or give a folder "
         "with a folder of images for each class",
     )
-    others = [r for r in records.values() if r.source and r.label != sources[r.source].label]
+    _tell(folder, list(records.values()), classes, sources)
+    return [records[name] for name in sorted(records)]
+
+
+def _tell(
+    folder: Path,
+    records: Sequence[ImageRecord],
+    classes: Mapping[str, int],
+    sources: Mapping[str, ImageRecord],
+) -> None:
+    """Log how many images there are, and how many have another label than their real image."""
+    others = [r for r in records if r.source and r.label != sources[r.source].label]
     if others:
         logger.warning(
             f"{folder}: {len(others)} images have another label than their real image, such as "
@@ -84,9 +95,8 @@ def read_other_set(
         )
     logger.info(
         f"{folder}: {len(records)} images that were not made by expand.py, of "
-        f"{len({record.label for record in records.values()})} of {len(classes)} classes"
+        f"{len({record.label for record in records})} of {len(classes)} classes"
     )
-    return [records[name] for name in sorted(records)]
 
 
 def images_of_others(folder: Path) -> Iterator[tuple[str, str, str]]:
