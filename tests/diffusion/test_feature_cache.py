@@ -10,7 +10,8 @@ from dreamda.config import DreamDAConfig
 from expansion.common.errors import InputError
 from expansion.diffusion.feature_cache import FeatureCache
 from expansion.diffusion.sampler_config import SamplerConfig
-from tests.distdiff.test_energy_and_guidance import PAIR, generators, guide, make_sampler
+from tests.distdiff.conftest import guide
+from tests.helpers.distdiff_parts import PAIR, generators, make_sampler
 
 __all__ = ["guide"]  # a fixture
 

@@ -17,7 +17,7 @@ from distdiff.prototypes import Prototypes
 from distdiff.sampler import DistDiffSampler
 from expansion.classifier.backbones import Classifier
 from expansion.common.errors import InputError
-from tests.distdiff.test_energy_and_guidance import generators, make_batch, unit
+from tests.helpers.distdiff_parts import generators, make_batch, unit
 
 REFERENCES = [unit(3, 4, seed=5), unit(2, 4, seed=6)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,69 +19,25 @@ from distdiff.guidance import Guidance, gradient_step, project, transform_latent
 from distdiff.prototypes import Prototypes
 from distdiff.sampler import DistDiffSampler
 from expansion.classifier.backbones import Classifier
-from expansion.common.errors import InputError
 from expansion.diffusion.img2img import Img2ImgSampler
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.samples import Batch
-from expansion.diffusion.stable_diffusion import load_pipeline, load_tiny_decoder
+from expansion.diffusion.stable_diffusion import load_pipeline
 from tests.conftest import TINY_MODEL
+from tests.helpers.distdiff_parts import (
+    DIRECT,
+    PAIR,
+    PROMPTS,
+    PROTOTYPES,
+    distdiff,
+    drawn_transform,
+    generators,
+    make_batch,
+    make_sampler,
+)
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-PROMPTS = ["a photo of the digit one", "a two", "a three", "a photo of the digit one"]
-DIRECT = {"guidance_type": "direct_guidance"}
-
-
-def distdiff(**options) -> DistDiffConfig:
-    """10 steps of which the last five run, 401 301 201 101 1; the window is 301 201."""
-    shared = {
-        "num_inference_steps": 10,
-        "guidance_scale": 3.0,
-        "guidance_step": 4,
-        "guidance_period": 2,
-    }
-    shared |= {"encoder_weight_path": "guide", "log_energy": True}
-    return DistDiffConfig(**{**shared, **options})
-
-
-def make_batch(rows: slice = slice(None)) -> Batch:
-    coarse = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-    images = F.interpolate(coarse, (32, 32), mode="bilinear")
-    index = torch.tensor([0, 0, 1, 1])[rows]
-    targets = torch.tensor([1, 2, 3, 1])[rows]
-    return Batch(images, ("a", "b"), index, PROMPTS[rows], targets, (7, 8))
-
-
-PAIR = make_batch(slice(1, 3))  # one variant of each image
-
-
-def generators(count: int = 4, first: int = 0) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(70 + first + i) for i in range(count)]
-
-
-def unit(*shape: int, seed: int) -> Tensor:
-    return F.normalize(torch.rand(shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
-def drawn_transform(drawn: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-    """w ~ U(0, 1), then b ~ N(0, 1), per image and channel."""
-    w = torch.stack([torch.rand(4, 1, 1, generator=g) for g in drawn])
-    return w, torch.stack([torch.randn(4, 1, 1, generator=g) for g in drawn])
-
-
-@pytest.fixture(scope="module")
-def guide() -> Classifier:
-    torch.manual_seed(3)
-    return Classifier("resnet10_tiny", 10, 32).eval().requires_grad_(False)
-
-
-PROTOTYPES = Prototypes(unit(10, 128, seed=1), unit(10, 3, 128, seed=2))
-
-
-def make_sampler(pipeline, guide, **options) -> DistDiffSampler:
-    sampler = DistDiffSampler(pipeline, distdiff(**options), guide)
-    sampler.use_prototypes(PROTOTYPES)
-    return sampler
 
 
 class MeanColour(nn.Module):
@@ -420,92 +375,3 @@ def test_a_gradient_that_is_not_finite_skips_that_image_s_update_and_is_counted(
         expected[1] = (1 + w[1] - 0.5 * total) * z[1] + b[1] - 0.5 * 4
     torch.testing.assert_close(guided.latents, expected)
     assert guided.figures["update_skipped"].tolist() == [1.0, 0.0]
-
-
-@pytest.fixture(scope="module")
-def tiny_decoder(tmp_path_factory) -> str:
-    """Folder of an untrained AutoencoderTiny for latents that are a quarter of the image's side."""
-    from diffusers import AutoencoderTiny
-
-    torch.manual_seed(0)
-    channels = {"encoder_block_out_channels": (8,) * 3, "decoder_block_out_channels": (8,) * 3}
-    blocks = {"num_encoder_blocks": (1,) * 3, "num_decoder_blocks": (1,) * 3}
-    folder = tmp_path_factory.mktemp("tiny_decoder")
-    AutoencoderTiny(**channels, **blocks, latent_channels=4).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.mark.slow
-def test_a_tiny_decoder_makes_the_images_of_the_energy_and_no_others(pipeline, guide, tiny_decoder):
-    config = distdiff(guidance_decoder=tiny_decoder)
-    decoder = load_tiny_decoder(tiny_decoder, pipeline)
-    sampler = DistDiffSampler(pipeline, config, guide, decoder)
-    sampler.use_prototypes(PROTOTYPES)
-    latents = torch.randn(2, 4, 8, 8)
-    targets = torch.tensor([1, 2])
-    energy = ImageEnergy(guide, PROTOTYPES, config)
-    with torch.no_grad():
-        expected = energy(decoder.decode(latents).sample, targets)
-        torch.testing.assert_close(sampler.guidance().energy([latents], targets), expected)
-    guided = sampler.sample(PAIR, generators(2)).images
-    exact = make_sampler(pipeline, guide).sample(PAIR, generators(2)).images
-    plain = Img2ImgSampler(pipeline, config).sample(PAIR, generators(2)).images
-    assert (guided - exact).abs().max() > 1e-3 and (guided - plain).abs().max() > 1e-3
-    assert (guided - plain).abs().mean() < 0.1  # the images themselves come from the checkpoint
-
-
-def test_the_weights_of_a_tiny_decoder_decide_the_images(tiny_decoder):
-    (weights,) = Path(tiny_decoder).glob("*.safetensors")
-    assert distdiff(guidance_decoder=tiny_decoder).input_files()["guidance_decoder"] == str(weights)
-    assert "guidance_decoder" not in distdiff(guidance_decoder="madebyollin/taesd").input_files()
-
-
-def test_a_tiny_decoder_of_another_checkpoint_or_none_is_refused(pipeline, tmp_path):
-    from diffusers import AutoencoderTiny
-
-    with pytest.raises(InputError, match="cannot load the tiny decoder"):
-        load_tiny_decoder(str(tmp_path), pipeline)
-    AutoencoderTiny().save_pretrained(tmp_path)  # of Stable Diffusion: 8 times
-    with pytest.raises(InputError, match="8 times, the checkpoint 4 times"):
-        load_tiny_decoder(str(tmp_path), pipeline)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("found", [False, True])
-def test_gradient_checkpointing_gives_the_same_images_and_is_left_as_found(guide, found):
-    pipeline = load_pipeline(str(TINY_MODEL))
-    plain = make_sampler(pipeline, guide).sample(PAIR, generators(2)).images
-    if found:
-        pipeline.unet.enable_gradient_checkpointing()
-        pipeline.vae.enable_gradient_checkpointing()
-    sampler = make_sampler(pipeline, guide, gradient_checkpointing=True)
-    calls: list[int] = []
-    pipeline.unet.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    images = sampler.sample(PAIR, generators(2)).images
-    torch.testing.assert_close(images, plain, atol=1e-5, rtol=0)
-    assert (
-        len(calls) == 5 + 2 + 2 + 2
-    )  # steps, energy without guidance, look-ahead, its recomputation
-    assert (
-        pipeline.unet.is_gradient_checkpointing == pipeline.vae.is_gradient_checkpointing == found
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, DIRECT])
-def test_the_pipeline_s_modes_and_gradients_are_left_as_found(guide, options):
-    pipeline = load_pipeline(str(TINY_MODEL))
-    pipeline.unet.requires_grad_(True)
-    pipeline.unet.up_blocks[0].train()
-    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder, guide)
-
-    def state():
-        modes = [module.training for part in parts for module in part.modules()]
-        gradients = [(p.requires_grad, p.grad) for part in parts for p in part.parameters()]
-        hooks = [len(m._forward_hooks) for part in parts for m in part.modules()]
-        return modes, gradients, hooks, [b.clone().tolist() for b in guide.buffers()]
-
-    before = state()
-    make_sampler(pipeline, guide, **options).sample(PAIR, generators(2))
-    assert state() == before
-    assert torch.is_grad_enabled()

@@ -11,17 +11,14 @@ from torch import Tensor
 from distdiff.guidance import Guidance, Guided
 from expansion.common.errors import InputError
 from expansion.diffusion.img2img import Img2ImgSampler
-from tests.distdiff.test_energy_and_guidance import (
+from tests.helpers.distdiff_parts import (
     DIRECT,
     PAIR,
     distdiff,
     drawn_transform,
     generators,
-    guide,
     make_sampler,
 )
-
-__all__ = ["guide"]  # a fixture
 
 EPSILON = 0.2
 

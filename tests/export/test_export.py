@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -18,50 +17,13 @@ from expansion.common.errors import InputError
 from expansion.data.datasets import load_dataset
 from expansion.data.naming import loader_folders
 from expansion.export import __main__ as export
-from expansion.export import dataset_card, merging
+from expansion.export import merging
 from tests.conftest import TINY_MODEL
-from tests.helpers.stand_ins import aircraft
+from tests.helpers.exported_sets import QUICK, make_set, rows_of
 
 pytestmark = pytest.mark.slow  # expanded sets are made and trained on
 
 # No alphabetical order; names that folders, and words that loaders, make trouble of.
-NAMES = ("zebra", "\u00c4pfel/Birnen", ".hidden", "steam train", "__odd__", "Ant", "ant", "test")
-QUICK = ("--num_inference_steps", "2", "--device", "cpu", "--num_images_per_prompt", "2")
-
-
-def make_set(data_dir: Path, output: Path, *options: object) -> Path:
-    line = f"-d fgvc_aircraft --data_dir {data_dir} --method img2img --output_dir {output}"
-    line += f" --pretrained_model_name_or_path {TINY_MODEL}"
-    assert expand.main([*line.split(), *QUICK, *map(str, options)]) == 0
-    return output
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    aircraft(folder / "fgvc_aircraft", NAMES)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def odd_set(data_dir, tmp_path_factory) -> Path:
-    """An expanded set of classes with odd names, whose images lose their lowest rows; read only."""
-    return make_set(data_dir, tmp_path_factory.mktemp("sets") / "odd")
-
-
-@pytest.fixture
-def plain(tmp_path, make_folder) -> Path:
-    """A set of its own dataset that is a folder, `<tmp>/photos`; one real image of each class."""
-    tree = {split: {"cat": ["1.png"], "dog": ["1.png"]} for split in ("train", "test")}
-    make_folder("photos", tree)
-    line = f"-d {tmp_path / 'photos'} --method img2img --output_dir {tmp_path / 'set'}"
-    line += f" --pretrained_model_name_or_path {TINY_MODEL}"
-    assert expand.main([*line.split(), *QUICK]) == 0
-    return tmp_path / "set"
-
-
-def rows_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -271,61 +233,6 @@ def test_a_real_image_that_is_called_as_a_variant_keeps_its_own_file(tmp_path, m
     for row in rows:
         found = (tmp_path / "merged" / "train" / row["file_name"]).read_bytes()
         assert (b"synthetic" in found) is row["synthetic"]
-
-
-def test_the_card_says_what_is_synthetic_and_how_it_was_made(plain, tmp_path):
-    export.main([str(plain), "--merge", str(tmp_path / "merged")])
-    text = (tmp_path / "merged" / "README.md").read_text()
-    header = yaml.safe_load(text.split("---\n")[1])
-    assert header["task_categories"] == ["image-classification"]
-    assert header["size_categories"] == ["n<1K"] and "synthetic" in header["tags"]
-    assert header["configs"][0]["data_files"] == [
-        {"split": "train", "path": "train/**"},
-        {"split": "test", "path": "test/**"},
-    ]
-    (made,) = {row["config"] for row in rows_of(plain)}
-    assert f"`{made}`" in text and "- Method: img2img" in text
-    assert "4 of them are **synthetic**" in text and "num_inference_steps: 2" in text
-    assert "| train | 2 | 4 |" in text and "| 1 | dog | dog | 1 | 2 | 1 |" in text
-    assert "tiny-sd-digits" in text and "MIT" in text
-    assert str(tmp_path) not in text.replace(f"-d {tmp_path}", "")
-
-
-@pytest.mark.parametrize(
-    ("files", "stated"),
-    [
-        ({}, dataset_card.NOT_SAID),
-        ({"README.md": "---\nlicense: openrail\n---\n# A model"}, "openrail"),
-        ({"README.md": "---\nlicense: [mit, other]\n---\n"}, "mit, other"),
-        ({"README.md": "---\nlicense: [\n---\n"}, dataset_card.NOT_SAID),
-        ({"README.md": "# A model\n**License:** CC BY 4.0\n"}, '"CC BY 4.0"'),
-        ({"model_index.json": '{"license": "mit"}', "README.md": "---\nlicense: x\n---\n"}, "mit"),
-        ({"model_index.json": "[1", "README.md": "---\nlicense: x\n---\n"}, "x"),
-    ],
-)
-def test_the_licence_of_a_model_is_what_its_own_files_say(tmp_path, files, stated):
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert dataset_card.stated_licence(tmp_path) == stated
-
-
-@pytest.mark.parametrize(
-    ("count", "name"),
-    [(999, "n<1K"), (1000, "1K<n<10K"), (999_999, "100K<n<1M"), (10**6, "1M<n<10M")],
-)
-def test_size_categories_are_those_of_hugging_face(count, name):
-    assert dataset_card.size_category(count) == name
-
-
-def test_names_in_the_card_stay_text(plain, tmp_path):
-    rows = {"x": {"config": "`|<b>", "method": "<script>|"}}
-    record = export.ImageRecord(Path("x"), "x", 0, "<a>|b", source="y")
-    part = merging.Part([record], [record])
-    merge = merging.Merge("<i>`|", ["<a>|b"], {"<a>|b": "f"}, {"train": part}, rows)
-    dataset_card.write_card(merge, tmp_path, plain, {})
-    body = (tmp_path / "README.md").read_text().split("---\n", 2)[2]
-    assert "<a>" not in body and "<script>" not in body and "<i>" not in body
-    assert "&lt;a>\\|b" in body
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,12 +16,9 @@ import parse_logs
 from expansion.common.errors import InputError
 from expansion.metrics.predictions import Predictions
 from expansion.report import gallery
-from expansion.report.charts import Mark, class_chart, confusion_chart, interval_chart
 from expansion.report.recognised import read_recognised, recognised_share
 from expansion.report.sets import read_set
-from expansion.report.verdict import signed
 from expansion.store.selection import Selection
-from tests.conftest import ROOT
 
 HOSTILE = '<script>alert(1)</script>" onerror="alert(2)'
 CLASSES = ("cat", HOSTILE, "\u72ac $x$")
@@ -378,25 +373,6 @@ def test_a_classifier_of_real_images_counts_what_it_recognises(study, tmp_path):
         recognised_share(run, read_set(folder), "cpu")
 
 
-def test_texts_of_charts_stay_texts_and_colours_follow_the_page():
-    marks = [Mark(HOSTILE, 5.0, (1.0, 9.0), "better", "+5.0"), Mark("$x$ \u72ac", None, None)]
-    for chart in (
-        interval_chart(marks, "gain", "one & <two>"),
-        class_chart(marks, "gain", "classes"),
-        confusion_chart(np.eye(3) * 4, CLASSES, "confusion"),
-        confusion_chart(np.eye(40), [f"class {i}" for i in range(40)], "many"),
-    ):
-        assert chart.startswith("<svg viewBox=") and chart.rstrip().endswith("</svg>")
-        assert "<script" not in chart and "#0102" not in chart and "#0103" not in chart
-        assert "var(--ink)" in chart and "http" not in chart
-    assert ">$x$ \u72ac</text>" in interval_chart(marks, "gain", "one")
-    assert "&lt;script&gt;" in interval_chart(marks, "gain", "one")
-
-
-def test_numbers_have_a_real_minus_and_zero_has_no_sign():
-    assert [signed(x) for x in (-1.25, 0.04, -0.04, 2.0)] == ["\u22121.2", "0.0", "0.0", "+2.0"]
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -424,14 +400,3 @@ def test_runs_of_different_test_sets_make_no_page(study):
     study.run("other_2x", 1, 5, num_test=59, num_generated=12)
     with pytest.raises(InputError, match="different test sets"):
         study.page()
-
-
-@pytest.mark.slow
-def test_commands_that_draw_nothing_load_neither_charts_nor_templates_nor_torch():
-    code = (
-        "import sys, parse_logs, expansion.report.page, expansion.training.curves\n"
-        "print({'matplotlib', 'jinja2', 'torch'} & set(sys.modules))"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert (done.stdout, done.stderr) == ("set()\n", "")

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,93 +13,22 @@ from PIL import Image
 
 import parse_logs
 import train_expand
-from expansion.common.errors import InputError
-from expansion.data.datasets import load_dataset
 from expansion.export import __main__ as export
 from expansion.measures import command as evaluate
 from expansion.selection import command
 from expansion.store.selection import Selection
+from tests.helpers.measured_sets import (
+    REAL,
+    line,
+    numbers,
+    read_measurement,
+    refusal,
+    selected,
+    write_measurement,
+)
 from tests.measures.conftest import digits, measured_digits, varied, write_set  # noqa: F401
 
 pytestmark = pytest.mark.slow  # sets are made, learnt from and filtered
-
-REAL = {"ant": 6, "bee": 3, "cat": 3}  # real images, with three variants each
-
-
-@pytest.fixture
-def made(make_folder) -> Path:
-    """A dataset `<tmp>/zoo` and a set of it, `own_probability` falling in the order of the names.
-
-    The best image of a class has 0.95, the second 0.90, ...
-    """
-    tree = {
-        "train": {name: [f"{i}.png" for i in range(count)] for name, count in REAL.items()},
-        "test": {name: ["a.png", "b.png"] for name in REAL},
-    }
-    zoo = make_folder("zoo", tree, size=8)
-    records = load_dataset(str(zoo)).records("train")
-    numbers = iter(range(1000))
-    folder = zoo.parent / "data" / "zoo_expansion" / "set_3x"
-    write_set(folder, records, 3, lambda r, k: Image.new("RGB", (8, 8), (next(numbers), 0, 9)))
-    measure(folder)
-    return folder
-
-
-def measure(folder: Path) -> None:
-    """Write what expansion.evaluate would, as far as the filter reads it."""
-    rows, seen = [], Counter()
-    for line in (folder / "metadata.jsonl").read_text().splitlines():
-        name, class_name = (json.loads(line)[key] for key in ("file_name", "class"))
-        rows.append(
-            {
-                "file_name": name,
-                "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
-                "class": class_name,
-                "own_probability": round(0.95 - 0.05 * seen[class_name], 2),
-                "test_distance": 1.0 if seen[class_name] else None,
-            }
-        )
-        seen[class_name] += 1
-    content = {
-        "format": 1,
-        "settings": {"features": "run R", "labels_judged_by": "run R"},
-        **{"copies": [], "leaks": [], "twins": []},
-    }
-    write_measurement(folder, rows, content)
-
-
-def write_measurement(folder: Path, rows: list[dict], content: dict) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "evaluation.jsonl").write_text(text)
-    (folder / "evaluation.json").write_text(json.dumps(content))
-
-
-def read_measurement(folder: Path) -> tuple[list[dict], dict]:
-    lines = (folder / "evaluation.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines], json.loads(
-        (folder / "evaluation.json").read_text()
-    )
-
-
-def line(made: Path, *options: str) -> list[str]:
-    zoo = made.parents[2] / "zoo"
-    return ["-d", str(zoo), "--data_dir", str(made.parents[1]), "--exp", made.name, *options]
-
-
-def selected(made: Path, *options: str) -> Selection:
-    command.main(line(made, *options))
-    return Selection.read(made / "selected.json")
-
-
-def numbers(selection: Selection) -> dict[str, int]:
-    return dict(Counter(Path(name).parts[0] for name in selection.kept))
-
-
-def refusal(main, arguments: list[str]) -> str:
-    with pytest.raises(InputError) as error:
-        main(arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_a_bound_keeps_what_reaches_it_and_says_why_others_are_dropped(made, capsys):
