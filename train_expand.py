@@ -14,7 +14,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from expansion.data.soft_labels import with_soft_labels
 from expansion.generation.plan import IDENTITY_FILE
 from expansion.images.content import content_summary, readable_records, same_pixels
 from expansion.images.records import ImageRecord
-from expansion.store.expanded_set import is_other_set, read_expansion
+from expansion.store.expanded_set import Asked, is_other_set, read_expansion
 from expansion.store.places import expansion_folder
 from expansion.store.selection import Selection, select_images
 from expansion.training.experiment import Arm, TrainData, arm_name, load_data, run_dir, train_seeds
@@ -226,8 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         information["selection_file"] = os.path.relpath(config.selection, arm.folder / "seed")
     arm = dataclasses.replace(arm, information={"expanded_set": information})
     check_outside(arm.folder, {"the expanded set": expanded_dir})
-    if config.fold is not None:
-        _check_not_told(expanded_dir, data, config.fold)
+    _check_not_told(expanded_dir, data, config.fold)
     train_seeds(config, recipe, data, arm)
 
 
@@ -261,6 +260,8 @@ def generated_records(
     kept, _ = readable_records(kept, config.on_error)
     if is_other_set(expanded_dir):
         _check_other_set(kept, config, data, expanded_dir)
+    else:
+        _tell_of_images_without_variants(kept, trained_on, expanded_dir)
     if config.selection is not None:
         kept = select_images(config.selection, kept, expanded_dir, trained_on)
         if config.max_variants is not None:
@@ -313,14 +314,37 @@ def _check_other_set(
         )
 
 
-def _check_not_told(expanded_dir: Path, data: TrainData, fold: str) -> None:
+def _tell_of_images_without_variants(
+    generated: Sequence[ImageRecord], trained_on: Mapping[str, ImageRecord], expanded_dir: Path
+) -> None:
+    having = {record.source for record in generated}
+    lacking = sorted(trained_on.keys() - having)
+    if lacking:
+        logger.warning(
+            f"warning: {expanded_dir} has no variants of {len(lacking)} of {len(trained_on)} "
+            f"training images ({shown(lacking, 3)}); the expand.py command for these images makes "
+            "them"
+        )
+
+
+def _check_not_told(expanded_dir: Path, data: TrainData, fold: str | None) -> None:
     """Raise InputError if the method that made the set had seen images that are tested on."""
     path = expanded_dir / IDENTITY_FILE
     known = load_yaml(path).values.get("images") if path.is_file() else None
+    if known is None:
+        return
     require(
-        known is None or known == content_summary(data.train),
+        fold is None or known == content_summary(data.train),
         f"{expanded_dir} depends on other images than the training images of --fold {fold}, and "
         f"those that are tested on may be among them; make it with --fold {fold}",
+    )
+    asked = Asked.read(expanded_dir)
+    tested = {record.file_name for record in data.test}
+    seen = sorted(tested.intersection(asked.sources)) if asked else []
+    require(
+        not seen,
+        f"{expanded_dir} was made with the knowledge of {len(seen)} images that are tested on now "
+        f"({shown(seen, 3)}), as training images of another split; make it anew, its guide too",
     )
 
 

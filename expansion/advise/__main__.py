@@ -97,7 +97,7 @@ def _pilot_of(opened: Opened, photos: Photos, costs: Costs) -> Pilot:
     if path.is_file():
         say(f"It goes on as it was begun: {path}")
         return begun_pilot(study, path)
-    contents = Counter(name for name, _ in {(r.class_name, r.content) for r in photos.train})
+    contents = Counter(name for name, _ in {(r.class_name, r.pixels) for r in photos.train})
     name, smallest = min(contents.items(), key=lambda item: (item[1], item[0]))
     require(
         smallest > 1,

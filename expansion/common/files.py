@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import json
 import logging
 import os
@@ -232,3 +233,9 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
             )
             shown.append(f"{title}: {there} there, {now} now")
     return "; ".join(shown)
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """SHA-256 of a file's content, shortened."""
+    with open(path, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"

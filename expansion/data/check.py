@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from expansion.common.errors import InputError, one_line, shown
 from expansion.common.tables import aligned
+from expansion.data.copies import SPLITS, find_copies
 from expansion.data.datasets import classes_without_images
 from expansion.data.naming import look_alikes, ordered_folders
 from expansion.images.generated_images import generated, message
 from expansion.images.pixel_report import PixelFacts, conversion_lines, facts_of, pixel_findings
 from expansion.images.records import ImageRecord
 
-SPLITS = ("train", "test")
 SMALL_SIDE = 16  # pixels; a smaller image hardly shows its class
 FEW_CLASSES = 2
 
@@ -29,14 +28,12 @@ class Look:
     Attributes:
         size: (width, height) of the image as it is used, pixels.
         mode: Pillow's mode of the file.
-        content: Hash of size and RGB pixels.
-        pixels: Conversions, and whether the image is nearly of one colour.
+        pixels: Hash of the pixels, conversions, and whether the image is nearly of one colour.
         problem: Why the image cannot be read; if this is set, the rest means nothing.
     """
 
     size: tuple[int, int] = (0, 0)
     mode: str = ""
-    content: str = ""
     pixels: PixelFacts = PixelFacts()
     problem: str = ""
 
@@ -81,7 +78,8 @@ def check_splits(
     odd_pixels, pixel_notes = pixel_findings(pixels)
     made = generated(everything)
     problems += [message(made)] if made else []
-    across, notes = _duplicates(records, looks)
+    readable = {n: look.pixels.digest for n, look in looks.items() if not look.problem}
+    across, notes = find_copies(records, readable)
     problems += odd_pixels
     # The report: figures first, then notes, then problems.
     lines = [
@@ -104,8 +102,7 @@ def _look(record: ImageRecord) -> Look:
     except InputError as error:
         return Look(problem=str(error))
     image = decoded.image
-    content = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-    return Look(image.size, decoded.mode, content, facts_of(decoded))
+    return Look(image.size, decoded.mode, facts_of(decoded))
 
 
 def _class_problems(class_names: Sequence[str], train: Sequence[ImageRecord]) -> list[str]:
@@ -120,35 +117,6 @@ def _class_problems(class_names: Sequence[str], train: Sequence[ImageRecord]) ->
     if train and absent:
         problems.append(f"no training image of {shown(absent)}")
     return problems
-
-
-def _duplicates(
-    records: dict[str, list[ImageRecord]], looks: dict[str, Look]
-) -> tuple[list[str], list[str]]:
-    """Texts on images with equal pixels, as problems and as mere notes.
-
-    It is a problem if they are in both splits or have different labels.
-    """
-    places: dict[str, dict[str, list[ImageRecord]]] = defaultdict(lambda: defaultdict(list))
-    for split in SPLITS:
-        for record in records[split]:
-            look = looks[record.file_name]
-            if not look.problem:
-                places[look.content][split].append(record)
-    across = [p for p in places.values() if len(p) == len(SPLITS)]
-    within = [p["train"] for p in places.values() if len(p.get("train", ())) > 1]
-    torn = [group for group in within if len({r.label for r in group}) > 1]
-    problems, notes = [], []
-    if across:
-        pairs = [f"{p['train'][0].file_name} = {p['test'][0].file_name}" for p in across]
-        problems.append(f"{len(across)} images are in train and in test: {shown(pairs)}")
-    if torn:
-        pairs = [" = ".join(r.file_name for r in group[:2]) for group in torn]
-        problems.append(f"{len(torn)} training images bear several labels: {shown(pairs)}")
-    if within:
-        pairs = [" = ".join(r.file_name for r in group[:2]) for group in within]
-        notes.append(f"{len(within)} training images occur more than once: {shown(pairs)}")
-    return problems, notes
 
 
 def _count_table(

@@ -5,7 +5,6 @@ Every choice is a function of a seed and the file names, and never of the order 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from expansion.common.config import option
 from expansion.common.errors import require, shown
 from expansion.common.seeding import stable_seed
+from expansion.images.content import pixels_of
 from expansion.images.records import ImageRecord
 
 
@@ -130,8 +130,8 @@ def fold_of(
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
     """Divide images into (training, the part that is tested on) for cross-validation.
 
-    Each class is dealt out to the parts in an order by seed and file name. Images of the same
-    content, of whatever class, are in the same part.
+    Each class is dealt out to the parts in an order by seed and file name. Copies, images of the
+    same pixels, are in the same part, of whatever class they are.
 
     Args:
         records: All images.
@@ -144,14 +144,16 @@ def fold_of(
     if fold is None:
         return list(records), []
     number, count = read_fold(fold)
+    contents = pixels_of(records)
     part_of: dict[str, int] = {}  # content -> part
     dealt: Counter[int] = Counter()  # label -> images so far
     for record in sorted(records, key=lambda r: stable_seed("fold", seed, r.file_name)):
-        if record.content not in part_of:
-            part_of[record.content] = (dealt[record.label] + record.label) % count
+        content = contents[record.file_name]
+        if content not in part_of:
+            part_of[content] = (dealt[record.label] + record.label) % count
             dealt[record.label] += 1
-    held = [record for record in records if part_of[record.content] == number - 1]
-    kept = [record for record in records if part_of[record.content] != number - 1]
+    held = [r for r in records if part_of[contents[r.file_name]] == number - 1]
+    kept = [r for r in records if part_of[contents[r.file_name]] != number - 1]
     bare = sorted({r.class_name for r in records} - {r.class_name for r in kept})
     require(not bare, f"--fold {fold}: no image of {shown(bare)} is left for training")
     require(bool(held), f"--fold {fold}: no image is in this part; give fewer parts")
@@ -178,7 +180,8 @@ def split_by_class(
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
     """Divide images into (training, test), class by class, with at least one image on each side.
 
-    Images of the same content are on the same side, for training if they are in several classes.
+    Copies, images of the same pixels, are on the same side: for training if they are in several
+    classes.
 
     Args:
         records: All images.
@@ -242,10 +245,10 @@ def _parted(
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
     """Divide records into (the rest, `count(members)` of each class), in their order.
 
-    Images of the same content stay together, so that nothing is tested on what was learnt: in the
-    rest if they are in several classes, or more than there is still room for.
+    Copies, images of the same pixels, stay together, so that nothing is tested on what was learnt:
+    in the rest if they are in several classes, or more than there is still room for.
     """
-    contents = {record.file_name: _content(record) for record in records}
+    contents = pixels_of(records)
     classes_of: dict[str, set[int]] = defaultdict(set)
     for record in records:
         classes_of[contents[record.file_name]].add(record.label)
@@ -277,11 +280,3 @@ def _by_class(records: Sequence[ImageRecord], salt: str, seed: int) -> list[list
     for record in sorted(records, key=lambda r: stable_seed(salt, seed, r.file_name)):
         by_class[record.label].append(record)
     return [by_class[label] for label in sorted(by_class)]
-
-
-def _content(record: ImageRecord) -> str:
-    """Equal for images of equal files; a file that is not there is like no other."""
-    try:
-        return record.content or hashlib.sha256(record.read_bytes()).hexdigest()
-    except OSError:
-        return record.file_name

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from expansion.common.config import PROJECT_ROOT
 from expansion.common.errors import InputError, brief, require, shown
+from expansion.common.files import file_fingerprint
 from expansion.diffusion.families import STABLE_DIFFUSION_XL, Family, family_of_index
 from expansion.diffusion.model_configs import (
     IMAGE_UNETS,
@@ -357,12 +358,6 @@ def text_width(name_or_path: str) -> int | None:
     path = Path(name_or_path, "unet", "config.json")
     width = read_config(path).get("cross_attention_dim", 1280) if path.is_file() else None
     return width if type(width) is int else None
-
-
-def file_fingerprint(path: str | Path) -> str:
-    """SHA-256 of a file's content, shortened."""
-    with open(path, "rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
 def folder_fingerprint(folder: str | Path) -> str:

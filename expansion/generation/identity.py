@@ -7,7 +7,8 @@ import os
 from typing import Any
 
 from expansion.common.config import config_hash, deciding
-from expansion.diffusion.model_files import file_fingerprint, folder_fingerprint, model_fingerprint
+from expansion.common.files import file_fingerprint
+from expansion.diffusion.model_files import folder_fingerprint, model_fingerprint
 from expansion.diffusion.weight_files import find_lora
 from expansion.generation.plan import Plan, own_resolution
 from expansion.images.content import content_summary
@@ -22,6 +23,7 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "data_dir": os.path.relpath(config.data_dir, plan.output_dir),
         "root": os.path.relpath(plan.dataset.root, plan.output_dir),
         "test_fraction": config.test_fraction,
+        "fold": config.fold,
         "batch_size": plan.batch_size,
         "unet_rows_per_image": plan.unet_rows_per_image,
     }

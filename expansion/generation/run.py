@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,11 +225,14 @@ def _measured(plan: Plan, sampler: Sampler, drawing: Drawing) -> Plan:
 
 def _say_what_is_asked(plan: Plan, stored: StoredSet) -> None:
     """Write down what this command asks for, and move images that do not belong to it away."""
-    sources = [record.file_name for record in plan.expanded]
-    count = plan.config.num_images_per_prompt
-    Asked(count, sources, facts_of(plan)).write(plan.output_dir)
+    _asked(plan).write(plan.output_dir)
     if not plan.tars:
         stored.set_stale_aside()
+
+
+def _asked(plan: Plan) -> Asked:
+    sources = [record.file_name for record in plan.expanded]
+    return Asked(plan.config.num_images_per_prompt, sources, facts_of(plan))
 
 
 def _make(
@@ -260,12 +264,13 @@ def _make(
 def _merge(plan: Plan) -> list[dict[str, Any]]:
     """Write metadata.jsonl from all manifests; returns its rows."""
     count = plan.config.num_images_per_prompt
+    asked = _asked(plan).exclusive
 
-    def select(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return current_rows(plan.output_dir, rows, plan.sources, count)[0]
+    def current(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Counter[str]]:
+        return current_rows(plan.output_dir, rows, plan.sources, count, asked)
 
-    rows = merge_manifests(plan.output_dir, select)
-    _, left_out = current_rows(plan.output_dir, read_manifest(plan.output_dir), plan.sources, count)
+    rows = merge_manifests(plan.output_dir, lambda rows: current(rows)[0])
+    _, left_out = current(read_manifest(plan.output_dir))
     for reason, number in left_out.items():
         logger.info(f"left out of metadata.jsonl: {number} images {reason}")
     return rows

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 # Another version of Pillow may decode differently; the number behind it counts this project's own
 # changes of how images are read.
-READ_BY = f"{PIL.__version__}/2"
+READ_BY = f"{PIL.__version__}/3"
 AT_REST_NS = 2 * 10**9  # a file changed this recently may change again within one tick of its clock
 
 
@@ -50,13 +50,39 @@ def readable_records(
         on_error: "fail" raises for the first unreadable image, "skip" leaves such images out.
 
     Returns:
-        The readable records, their `content` filled in, and one message per image left out.
+        The readable records, `content` and `pixels` filled in, and one message per image left out.
 
     Raises:
         InputError: An image cannot be read and `on_error` is "fail", or images that this project
             generated are among the real ones.
     """
-    # Look at all images, with what earlier commands know of them.
+    looked_at = _look_at(records)
+    problems = [result for result in looked_at if isinstance(result, str)]
+    if problems and on_error == "fail":
+        raise InputError(problems[0])
+    for problem in problems:
+        logger.warning("skipped: %s", problem)
+    readable = [result for result in looked_at if not isinstance(result, str)]
+    warn_of_pixels(readable)
+    return [record for record, _ in readable], problems
+
+
+def pixels_of(records: Sequence[ImageRecord]) -> dict[str, str]:
+    """File name -> a text that is equal for images of equal pixels; unreadable ones have their own.
+
+    Args:
+        records: Images; those without `pixels` are hashed and decoded as by `readable_records`.
+    """
+    found = {record.file_name: record.pixels for record in records if record.pixels is not None}
+    unknown = [record for record in records if record.pixels is None]
+    for record, result in zip(unknown, _look_at(unknown), strict=True):
+        name = record.file_name
+        found[name] = name if isinstance(result, str) else result[1].digest
+    return found
+
+
+def _look_at(records: Sequence[ImageRecord]) -> list[tuple[ImageRecord, PixelFacts] | str]:
+    """Hash and decode images, with what earlier commands know of them; a text if unreadable."""
     known: dict[Path, _Known] = {}
     for root in {_root(record) for record in records}:
         known[root] = _Known(root)
@@ -66,7 +92,7 @@ def readable_records(
             content, facts = known[_root(record)].look(record)
         except InputError as error:
             return str(error)
-        return dataclasses.replace(record, content=content), facts
+        return dataclasses.replace(record, content=content, pixels=facts.digest), facts
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         looked_at = list(pool.map(look, records))
@@ -74,15 +100,7 @@ def readable_records(
     require(not generated, message(generated))
     for each in known.values():
         each.save()
-    # Tell the readable ones from the others.
-    problems = [result for result in looked_at if isinstance(result, str)]
-    if problems and on_error == "fail":
-        raise InputError(problems[0])
-    for problem in problems:
-        logger.warning("skipped: %s", problem)
-    readable = [result for result in looked_at if not isinstance(result, str)]
-    warn_of_pixels(readable)
-    return [record for record, _ in readable], problems
+    return looked_at
 
 
 def content_summary(records: Sequence[ImageRecord]) -> str:
@@ -122,12 +140,13 @@ class _Known:
             record.load()  # raises an error that says what is wrong
             raise
         now = time.time_ns()
-        key = f"{os.path.relpath(record.path, self.root)}?{record.reading}{record.part}"
+        way = f"{record.reading}{record.part}-{record.crop_bottom}"
+        key = f"{os.path.relpath(record.path, self.root)}?{way}"
         state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
         entry = self.entries.get(key)
         if entry and entry[0] == state:
-            notes, top, flat = entry[2]
-            return entry[1], PixelFacts(tuple(notes), top, flat)
+            notes, *facts = entry[2]
+            return entry[1], PixelFacts(tuple(notes), *facts)
         encoded = record.read_bytes()
         if record.source is None and is_generated(encoded):
             self.generated.append(record.file_name)
@@ -173,10 +192,5 @@ def same_pixels(records: Sequence[ImageRecord], others: Iterable[ImageRecord]) -
         records: Images in question.
         others: Images that none of them may be.
     """
-
-    def fingerprint(record: ImageRecord) -> str:
-        image = record.load()
-        return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-
-    known = set(map(fingerprint, others))
-    return [record.file_name for record in records if fingerprint(record) in known]
+    known = set(pixels_of(list(others)).values())
+    return [name for name, pixels in pixels_of(records).items() if pixels in known]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from PIL import Image
 
 from expansion.common.errors import shown
 from expansion.images.pixels import SIXTEEN, UNDECLARED, Decoded, extrema
@@ -28,17 +31,24 @@ class PixelFacts:
         notes: One text for each conversion that reading it took.
         top: Largest value of the upper 8 bits of a 16-bit image; None for other images.
         flat: Whether the image is nearly of one colour.
+        digest: SHA-256 of size and RGB pixels, hexadecimal.
     """
 
     notes: tuple[str, ...] = ()
     top: int | None = None
     flat: bool = False
+    digest: str = ""
 
 
 def facts_of(decoded: Decoded) -> PixelFacts:
     """The facts about a decoded image."""
     flat = all(high - low < FLAT_LEVELS for low, high in extrema(decoded.image))
-    return PixelFacts(decoded.notes, decoded.top, flat)
+    return PixelFacts(decoded.notes, decoded.top, flat, pixel_digest(decoded.image))
+
+
+def pixel_digest(image: Image.Image) -> str:
+    """SHA-256 of the size and the RGB pixels of an image, whatever file it came from."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def conversion_lines(facts: Iterable[PixelFacts]) -> list[str]:

@@ -31,6 +31,8 @@ class ImageRecord:
         crop_bottom: Rows of pixels that are cut off below, because they hold a credit line.
         reading: The dataset's settings of background and range of values.
         content: SHA-256 of the file, hexadecimal; None until `readable_records` fills it in.
+        pixels: SHA-256 of size and RGB pixels, equal for copies in other formats; None until
+            `readable_records` fills it in.
         soft_label: Probability of every class, learnt in place of `label`.
     """
 
@@ -43,6 +45,7 @@ class ImageRecord:
     crop_bottom: int = 0
     reading: Reading = Reading()
     content: str | None = None
+    pixels: str | None = None
     soft_label: tuple[float, ...] | None = None
 
     def load(self) -> Image.Image:

@@ -1,9 +1,9 @@
 """What an expanded set holds on disk: which images are whole, and the images as records.
 
 Manifest rows say what was true when an image was made. They are compared with the real images of
-today. An image does not count if its real image is gone or has another label now, if its number is
-beyond what is asked for, or if it exists twice. If its real image has other content now, that is an
-error.
+today. An image does not count if its real image is gone or has another label now, if the last
+expand.py did not ask for its real image or for its number, or if it exists twice. If its real image
+has other content now, that is an error.
 
     <output>/plan.json   what the last expand.py asked for
     <output>.stale/      images that expand.py moved out of the way of loaders of folders
@@ -15,7 +15,7 @@ import contextlib
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ PLAN_FILE = "plan.json"
 # Why an image does not count.
 GONE = "of real images that are not there any more"
 RELABELLED = "made under another label than their real image has now"
+UNASKED = "of real images that were not asked for"
 SURPLUS = "beyond the number of variants asked for"
 TWICE = "made twice"
 OTHERS = "of real images that are not trained on"
@@ -181,6 +182,14 @@ class Asked:
     sources: Sequence[str]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def exclusive(self) -> frozenset[str] | None:
+        """Names of the only real images whose variants count; None: those of all.
+
+        A folder that was asked for one part of a cross-validation holds other parts besides.
+        """
+        return None if self.facts.get("fold") else frozenset(self.sources)
+
     def write(self, output_dir: Path) -> None:
         """Write it to the folder, for the commands that use the set."""
         content = {
@@ -210,7 +219,11 @@ class Asked:
 
 
 def current_rows(
-    output_dir: Path, rows: Iterable[dict[str, Any]], sources: Sources, num_variants: int | None
+    output_dir: Path,
+    rows: Iterable[dict[str, Any]],
+    sources: Sources,
+    num_variants: int | None,
+    asked: Container[str] | None = None,
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Choose the rows that count, at most one for each real image and number.
 
@@ -219,6 +232,7 @@ def current_rows(
         rows: Rows as `read_manifest` gives them.
         sources: The real images as they are today.
         num_variants: Number of variants that are asked for; None: all.
+        asked: Names of the real images whose variants are asked for; None: all.
 
     Returns:
         The rows, sorted by file name, and how many others there are, by the reason.
@@ -233,6 +247,8 @@ def current_rows(
         pair = row["source"], row["variant"]
         # Why the row does not count; of two for one variant the one with a whole image does.
         fault = fault_of(row, sources)
+        if fault is None and asked is not None and row["source"] not in asked:
+            fault = UNASKED
         if fault is None and num_variants is not None and row["variant"] >= num_variants:
             fault = SURPLUS
         if fault is None and pair in chosen:
@@ -292,7 +308,8 @@ def read_expansion(
         )
         num_variants = max_variants
     known = {**(others or {}), **sources}
-    rows, left_out = current_rows(output_dir, rows, known, num_variants)
+    names = asked.exclusive if asked else None
+    rows, left_out = current_rows(output_dir, rows, known, num_variants, names)
     left_out[OTHERS] = sum(row["source"] not in sources for row in rows)
     rows = [row for row in rows if row["source"] in sources]
     for reason, number in sorted((+left_out).items()):

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from expansion.classifier.recipe import Recipe, Schedule
 from expansion.common.config import config_hash, deciding, import_object, load_yaml
 from expansion.common.devices import make_accelerator
-from expansion.common.errors import require, shown
-from expansion.common.files import check_outside, is_done, to_yaml
+from expansion.common.errors import require
+from expansion.common.files import check_outside, file_fingerprint, is_done, to_yaml
 from expansion.common.progress import training_bar
+from expansion.data.copies import find_copies
 from expansion.data.datasets import (
     ImageDataset,
     check_classes,
@@ -26,8 +27,7 @@ from expansion.data.datasets import (
     write_subset,
 )
 from expansion.data.splits import fold_of, hold_out
-from expansion.diffusion.model_files import file_fingerprint
-from expansion.images.content import content_summary, readable_records
+from expansion.images.content import content_summary, pixels_of, readable_records
 from expansion.images.records import ImageRecord
 from expansion.training.mixing import Mixing
 from expansion.training.options import Learning, TrainConfig
@@ -63,7 +63,8 @@ def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
     train, _ = readable_records(train, config.on_error)
     if config.fold is None:
         test, _ = readable_records(dataset.records("test"), config.on_error)
-        _warn_of_overlap(train, test)
+        for problem in find_copies({"train": train, "test": test}, pixels_of([*train, *test]))[0]:
+            logger.warning("warning: %s", problem)
     unlabeled: list[ImageRecord] = []
     if config.unlabeled_dir is not None:
         found = unlabeled_records(config.unlabeled_dir, dataset.reading)
@@ -75,19 +76,6 @@ def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
         train, test = fold_of(train, config.fold, config.subset_seed)
     train, val = hold_out(train, recipe.val_fraction, config.subset_seed)
     return TrainData(dataset, train, val, test, unlabeled)
-
-
-def _warn_of_overlap(train: Sequence[ImageRecord], test: Sequence[ImageRecord]) -> None:
-    learnt = {record.content for record in train}
-    copies = [record.file_name for record in test if record.content in learnt]
-    if copies:
-        logger.warning(
-            "%d of %d test images are training images too: %s; the accuracy on them says nothing. "
-            "Remove them, or divide the images anew",
-            len(copies),
-            len(test),
-            shown(copies),
-        )
 
 
 def run_dir(config: TrainConfig, recipe: Recipe, dataset: ImageDataset, exp: str | None) -> Path:

@@ -88,6 +88,30 @@ def test_the_columns_of_stl10_come_out_upright_with_labels_from_1(tmp_path):
     assert [r.file_name for r in unlabeled] == [f"unlabeled/000/{i:06d}.png" for i in range(2)]
 
 
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("breastmnist", "breastmnist.npz"),
+        ("cifar10", "*/data_batch_3"),
+        ("cifar100", "*/test"),
+        ("stl10", "*/unlabeled_X.bin"),
+        ("fashion-mnist", "train-labels-idx1-ubyte*"),
+    ],
+)
+def test_an_array_file_that_changed_since_it_was_unpacked_is_refused(tmp_path, name, file):
+    root = stand_in(name, tmp_path)
+    load_dataset(name, tmp_path)
+    (path,) = (path for path in root.rglob(Path(file).name) if path.is_file())
+    os.utime(path, ns=(1, 1))  # copied elsewhere: the content counts
+    load_dataset(name, tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=f"{path.name} is not the file .* to unpack again"):
+        load_dataset(name, tmp_path)
+    path.unlink()  # the images are there
+    load_dataset(name, tmp_path)
+
+
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_idx_files_are_read_plain_or_gzipped_and_in_torchvisions_folder(tmp_path, end):
     idx(tmp_path / "mnist" / "MNIST" / "raw", end)

@@ -97,7 +97,10 @@ def test_an_image_in_both_splits_is_a_problem_and_twice_in_training_a_note(check
     Image.open(train / "ant" / "1.png").save(test / "ant" / "same.bmp")  # the pixels count
     code, text = check(good)
     assert code == 1
-    assert "problem: 1 images are in train and in test: train/ant/1.png = test/ant/same.bmp" in text
+    assert (
+        "problem: 1 of 3 test images are training images too: train/ant/1.png = test/ant/same.bmp"
+        in text
+    )
     shutil.copy(train / "ant" / "2.png", train / "yin_yang" / "ant.png")
     assert "problem: 1 training images bear several labels" in check(good)[1]
 

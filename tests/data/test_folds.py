@@ -21,7 +21,7 @@ def images(*counts: int, **contents: str) -> list[ImageRecord]:
             file_name=f"train/c{label}/i{i}.png",
             label=label,
             class_name=f"c{label}",
-            content=contents.get(f"c{label}_i{i}", f"own {label} {i}"),
+            pixels=contents.get(f"c{label}_i{i}", f"own {label} {i}"),
         )
         for label, count in enumerate(counts)
         for i in range(count)
@@ -64,10 +64,10 @@ def test_images_of_equal_content_are_in_the_same_part_whatever_their_class():
     for seed in range(20):
         parts = held(records, 3, seed)
         for content in "xy":
-            assert sum(any(r.content == content for r in part) for part in parts) == 1
+            assert sum(any(r.pixels == content for r in part) for part in parts) == 1
         for number, part in enumerate(parts, 1):
             kept, _ = fold_of(records, f"{number}/3", seed)
-            assert not {r.content for r in kept} & {r.content for r in part}
+            assert not {r.pixels for r in kept} & {r.pixels for r in part}
 
 
 def test_the_parts_do_not_depend_on_the_order_of_the_images():

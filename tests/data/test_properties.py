@@ -149,9 +149,13 @@ def test_seeds_of_ordinary_names_are_the_hash_of_their_utf8_bytes(name):
     assert stable_seed("a", name) == int.from_bytes(digest[:8], "big") >> 1
 
 
+def record_of(label: int, name: str) -> ImageRecord:
+    return ImageRecord(Path(), name, label, str(label), pixels=name)
+
+
 records_of = st.lists(
     st.tuples(st.integers(0, 3), st.integers(0, 99)), unique=True, min_size=1
-).map(lambda pairs: [ImageRecord(Path(), f"{c}/{i}.png", c, str(c)) for c, i in pairs])
+).map(lambda pairs: [record_of(c, f"{c}/{i}.png") for c, i in pairs])
 
 
 @fixed

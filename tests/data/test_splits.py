@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import train_original
 from expansion.common.errors import InputError
@@ -55,8 +56,17 @@ def test_a_small_share_still_tests_one_image_of_each_class(tmp_path):
 
 
 def copied(root: Path, *pairs: tuple[str, str]) -> None:
-    for one, other in pairs:
+    """Copy images, and save some of them anew: other bytes, the same pixels."""
+    for i, (one, other) in enumerate(pairs):
         shutil.copy(root / one, root / other)
+        if i % 2:
+            with Image.open(root / one) as image:
+                image.load()
+            image.save(root / other, format="BMP")
+
+
+def pixels(records) -> set[bytes]:
+    return {record.load().tobytes() for record in records}
 
 
 def test_copies_of_an_image_are_never_on_both_sides(tmp_path):
@@ -70,7 +80,7 @@ def test_copies_of_an_image_are_never_on_both_sides(tmp_path):
     for seed in range(20):
         for options in ({"test_fraction": 0.4}, {"train_per_class": 3}):
             train, test = split_by_class(everything(root), SplitOptions(split_seed=seed, **options))
-            assert not {r.path.read_bytes() for r in train} & {r.path.read_bytes() for r in test}
+            assert not pixels(train) & pixels(test)
             assert len(train) + len(test) == sum(contents.values()) + 9
             torn = {r.file_name for r in train} & {"ant/image_0000.jpg", "bee/other.jpg"}
             assert len(torn) == 2  # what shows two classes is no test of either
@@ -78,7 +88,7 @@ def test_copies_of_an_image_are_never_on_both_sides(tmp_path):
     train, test = split_by_class(everything(root), SplitOptions(test_fraction=0.4))
     assert Counter(r.class_name for r in test) == {"ant": 2, "bee": 2, "cat": 4, "dog": 4}
     train, val = hold_out(train, 0.4, seed=3)
-    assert val and not {r.path.read_bytes() for r in train} & {r.path.read_bytes() for r in val}
+    assert val and not pixels(train) & pixels(val)
 
 
 def test_a_class_of_copies_alone_cannot_be_split(tmp_path):
@@ -95,11 +105,14 @@ def test_training_warns_of_test_images_that_are_training_images(tmp_path, caplog
         folders(root / split, {"ant": 3, "bee": 3})
     command = ["-d", str(root), "-a", "resnet10_tiny", "--dry_run"]
     train_original.main(command)
-    assert "training images too" not in caplog.text
-    copied(root, ("train/ant/image_0001.jpg", "test/bee/copy.jpg"))
+    assert "warning" not in caplog.text
+    with Image.open(root / "train/ant/image_0001.jpg") as image:
+        image.save(root / "test/ant/again.bmp")  # other bytes, the same pixels
+    copied(root, ("test/bee/image_0000.jpg", "test/ant/bee.jpg"))
     train_original.main(command)
-    warning = "1 of 7 test images are training images too: test/bee/copy.jpg"
-    assert warning in caplog.text
+    pair = "train/ant/image_0001.jpg = test/ant/again.bmp"
+    assert f"1 of 8 test images are training images too: {pair}" in caplog.text
+    assert "1 test images bear several labels: test/ant/bee.jpg = test/bee/im" in caplog.text
 
 
 def test_a_training_folder_without_a_test_folder_is_a_hole_not_a_raw_set(tmp_path):

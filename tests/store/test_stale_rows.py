@@ -169,6 +169,45 @@ def test_fewer_variants_are_learnt_from_where_fewer_were_asked_for_last(here, ca
     assert "8 images are left out, beyond the number of variants asked for" in caplog.text
 
 
+def test_fewer_real_images_are_learnt_from_where_fewer_were_asked_for_last(here, caplog):
+    caplog.set_level("INFO")
+    listed_set(here / "set", LABELS)
+    make(here / "set", n=1)
+    assert train(here / "set")["num_generated"] == 4
+    make(here / "set", "--expand_fraction", "0.5", n=2)
+    assert len(rows_of(here / "set")) == 4  # two of one cat, two of one dog
+    assert train(here / "set")["num_generated"] == 4
+    assert "2 images are left out, of real images that were not asked for" in caplog.text
+    assert "has no variants of 2 of 4 training images" in caplog.text
+    make(here / "set", n=2)
+    assert train(here / "set")["num_generated"] == 8
+
+
+def test_training_images_that_came_later_and_have_no_variants_are_told(here, caplog):
+    listed_set(here / "set", LABELS)
+    make(here / "set")
+    listed_set(here / "set", {**LABELS, "new/1.png": "cat"})
+    assert train(here / "set")["num_generated"] == 8
+    assert "has no variants of 1 of 5 training images (new/1.png)" in caplog.text
+
+
+def test_a_set_that_depends_on_images_of_the_present_test_split_is_refused(here):
+    listed_set(here / "set", LABELS)
+    make(here / "set")
+    path = Path("data/set_expansion/set/expansion.yaml")
+    identity = yaml.safe_load(path.read_text())
+    train(here / "set")
+    path.write_text(yaml.safe_dump({**identity, "images": "as a guided method notes them"}))
+    train(here / "set")
+    swapped = [
+        f"{n},{label},{'test' if n in ('0.png', '1.png') else 'train'}"
+        for n, label in LABELS.items()
+    ]
+    (here / "set/metadata.csv").write_text("\n".join(["file_name,label,split", *swapped]) + "\n")
+    with pytest.raises(InputError, match="knowledge of 2 images that are tested on now .0.png, 1"):
+        train(here / "set")
+
+
 def test_a_set_with_missing_images_is_learnt_from_only_where_that_is_asked_for(here, caplog):
     listed_set(here / "set", LABELS)
     make(here / "set", "--split", 0, "--total_split", 2, "--batch_size", 2)

@@ -119,4 +119,4 @@ def test_photos_that_are_trained_and_tested_on_are_told(tmp_path):
     (first, *_) = (tmp_path / "set" / "train" / "ant").iterdir()
     shutil.copy(first, tmp_path / "set" / "test" / "ant" / "copy.jpg")
     photos = look_at(settle(read_command_line([str(tmp_path / "set")], ""), "small").config)
-    assert "problem: 1 images are in train and in test" in photos.describe()
+    assert "test images are training images too" in photos.describe()

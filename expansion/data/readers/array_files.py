@@ -11,7 +11,7 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,12 @@ class ArrayFiles:
     Attributes:
         root: The dataset's folder.
         name: Name of the npz file, for the format that has only this one.
+        found: The files that were asked for and exist.
     """
 
     root: Path
     name: str | None = None
+    found: list[Path] = field(default_factory=list)
 
     def find(self, *names: str) -> Path:
         """The file with the first of these names that exists.
@@ -72,6 +74,7 @@ class ArrayFiles:
                 places = shown(p.relative_to(self.root).as_posix() for p in files)
                 require(len(files) < 2, f"{self.root} holds {name} twice: {places}; remove one")
                 if files:
+                    self.found.append(files[0])
                     return files[0]
         raise InputError(
             f"{self.root} has no {' or '.join(names)}; INSTALL.md shows the expected layout"
@@ -128,7 +131,7 @@ def read_cifar100(files: ArrayFiles) -> Arrays:
     """Read CIFAR-100 with its 100 fine labels: `cifar-100-python/{train,test,meta}`."""
     folder = files.find("cifar-100-python/meta").parent
     splits = {
-        split: _cifar_batch(ArrayFiles(folder).find(split), "fine_labels")
+        split: _cifar_batch(ArrayFiles(folder, found=files.found).find(split), "fine_labels")
         for split in ("train", "test")
     }
     return Arrays(splits, _text(folder, load_pickle(folder / "meta").get("fine_label_names", ())))
@@ -156,13 +159,13 @@ def read_stl10(files: ArrayFiles) -> Arrays:
     column by column.
     """
     folder = files.find("train_X.bin").parent
-    place = ArrayFiles(folder)
+    place = ArrayFiles(folder, found=files.found)
     splits: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
     for split in ("train", "test"):
         labels = np.fromfile(place.find(f"{split}_y.bin"), dtype=np.uint8).astype(np.int64) - 1
         splits[split] = (_stl10_images(place.find(f"{split}_X.bin")), labels)
     if (folder / "unlabeled_X.bin").is_file():
-        splits["unlabeled"] = (_stl10_images(folder / "unlabeled_X.bin"), None)
+        splits["unlabeled"] = (_stl10_images(place.find("unlabeled_X.bin")), None)
     names = place.find("class_names.txt").read_bytes().split()
     return Arrays(splits, _text(folder, names))
 

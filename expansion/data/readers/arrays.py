@@ -2,7 +2,8 @@
 
 <root>/{train,test}/<class folder>/<index>.png
 <root>/unlabeled/<thousand>/<index>.png
-<root>/unpacked.json   settings, and number, name and folder of every class; written before them
+<root>/unpacked.json   settings, the array files, and number, name and folder of every class;
+                       written before them
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from PIL import Image
 
 from expansion.common.config import option
 from expansion.common.errors import brief, require, shown
-from expansion.common.files import write_atomic
+from expansion.common.files import file_fingerprint, write_atomic
 from expansion.common.seeding import stable_seed
 from expansion.common.texts import class_text, read_json
 from expansion.data.naming import folder_names
@@ -91,7 +92,8 @@ def read_arrays(layout: ArraysLayout, root: Path, name: str) -> FolderReader:
         name: Name of the dataset.
 
     Raises:
-        InputError: Array files are missing or damaged, or were unpacked with other settings.
+        InputError: Array files are missing or damaged, or were unpacked with other settings, or
+            are others now.
     """
     require_root(root)
     if not (root / "train").is_dir():
@@ -107,12 +109,33 @@ def read_arrays(layout: ArraysLayout, root: Path, name: str) -> FolderReader:
             f"{root} was unpacked with other settings ({brief(used)} there, {wanted} "
             f"now); remove {UNPACKED} and the folders train and test to unpack again",
         )
+        _check_unchanged(root, description.get("files", {}))
         folders = _described_folders(root, description.get("classes"))
         told = description.get("remarks", [])
         is_list = isinstance(told, list) and all(isinstance(line, str) for line in told)
         require(is_list, f"{root / UNPACKED}: remarks are no list of text; remove them")
     known = [layout.train_archive] if layout.train_archive else []
     return UnpackedReader(root, name, folders, known, told)
+
+
+def _check_unchanged(root: Path, files: Any) -> None:
+    """Raise InputError for an array file with other content than when it was unpacked.
+
+    Args:
+        files: Path below the root -> [bytes, time of modification in ns, fingerprint].
+    """
+    for name, (size, time, fingerprint) in files.items() if isinstance(files, dict) else ():
+        path = root / name
+        if not path.is_file():  # no longer needed
+            continue
+        stat = path.stat()
+        same = stat.st_size == size
+        same = same and (stat.st_mtime_ns == time or file_fingerprint(path) == fingerprint)
+        require(
+            same,
+            f"{path} is not the file that the images of {root} were unpacked from; remove "
+            f"{UNPACKED} and the folders train and test to unpack again, or bring the file back",
+        )
 
 
 def _described_folders(root: Path, rows: Any) -> dict[str, str]:
@@ -161,7 +184,8 @@ def _settings(layout: ArraysLayout) -> dict[str, Any]:
 def _unpack(layout: ArraysLayout, root: Path) -> None:
     """Write the images of all splits; the training folder comes last and marks the end."""
     # Read the arrays, and decide on the folders of the classes.
-    arrays = FORMATS[layout.format](ArrayFiles(root, layout.file))
+    sources = ArrayFiles(root, layout.file)
+    arrays = FORMATS[layout.format](sources)
     names = arrays.class_names or tuple(
         class_text(f"{root}: classes of the YAML file", name) for name in layout.classes
     )
@@ -193,10 +217,16 @@ def _unpack(layout: ArraysLayout, root: Path) -> None:
                 places = [folders[names[labels[index]]] for index in indices]
                 _write(images, indices, places, partial / split)
         # Describe them, then move them into place.
-        described = {"settings": settings, "classes": classes, "remarks": remarks}
+        files = {path.relative_to(root).as_posix(): _state_of(path) for path in sources.found}
+        described = {"settings": settings, "files": files, "classes": classes, "remarks": remarks}
         write_atomic(root / UNPACKED, json.dumps(described, indent=1) + "\n")
         for split in sorted(arrays.splits, key=lambda split: split == "train"):
             move_whole(partial / split, root / split)
+
+
+def _state_of(path: Path) -> tuple[int, int, str]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, file_fingerprint(path)
 
 
 def _check(
