@@ -27,6 +27,8 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "batch_size": plan.batch_size,
         "unet_rows_per_image": plan.unet_rows_per_image,
     }
+    if len(plan.expanded) < len(plan.records):
+        facts["training_images"] = [record.file_name for record in plan.records]
     if plan.method_config.training_rows:
         facts["training_unet_rows"] = plan.method_config.training_rows
     return facts

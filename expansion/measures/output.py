@@ -115,6 +115,7 @@ def write_evaluation(
         "dataset": measured.dataset.name,
         "set": evaluation.image_set.name,
         "generated": content_summary(evaluation.image_set.images),
+        "test_images": content_summary(measured.test),
         "settings": dict(settings),
         "figures": evaluation.figures(),
         "zero_lines": {name: dict(figures) for name, figures in zero_lines.items()},

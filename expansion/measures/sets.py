@@ -124,7 +124,7 @@ class Measured:
     """All images of a table: the sets, and the dataset's.
 
     Attributes:
-        train: Real images that one of the sets was made from.
+        train: Real images that one of the sets was made from, or chosen from (`expand_fraction`).
         test: Real images that nothing was made from.
     """
 
@@ -156,7 +156,7 @@ def read_images(config: MeasureConfig) -> Measured:
     sources = {record.file_name: record for record in readable}
     test, _ = readable_records(dataset.records("test"), config.on_error)
     sets, used = [], set()
-    for folder, exp in zip(folders, config.exp, strict=True):
+    for folder, exp, each in zip(folders, config.exp, asked, strict=True):
         _require_known_sources(folder, sources, dataset)
         images = read_expansion(folder, sources, config.on_incomplete)
         images, _ = readable_records(images, config.on_error)
@@ -166,6 +166,7 @@ def read_images(config: MeasureConfig) -> Measured:
         # Of a set by another tool the real images are not known: any may have served.
         known = all(record.source for record in images)
         used |= {record.source for record in images} if known else set(sources)
+        used |= each.trained_on & sources.keys() if each else set()
         sets.append(ImageSet(exp, images, folder))
     _require_two_of_each(test, dataset, f"the test images of {dataset.root}")
     train = [record for record in readable if record.file_name in used]

@@ -10,8 +10,9 @@ from typing import Any
 
 from expansion.common.errors import JSON_ERRORS, InputError, brief, require, shown
 from expansion.common.texts import read_json
+from expansion.images.content import content_summary
 from expansion.measures.output import FORMAT, IMAGES_FILE
-from expansion.measures.sets import ImageSet
+from expansion.measures.sets import ImageSet, Measured
 from expansion.metrics.set_figures import FIGURES_FILE
 from expansion.selection.rules import Candidate
 from expansion.store.manifest import read_manifest
@@ -20,17 +21,18 @@ from expansion.store.manifest import read_manifest
 TEXTS = ("file_name", "sha256", "class", "source")
 
 
-def read_candidates(image_set: ImageSet, command: str) -> tuple[list[Candidate], dict[str, Any]]:
+def read_candidates(measured: Measured, command: str) -> tuple[list[Candidate], dict[str, Any]]:
     """The images of a set with their figures, sorted by file name, and what measured them.
 
     Args:
-        image_set: Images with their contents, as they are now.
+        measured: One set and the real images, with their contents, as they are now.
         command: What measures the set, for errors.
 
     Raises:
-        InputError: The set was not measured, or images were made or changed since, or a figure is
-            no number.
+        InputError: The set was not measured, or images were made or changed since, or the test
+            images did, or a figure is no number.
     """
+    image_set = measured.sets[0]
     # What is known of the set as a whole: copies, leaks and twins by name.
     folder = image_set.folder
     remedy = f"run {command}"
@@ -45,10 +47,15 @@ def read_candidates(image_set: ImageSet, command: str) -> tuple[list[Candidate],
         measured_by = {k: content["settings"][k] for k in ("features", "labels_judged_by")}
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is no measurement ({error}); {remedy}") from error
+    test_images = content.get("test_images")  # older versions did not write it
+    require(
+        test_images in (None, content_summary(measured.test)),
+        f"{folder} was measured against other test images than there are now; {remedy}",
+    )
 
     # What is known of each image, by the evaluation and by the method.
-    measured = _read_rows(folder / IMAGES_FILE, remedy)
-    _check_same_images(image_set, measured, remedy)
+    rows = _read_rows(folder / IMAGES_FILE, remedy)
+    _check_same_images(image_set, rows, remedy)
     details = {row["file_name"]: row.get("details", {}) for row in read_manifest(folder)}
     names = {record.file_name for record in image_set.images}
     candidates = [
@@ -56,7 +63,7 @@ def read_candidates(image_set: ImageSet, command: str) -> tuple[list[Candidate],
             file_name=record.file_name,
             class_name=record.class_name,
             sha256=record.content,
-            figures=_numbers({**details[record.file_name], **measured[record.file_name]}),
+            figures=_numbers({**details.get(record.file_name, {}), **rows[record.file_name]}),
             is_copy=record.file_name in copies,
             is_leak=record.file_name in leaks,
             twin=twins[record.file_name] if twins.get(record.file_name) in names else None,
@@ -67,14 +74,16 @@ def read_candidates(image_set: ImageSet, command: str) -> tuple[list[Candidate],
 
 
 def _check_same_images(
-    image_set: ImageSet, measured: Mapping[str, Mapping[str, Any]], remedy: str
+    image_set: ImageSet, rows: Mapping[str, Mapping[str, Any]], remedy: str
 ) -> None:
     """Raise InputError unless every image is the one that was measured."""
-    new = [r.file_name for r in image_set.images if r.file_name not in measured]
+    new = [r.file_name for r in image_set.images if r.file_name not in rows]
     changed = [
         r.file_name
         for r in image_set.images
-        if r.file_name in measured and measured[r.file_name].get("sha256") != r.content
+        if r.file_name in rows
+        and (rows[r.file_name].get("sha256"), rows[r.file_name].get("class"))
+        != (r.content, r.class_name)
     ]
     for names, fault in ((new, "were not measured"), (changed, "have changed since")):
         require(

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = {k: v for k, v in dataclasses.asdict(config).items() if k in common}
     measured = read_images(MeasureConfig(**{**given, "exp": (config.exp,)}))
     image_set = measured.sets[0]
-    candidates, measured_by = read_candidates(image_set, _evaluate_command(config))
+    candidates, measured_by = read_candidates(measured, _evaluate_command(config))
     _check_measured(config, candidates)
     paths = _output_paths(config, image_set.folder)
 

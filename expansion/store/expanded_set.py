@@ -190,6 +190,12 @@ class Asked:
         """
         return None if self.facts.get("fold") else frozenset(self.sources)
 
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """Names of the real images that a classifier learns from beside the set."""
+        names = self.facts.get("training_images")
+        return frozenset(names if isinstance(names, list) else self.sources)
+
     def write(self, output_dir: Path) -> None:
         """Write it to the folder, for the commands that use the set."""
         content = {

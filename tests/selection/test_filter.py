@@ -13,9 +13,12 @@ from PIL import Image
 
 import parse_logs
 import train_expand
+from expansion.data.datasets import load_dataset
 from expansion.export import __main__ as export
+from expansion.images.content import content_summary, readable_records
 from expansion.measures import command as evaluate
 from expansion.selection import command
+from expansion.store.expanded_set import Asked
 from expansion.store.selection import Selection
 from tests.helpers.measured_sets import (
     REAL,
@@ -263,6 +266,34 @@ def test_a_set_that_was_not_measured_or_changed_since_is_refused_with_the_comman
     zoo, data = made.parents[2] / "zoo", made.parents[1]
     asked = f"run python -m expansion.evaluate -d {zoo} --exp set_3x --data_dir {data}"
     assert message.endswith(asked) and evaluate.parse(asked.split()[4:]).exp == ("set_3x",)
+
+
+def test_a_measurement_against_other_test_images_or_under_other_labels_is_refused(made):
+    rows, content = read_measurement(made)
+    options = line(made, "--no_leaks")
+    zoo = made.parents[2] / "zoo"
+    records, _ = readable_records(load_dataset(str(zoo)).records("test"), "fail")
+    write_measurement(made, rows, {**content, "test_images": content_summary(records)})
+    command.main(options)
+    Image.new("RGB", (8, 8), "red").save(zoo / "test" / "ant" / "new.png")
+    assert "against other test images than there are now" in refusal(command.main, options)
+    write_measurement(made, [{**rows[0], "class": "bee"}, *rows[1:]], content)
+    assert "1 images have changed since (ant/0_expand_0.png)" in refusal(command.main, options)
+
+
+def test_a_set_by_another_tool_is_filtered_by_its_measurement(made):
+    for path in (made / "metadata.jsonl", *made.glob("manifest*"), *made.glob("plan.json")):
+        path.unlink()
+    assert numbers(selected(made, "--at_least", "own_probability=0.85")) == dict.fromkeys(REAL, 3)
+
+
+def test_real_images_that_were_not_expanded_count_as_real_ones(made):
+    """Three of six ants were expanded; 6 + 6 = 3 + 9 images of each class are then learnt from."""
+    records = load_dataset(str(made.parents[2] / "zoo")).records("train")
+    names = [record.file_name for record in records]
+    asked = [name for name in names if "ant" not in name or Path(name).stem in "012"]
+    Asked(3, asked, {"training_images": names}).write(made)
+    assert numbers(selected(made, "--per_class", "inverse")) == {"ant": 6, "bee": 9, "cat": 9}
 
 
 def test_a_file_that_is_no_selection_is_not_written_over(made):
