@@ -80,6 +80,9 @@ def check_splits(
     problems += [message(made)] if made else []
     readable = {n: look.pixels.digest for n, look in looks.items() if not look.problem}
     across, notes = find_copies(records, readable)
+    untested = classes_without_images(class_names, records["test"])
+    if records["test"] and untested:
+        notes.append(f"no test image of {shown(untested)}: nothing will be known of them")
     problems += odd_pixels
     # The report: figures first, then notes, then problems.
     lines = [

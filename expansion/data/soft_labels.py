@@ -4,6 +4,9 @@ The file has a JSON object a line. The first names the classes, in the order of 
 
     {"class_names": ["ant", "bee"]}
     {"file_name": "ant/1_expand_0.png", "soft_label": [0.9, 0.1]}
+
+Sets by several methods have the same file names. A row may say which image it is of by a further
+key, `sha256`, of the image's file in hexadecimal.
 """
 
 from __future__ import annotations
@@ -27,15 +30,22 @@ def with_soft_labels(
     """The records, those that the file names with its probabilities.
 
     Args:
-        records: Generated images; the file may name others too.
+        records: Generated images with their `content`; the file may name others too.
         path: See above.
         class_names: Of the dataset, by label.
 
     Raises:
         InputError: The file names no image of these, has other classes or another order of them, or
-            a row of it is no distribution over them; names the line.
+            a row of it is no distribution over them, or is of an image with another `sha256`; names
+            the line.
     """
-    labels = read_soft_labels(path, class_names)
+    labels, contents = read_soft_labels(path, class_names)
+    others = [r.file_name for r in records if contents.get(r.file_name, r.content) != r.content]
+    require(
+        not others,
+        f"{path} is of other images: {len(others)} have another sha256 here ({shown(others, 3)}); "
+        "make it for this set",
+    )
     require(
         any(record.file_name in labels for record in records),
         f"{path} names none of the {len(records)} generated images; names are those of the "
@@ -44,8 +54,10 @@ def with_soft_labels(
     return [dataclasses.replace(r, soft_label=labels.get(r.file_name)) for r in records]
 
 
-def read_soft_labels(path: Path, class_names: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Probabilities by file name; raises as `with_soft_labels` does."""
+def read_soft_labels(
+    path: Path, class_names: Sequence[str]
+) -> tuple[dict[str, tuple[float, ...]], dict[str, str]]:
+    """Probabilities, and the SHA-256 that rows give, by file name; raises as above."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -63,12 +75,15 @@ def read_soft_labels(path: Path, class_names: Sequence[str]) -> dict[str, tuple[
         "; probabilities have to stand in this order",
     )
     labels: dict[str, tuple[float, ...]] = {}
+    contents: dict[str, str] = {}
     for place, row in rows[1:]:
         name = row.get("file_name")
         require(isinstance(name, str), f"{place}: file_name is missing")
         require(name not in labels, f"{place}: {name} occurs twice")
         labels[name] = _distribution(place, row.get("soft_label"), len(class_names))
-    return labels
+        if "sha256" in row:
+            contents[name] = row["sha256"]
+    return labels, contents
 
 
 def _object(place: str, line: str) -> Mapping[str, Any]:

@@ -105,6 +105,14 @@ def test_an_image_in_both_splits_is_a_problem_and_twice_in_training_a_note(check
     assert "problem: 1 training images bear several labels" in check(good)[1]
 
 
+def test_a_class_without_test_images_and_copies_among_them_are_noted(check, good):
+    shutil.copy(good / "test" / "ant" / "0.png", good / "test" / "ant" / "copy.png")
+    (good / "test" / "yin_yang" / "0.png").unlink()
+    code, text = check(good)
+    assert code == 0 and "note: no test image of yin_yang" in text
+    assert "note: 1 test images occur more than once: test/ant/0.png = test/ant/copy.png" in text
+
+
 def test_one_class_alone_is_a_problem(check, good):
     for split in ("train", "test"):
         shutil.rmtree(good / split / "ant")

@@ -15,6 +15,7 @@ from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
 from expansion.data.datasets import load_dataset
 from expansion.data.soft_labels import with_soft_labels
+from expansion.images.content import readable_records
 from expansion.store.expanded_set import read_expansion
 from expansion.training.mixing import Mixing
 from expansion.training.objectives import Supervised
@@ -50,6 +51,17 @@ def test_rows_give_probabilities_and_images_without_a_row_keep_their_seed_label(
     assert {r.file_name: r.soft_label for r in labeled if r.soft_label} == {FIRST: (0.25, 0.75)}
     without = [dataclasses.replace(record, soft_label=None) for record in labeled]
     assert without == generated
+
+
+def test_a_file_of_another_set_is_refused_where_it_says_which_images_it_is_of(generated, tmp_path):
+    records, _ = readable_records(generated, "fail")
+    (first,) = (record for record in records if record.file_name == FIRST)
+    given = row(FIRST, 0.25, 0.75)
+    path = write(tmp_path / "soft.jsonl", {**given, "sha256": first.content})
+    assert [r.soft_label for r in with_soft_labels(records, path, CLASSES) if r.soft_label]
+    path = write(tmp_path / "soft.jsonl", {**given, "sha256": "0" * 64})
+    with pytest.raises(InputError, match="is of other images: 1 have another sha256 here"):
+        with_soft_labels(records, path, CLASSES)
 
 
 def test_rounded_probabilities_are_taken_and_add_up_to_one(generated, tmp_path):
