@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from expansion.metrics.run_folder import DECISIVE, ORIGINAL, RESULTS, TEST_SET, Run
-from expansion.metrics.runs import Row, natural_key
+from expansion.metrics.runs import Row
 from expansion.metrics.set_figures import GROUP as FIGURES
 
 # Settings that a run need not hold, with what they are then.
@@ -161,8 +161,16 @@ def _is_drawn(key: str, runs: Sequence[Run]) -> bool:
 
 
 def _shown(key: str, values: Iterable[str]) -> str:
-    name, text = key.partition(".")[2] or key, ", ".join(sorted(values, key=natural_key))
+    name, text = key.partition(".")[2] or key, ", ".join(sorted(values, key=_order))
     return name if len(text) > SHOWN_VALUES else f"{name} ({text})"
+
+
+def _order(value: str) -> tuple[bool, float, str]:
+    """A sort key: numbers first, by size."""
+    try:
+        return False, float(value), value
+    except ValueError:
+        return True, 0.0, value
 
 
 def trained_otherwise(table: Sequence[Row]) -> str:

@@ -183,7 +183,7 @@ def test_an_average_of_unlike_runs_says_so(write_seeds, original_folder, capsys)
     write_seeds("Original", {"epochs": 2}, {"epochs": 3})
     parse_logs.main([str(original_folder), "--multi"])
     out, err = capsys.readouterr()
-    assert out.endswith("Average  of 2 files is 63.00 +- 1.00\n")
+    assert out.endswith("Average  of 2 files is 62.50 +- 0.50\n")
     assert "averages runs that differ in epochs (2, 3): " in err
 
 
