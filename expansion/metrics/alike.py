@@ -194,12 +194,17 @@ def trained_otherwise(table: Sequence[Row]) -> str:
 
 
 def _differing_settings(row: Row, other: Row) -> list[str]:
-    """Names of the settings in which an arm differs from another without saying so in its name."""
+    """Names of the settings in which an arm differs from another without saying so in its name.
+
+    If that is not its Original, so that there is no gain, they are those of DECISIVE alone.
+    """
     differing = []
     for key in dict.fromkeys((*DECISIVE, *row.runs[0].facts, *other.runs[0].facts)):
         mine, its = (values_of(key, each.runs) for each in (row, other))
         if mine and its and mine != its:
             differing.append(key)
+    if row.original is None:
+        return [key for key in differing if key in DECISIVE]
     further = {
         key
         for key in _settings(differing, [*row.runs, *other.runs])

@@ -225,6 +225,12 @@ def test_settings_in_the_name_of_an_arm_get_no_note(arm, change, write_arm, tabl
     assert notes_of(table()) == []
 
 
+def test_without_an_original_settings_of_arms_are_not_compared(write_arm, table):
+    write_arm("gen", [70.0], **RECIPE)
+    write_arm("gen_b", [80.0], **{**RECIPE, "rotation": 0.0})
+    assert notes_of(table()) == []
+
+
 def test_another_value_than_the_one_in_the_name_gets_a_note(write_arm, table):
     write_arm("Original", [70.0], **RECIPE)
     write_arm("gen_weight_decay0.01", [80.0], **{**RECIPE, "weight_decay": 0.011})
