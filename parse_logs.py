@@ -18,8 +18,21 @@ from pathlib import Path
 
 from expansion.common.errors import require, run_command
 from expansion.common.option_parser import OptionParser
+from expansion.metrics.alike import (
+    differing_runs,
+    note_on_repeats,
+    note_on_unlike_runs,
+    notes_on_training,
+)
 from expansion.metrics.classification import METRICS
-from expansion.metrics.runs import full_names, log, mean_std, natural_key, read_report, read_run
+from expansion.metrics.run_folder import log, read_run
+from expansion.metrics.runs import (
+    full_names,
+    mean_std,
+    natural_key,
+    read_report,
+    without_repeats,
+)
 from expansion.metrics.tables import csv_text, matrix_text, notes, tables_text
 
 STYLES = ("text", "markdown", "latex", "csv", "html")
@@ -70,17 +83,22 @@ def print_average(root: str, metric: str, multi: bool) -> None:
     """Line for line what the DistDiff repository's script prints."""
     found = (p for p in Path(root).glob("*/results.yaml") if p.is_file())
     below = sorted((path.parent.name for path in found), key=natural_key)
-    accuracies = []
+    runs = []
     for folder in (os.path.join(root, name) for name in (below if multi else [""])):
         path = os.path.join(folder, "results.yaml")
         if os.path.isfile(path):
             run = read_run(folder, metric)
             accuracy = run.number(metric) if run else None
             print(f"Accuracy of {path} is {accuracy}")
-            accuracies += [] if accuracy is None else [accuracy]
-    if accuracies:
+            runs += [] if run is None or accuracy is None else [run]
+    if runs:
+        runs, repeats = without_repeats(runs)
+        accuracies = [value for run in runs if (value := run.number(metric)) is not None]
         mean, std = mean_std(accuracies)
         print(f"Average  of {len(accuracies)} files is {mean:.2f} +- {std or 0:.2f}")
+        differences = differing_runs(runs)
+        log([note_on_repeats("the average", repeats)] if repeats else [])
+        log([note_on_unlike_runs([root], differences)] if differences else [])
         return
     print("No valid performances found in the specified directory.")
     if below and not multi:
@@ -98,6 +116,8 @@ def print_tables(options: argparse.Namespace, metric: str, style: str) -> None:
     report = read_report(options.dir, metric)
     if options.matrix:
         print(matrix_text(report, metric, style, options.matrix), end="")
+        tables = report.tables if style == "csv" else []
+        log(line for table in tables for line in notes_on_training(table))
         return
     settings = full_names(options.columns, report.rows)
     if style == "csv":

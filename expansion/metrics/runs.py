@@ -1,11 +1,6 @@
 """Reads the run folders below a root into rows, one for each arm, and tables.
 
-    <root>/**/seed<k>/results.yaml     settings and results of a finished run
-    <root>/**/seed<k>/options.yaml     without results.yaml: the run is unfinished
-    <root>/**/seed<k>/predictions.npz  predictions for all test images; older runs have none
-
-Runs of the released DistDiff code are read too; settings that their results.yaml lacks are taken
-from the path.
+<root>/**/seed<k>     the folder of a run; see run_folder.py
 """
 
 from __future__ import annotations
@@ -13,71 +8,25 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
-from expansion.common.config import load_yaml
-from expansion.common.errors import InputError, brief, is_text, require, unknown_name
+from expansion.common.errors import InputError, require, unknown_name
 from expansion.metrics.classification import METRICS
-from expansion.metrics.set_figures import figures_of_set
+from expansion.metrics.run_folder import (
+    GROUP,
+    ORIGINAL,
+    TEST_SET,
+    Run,
+    facts_of_path,
+    log,
+    read_run,
+)
 
 if TYPE_CHECKING:
     from expansion.metrics.comparison import Gain
-    from expansion.metrics.predictions import Predictions
-
-ORIGINAL = "Original"  # the arm that others are compared with
-LONGEST_TEXT = 200  # characters that a table can show in a cell
-LARGEST_NUMBER = 1e15
-GROUP = ("dataset", "arch", "pretrained")  # settings that all rows of a table have in common
-FACTS = (*GROUP, "arm", "num_real", "num_generated", "lr", "steps")
-DECISIVE = ("lr", "steps", "seed", "training_images", "real_images")  # equal if trained alike
-# Facts that identify a test set; older versions wrote "real_images", with training images in it.
-TEST_SET = ("test_images", "num_test", "real_images")
-# <dataset>/<arch>_{pretrained|unpretrained}[_<exp>]_lr<lr>; <exp> may hold "/".
-RUN_FOLDER = re.compile(r"([^/]+)/([^/]+?)_(un)?pretrained(?:_(.+))?_lr(\d*\.?\d+(?:e[+-]?\d+)?)$")
-
-
-@dataclass(eq=False)
-class Run:
-    """A finished run.
-
-    Attributes:
-        folder: The run folder.
-        facts: Settings and results by name; a setting in a group is called "group.name".
-    """
-
-    folder: str
-    facts: dict[str, Any]
-
-    def number(self, key: str) -> float | None:
-        """A metric, or any number of results.yaml, by name; None if it is not known."""
-        value = self.facts.get(key)
-        if type(value) in (int, float) and abs(value) <= LARGEST_NUMBER:
-            return value
-        measure = METRICS[key].of_predictions if key in METRICS else None
-        if measure is None or self.predictions is None:
-            return None
-        value = float(measure(self.predictions))
-        return value if value == value else None  # NaN: undefined on this test set
-
-    @cached_property
-    def predictions(self) -> Predictions | None:
-        """The predictions for the test images; None in a run of an older version."""
-        path = Path(self.folder, "predictions.npz")
-        if not path.is_file():
-            return None
-        from expansion.metrics.predictions import Predictions
-
-        try:
-            return Predictions.load(path)
-        except InputError as error:
-            log([f"warning: {error}"])
-            return None
 
 
 @dataclass(frozen=True)
@@ -104,12 +53,14 @@ class Row:
         runs: The runs in the order of their seeds.
         name: What tables call the arm.
         original: The row that it is compared with, if there is one.
+        repeats: Further runs of their seeds, which do not count.
     """
 
     folder: str
     runs: list[Run]
     name: str = ""
     original: Row | None = None
+    repeats: list[Run] = field(default_factory=list)
     _comparisons: dict[str, Comparison | None] = field(default_factory=dict)
 
     def text(self, key: str) -> str:
@@ -128,7 +79,7 @@ class Row:
 
     def seeds(self) -> list[str]:
         """The seeds of the runs, as text."""
-        return [str(run.facts.get("seed")) for run in self.runs]
+        return [run.seed for run in self.runs]
 
     def comparison(self, metric: str) -> Comparison | None:
         """The comparison with the Original; None without one, or if a mean is not known."""
@@ -235,16 +186,16 @@ def read_tables(run_dirs: Iterable[str], root: str, metric: str) -> list[list[Ro
     rows: dict[str, Row] = {}
     for run_dir in run_dirs:
         run = read_run(run_dir, metric)
-        folder, seed_name = os.path.split(os.path.abspath(run_dir))
+        folder = os.path.dirname(os.path.abspath(run_dir))
         if run is not None:
-            seed = seed_name.removeprefix("seed")
-            facts = {"seed": seed, **facts_of_path(folder, root), **run.facts}
+            facts = {"seed": run.seed, **facts_of_path(folder, root), **run.facts}
             run = dataclasses.replace(run, facts=facts)
             rows.setdefault(folder, Row(folder, [])).runs.append(run)
     # Arms with the same dataset, arch and start stand in one table.
     tables: dict[tuple[str, ...], list[Row]] = {}
     for row in rows.values():
-        row.runs.sort(key=lambda run: natural_key(str(run.facts["seed"])))
+        row.runs, row.repeats = without_repeats(row.runs)
+        row.runs.sort(key=lambda run: natural_key(run.seed))
         tables.setdefault(tuple(map(row.text, GROUP)), []).append(row)
     for table in tables.values():
         table.sort(key=lambda row: row.text("arm") != ORIGINAL)
@@ -252,17 +203,29 @@ def read_tables(run_dirs: Iterable[str], root: str, metric: str) -> list[list[Ro
     return list(tables.values())
 
 
-def facts_of_path(folder: str, root: str) -> dict[str, Any]:
-    """The facts of an arm that the names of folders below `root` tell, if results.yaml does not."""
-    # Match from `root` outwards: a folder above it may be called my_pretrained_models.
-    top = Path(os.path.abspath(root))
-    for start in (top, *top.parents):
-        if match := RUN_FOLDER.search(Path(os.path.relpath(folder, start)).as_posix()):
-            dataset, arch, un, exp, lr = match.groups()
-            facts = {"dataset": dataset, "arch": arch, "pretrained": un is None}
-            return {**facts, "arm": exp or ORIGINAL, "lr": float(lr)}
-    dataset_dir, arm = os.path.split(folder)
-    return {"dataset": os.path.basename(dataset_dir), "arch": "unknown arch", "arm": arm}
+def without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Divide runs of one arm into one for each seed, and further runs of these seeds.
+
+    Of several runs of a seed, such as one whose folder was renamed and the one that took its place,
+    that in the folder `seed<k>` counts.
+
+    Raises:
+        InputError: Several folders hold a run of one seed, and none is called `seed<k>`.
+    """
+    by_seed: dict[str, list[Run]] = {}
+    for run in runs:
+        by_seed.setdefault(run.seed, []).append(run)
+    kept, repeats = [], []
+    for seed, same in by_seed.items():
+        first = [run for run in same if os.path.basename(run.folder) == f"seed{seed}"] or same
+        require(
+            len(first) == 1,
+            f"{' and '.join(run.folder for run in same)} hold runs of the same seed, {seed}; "
+            f"rename the one that counts to seed{seed}, or move the others elsewhere",
+        )
+        kept += first
+        repeats += [run for run in same if run is not first[0]]
+    return kept, repeats
 
 
 def name_and_pair(table: Sequence[Row], root: str) -> None:
@@ -333,57 +296,6 @@ def full_names(settings: Sequence[str], rows: Sequence[Row]) -> list[str]:
     return names
 
 
-def read_run(run_dir: str | Path, metric: str) -> Run | None:
-    """Read the run of a folder; None, and a warning, if its results.yaml cannot be used.
-
-    A run that does not know `metric`, a name in METRICS, gives a warning as well.
-    """
-    path = os.path.join(run_dir, "results.yaml")
-    try:
-        require(os.path.isfile(path), f"{path} is no file")
-        results = load_yaml(path).values
-    except InputError as error:
-        log([f"warning: {path} is not counted: {error}"])
-        return None
-    facts = {key: value for key, value in flat(results).items() if is_plain(value)}
-    for key in results:
-        if key in {*FACTS, *DECISIVE, *TEST_SET} and key not in facts:
-            log([f"warning: {path}: {key} is {brief(results[key])}, which is no fact of a run"])
-    facts |= figures_of_set(run_dir, facts)
-    run = Run(str(run_dir), {key: value for key, value in facts.items() if value is not None})
-    if run.number(metric) is None:
-        log([f"warning: {path} is not counted: it holds no number as {metric}"])
-    return run
-
-
-def flat(values: Mapping[Any, Any], start: str = "") -> dict[str, Any]:
-    """Flatten settings: those in groups become "group.name", and lists become text.
-
-    Args:
-        values: Settings and groups of settings.
-        start: Put before every name.
-    """
-    facts: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{start}{key}" if isinstance(key, str) else ""
-        if not is_plain(name) or not name:
-            continue
-        if isinstance(value, dict) and not start:
-            facts |= flat(value, f"{name}.")
-        elif isinstance(value, list) and len(value) < LONGEST_TEXT and all(map(is_plain, value)):
-            facts[name] = " ".join(map(str, value))
-        else:
-            facts[name] = value
-    return facts
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a table can show the value: text, or a number of usual size."""
-    if isinstance(value, str):
-        return is_text(value) and value.isprintable() and len(value) < LONGEST_TEXT
-    return value is None or (isinstance(value, int | float) and abs(value) < LARGEST_NUMBER)
-
-
 def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
     """Mean and population standard deviation; a single value has no deviation."""
     # Population (ddof 0), as numpy.std in the DistDiff repository's script.
@@ -393,8 +305,3 @@ def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
 def natural_key(name: str) -> list[Any]:
     """A sort key by which seed2 comes before seed10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
-def log(lines: Iterable[str]) -> None:
-    """Write lines to stderr."""
-    print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)

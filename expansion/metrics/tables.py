@@ -10,18 +10,10 @@ from typing import NamedTuple
 
 from expansion.common.errors import require
 from expansion.common.tables import aligned
+from expansion.metrics.alike import notes_on_training
 from expansion.metrics.classification import METRICS
-from expansion.metrics.runs import (
-    DECISIVE,
-    FACTS,
-    GROUP,
-    ORIGINAL,
-    Comparison,
-    Report,
-    Row,
-    check_same_test_set,
-    full_names,
-)
+from expansion.metrics.run_folder import FACTS, GROUP, ORIGINAL
+from expansion.metrics.runs import Comparison, Report, Row, check_same_test_set, full_names
 
 BESIDE = "best_accuracy"  # shown in every table, because the papers report it
 NO_INTERVAL = "no interval"
@@ -150,8 +142,7 @@ def matrix_text(report: Report, metric: str, style: str, keys: Sequence[str]) ->
         sizes = "/".join(dict.fromkeys(num_test(row) or "unknown" for row in table))
         seeds = "/".join(dict.fromkeys(str(len(row.numbers(metric))) for row in table))
         parts.append(f"{START[style]}{where}: test images {sizes}, seeds {seeds}\n\n")
-        unequal = trained_otherwise(table)
-        parts += [f"{START[style]}{unequal}\n\n"] if unequal else []
+        parts += [f"{START[style]}{note}\n\n" for note in notes_on_training(table)]
     bold_note = (
         "bold: the highest mean" if METRICS[metric].better == "higher" else "bold: the lowest"
     )
@@ -197,13 +188,13 @@ def _matrix(
 
 
 def notes(table: Sequence[Row], metric: str) -> list[str]:
-    """Notes on arms that were not trained alike, and on gains without an interval or with one seed.
+    """Notes on runs that were not trained alike, and on gains without an interval or with one seed.
 
     Args:
         table: Rows of a table.
         metric: Name in METRICS.
     """
-    lines = [trained_otherwise(table)]
+    lines = notes_on_training(table)
     compared = {row.name: row.comparison(metric) for row in table}
     single = [n for n, c in compared.items() if c and c.gain and c.gain.images_only]
     if single:
@@ -223,20 +214,7 @@ def notes(table: Sequence[Row], metric: str) -> list[str]:
         if comparison and comparison.problem:
             missing.setdefault(comparison.problem, []).append(name)
     lines += [f"{NO_INTERVAL} for {', '.join(n)}: {why}" for why, n in missing.items()]
-    return [line for line in lines if line]
-
-
-def trained_otherwise(table: Sequence[Row]) -> str:
-    """The note on arms that were not trained like their Original; empty if there are none."""
-    unequal = []
-    for row in table:
-        other = row.original or table[0]
-        pairs = {key: (row.text(key), other.text(key)) for key in DECISIVE}
-        keys = [key for key, (mine, its) in pairs.items() if mine and its and mine != its]
-        if keys and row.text("arm") != ORIGINAL:
-            unequal.append(f"{row.name} differs from {other.name} in {', '.join(keys)}")
-    line = f"note: {'; '.join(unequal)}. Arms are only comparable at equal steps."
-    return line if unequal else ""
+    return lines
 
 
 def num_test(row: Row) -> str:

@@ -10,18 +10,12 @@ from typing import Any
 from expansion.common.config import PROJECT_ROOT, load_yaml
 from expansion.common.errors import InputError
 from expansion.diffusion.model_files import model_fingerprint
-from expansion.metrics.classification import METRICS
-from expansion.metrics.runs import flat, is_plain
+from expansion.metrics.run_folder import RESULTS, flat, is_plain
 from expansion.report.sets import ExpandedSet
 from expansion.report.verdict import Findings
 
 TINY_MODEL = PROJECT_ROOT / "assets" / "tiny-sd-digits"
 TINY_DATASET = "digits"  # the dataset that the tiny model was trained on
-# Facts of a run that are results or names instead of settings.
-RESULTS = {
-    *METRICS, "seconds", "seed", "arm", "folder", "acceptance_rate", "accepted_accuracy",
-    "seed_accuracy", "val_accuracy", "expanded_set.folder",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

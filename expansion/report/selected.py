@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expansion.common.errors import InputError
-from expansion.metrics.runs import Run
+from expansion.metrics.run_folder import Run
 from expansion.report.gallery import (
     SELF_TRAINING_CLASSES,
     SELF_TRAINING_IMAGES,

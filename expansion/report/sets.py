@@ -16,7 +16,8 @@ from expansion.data.datasets import load_dataset
 from expansion.generation.plan import IDENTITY_FILE
 from expansion.images.records import ImageRecord
 from expansion.images.variants import VariantKey
-from expansion.metrics.runs import Row, Run, folders_below, natural_key
+from expansion.metrics.run_folder import Run
+from expansion.metrics.runs import Row, folders_below, natural_key
 from expansion.metrics.set_figures import SET_FOLDER
 from expansion.store.expanded_set import Asked
 from expansion.store.manifest import ManifestReader, read_manifest

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from expansion.classifier.recipe import AUGMENTATIONS
 from expansion.metrics.classification import METRICS
 from expansion.metrics.comparison import CANNOT_TELL, Gain
-from expansion.metrics.runs import ORIGINAL, Comparison, Row
+from expansion.metrics.run_folder import ORIGINAL
+from expansion.metrics.runs import Comparison, Row
 
 REAL_ALONE = "real images alone"
 NO_DIFFERENCE = 0.05  # points: what is shown as 0.0

@@ -14,7 +14,8 @@ from expansion.common.files import is_done
 from expansion.metrics.classification import METRICS
 from expansion.metrics.comparison import Gain, compare
 from expansion.metrics.predictions import Predictions
-from expansion.metrics.runs import Comparison, Row, mean_std, read_run
+from expansion.metrics.run_folder import read_run
+from expansion.metrics.runs import Comparison, Row, mean_std
 from expansion.reproduce.cells import Cell
 from expansion.reproduce.nodes import EVALUATION, Plan, WayPlan
 from expansion.reproduce.papers import Published, Table

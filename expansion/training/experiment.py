@@ -44,13 +44,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainData:
-    """Real images of an experiment; the labels of `unlabeled` mean nothing."""
+    """Real images of an experiment; the labels of `unlabeled` mean nothing.
+
+    `subset_seed` is the seed by which they were drawn or divided; None if they were not.
+    """
 
     dataset: ImageDataset
     train: list[ImageRecord]
     val: list[ImageRecord]
     test: list[ImageRecord]
     unlabeled: list[ImageRecord]
+    subset_seed: int | None = None
 
 
 def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
@@ -75,7 +79,9 @@ def load_data(config: TrainConfig, recipe: Recipe) -> TrainData:
     if config.fold is not None:
         train, test = fold_of(train, config.fold, config.subset_seed)
     train, val = hold_out(train, recipe.val_fraction, config.subset_seed)
-    return TrainData(dataset, train, val, test, unlabeled)
+    is_drawn = config.shots is not None or config.fold is not None or bool(val)
+    subset_seed = config.subset_seed if is_drawn else None
+    return TrainData(dataset, train, val, test, unlabeled, subset_seed)
 
 
 def run_dir(config: TrainConfig, recipe: Recipe, dataset: ImageDataset, exp: str | None) -> Path:
@@ -250,7 +256,8 @@ def _train(
     trainer = Trainer(run, objective)
     trainer.fit_with_bar(progress_bar, objective.title)
     if accelerator.is_main_process:
-        write_results(trainer, {**identity, **arm.information}, begun)
+        drawn = {} if data.subset_seed is None else {"subset_seed": data.subset_seed}
+        write_results(trainer, {**identity, **drawn, **arm.information}, begun)
     accelerator.wait_for_everyone()
 
 

@@ -174,27 +174,29 @@ def test_equally_trained_arms_get_no_note(two_arms, table):
 
 
 @pytest.mark.parametrize(
-    ("changes", "key"),
+    ("changes", "key", "meaning"),
     [
-        ({"steps": 600}, "steps"),
-        ({"lr": 0.02}, "lr"),
-        ({"training_images": "7"}, "training_images"),
+        ({"steps": 600}, "steps", "Arms are only comparable at equal steps."),
+        ({"lr": 0.02}, "lr", "With other settings, a gain is of these too."),
+        (
+            {"training_images": "7"},
+            "training_images",
+            "With other training images, a gain compares these too.",
+        ),
     ],
 )
-def test_arms_that_were_trained_otherwise_get_a_note(changes, key, write_arm, table):
+def test_arms_that_were_trained_otherwise_get_a_note(changes, key, meaning, write_arm, table):
     write_arm("Original", [70.0, 74.0])
     write_arm("equal_5x", [75.0, 76.0])
     write_arm("gen_10x", [80.0, 90.0], **changes)
-    assert notes_of(table()) == [
-        f"note: gen_10x differs from Original in {key}. Arms are only comparable at equal steps."
-    ]
+    assert notes_of(table()) == [f"note: gen_10x differs from Original in {key}. {meaning}"]
 
 
 def test_other_seeds_get_a_note(write_arm, table):
     write_arm("Original", [70.0, 74.0])
     write_arm("gen_10x", [80.0])
     (note,) = notes_of(table())
-    assert note.startswith("note: gen_10x differs from Original in seed.")
+    assert note == "note: gen_10x differs from Original in seed. Other seeds are not paired."
 
 
 def test_steps_that_differ_between_seeds_are_all_shown(write_arm, table):

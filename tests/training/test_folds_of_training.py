@@ -69,6 +69,7 @@ def test_a_training_with_a_fold_needs_no_test_image_and_is_tested_on_its_part(no
     assert list(tested.file_names) == part_of(noise, "2/3") and len(tested.file_names) == 2
     options = load_yaml(run / "options.yaml").values
     assert (options["num_real"], options["num_test"]) == (4, 2)
+    assert load_yaml(run / "results.yaml").values["subset_seed"] == 0
     with pytest.raises(InputError, match="was begun with other settings"):
         original(noise, tmp_path / "runs", "--fold", "1/3")
 

@@ -240,6 +240,7 @@ def test_results_say_what_was_reached_and_with_what(small_set, finished):
     }
     expected |= {"num_real": 18, "num_generated": 0, "arch": "resnet10_tiny", "batch_size": 4}
     assert {key: values[key] for key in expected} == expected
+    assert "subset_seed" not in values  # no image was drawn or held out
     history = [row["test_accuracy"] for row in checkpoint(finished)["history"]]
     assert (values["best_accuracy"], values["last_accuracy"]) == (max(history), history[-1])
     assert checkpoint(finished, "model_best.pth.tar")["step"] == 2 + 2 * history.index(max(history))
