@@ -107,7 +107,7 @@ def test_an_image_in_both_splits_is_a_problem_and_twice_in_training_a_note(check
 
 def test_a_class_without_test_images_and_copies_among_them_are_noted(check, good):
     shutil.copy(good / "test" / "ant" / "0.png", good / "test" / "ant" / "copy.png")
-    (good / "test" / "yin_yang" / "0.png").unlink()
+    shutil.rmtree(good / "test" / "yin_yang")
     code, text = check(good)
     assert code == 0 and "note: no test image of yin_yang" in text
     assert "note: 1 test images occur more than once: test/ant/0.png = test/ant/copy.png" in text
