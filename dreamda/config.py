@@ -123,6 +123,10 @@ class DreamDAConfig(SamplerConfig):
         return self.eta
 
     @property
+    def takes_negative_prompt(self) -> bool:
+        return super().takes_negative_prompt or self.source_guidance_scale > 1
+
+    @property
     def perturbs_features(self) -> bool:
         """Whether U-Net features are perturbed, and not latents."""
         return self.location in FEATURE_LOCATIONS
