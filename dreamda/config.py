@@ -67,7 +67,7 @@ class DreamDAConfig(SamplerConfig):
     location: str = option(
         "bottleneck",
         "what is perturbed: U-Net features (bottleneck; output of every encoder or decoder "
-        "block), or latents (xt: after every step, xT: the first, x0: the last)",
+        "block), or latents (xt: after every step but the last, xT: the first, x0: the last)",
         choices=(*FEATURE_LOCATIONS, *LATENT_LOCATIONS),
     )
     noise_scale: float = option(3.0, "standard deviation of the perturbation")
@@ -113,6 +113,11 @@ class DreamDAConfig(SamplerConfig):
             f"perturb eq6 compares a clean with a perturbed prediction, but location "
             f"{self.location} perturbs latents; give {', '.join(FEATURE_LOCATIONS)}, or "
             "--perturb released",
+        )
+        require(
+            self.location != "xt" or self.executed_steps > 1,
+            f"location xt perturbs latents between steps, and strength {self.strength} of "
+            f"{self.num_inference_steps} steps runs one alone; raise one, or give --location xT",
         )
 
     @property
