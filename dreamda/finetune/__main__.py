@@ -120,9 +120,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[FinetuneConfig, FromScratchC
         "architecture and autoencoder (--from_scratch only)": FromScratchConfig,
     }
     given = parser.read(arguments, classes)
-    name, dataset = dataset_of(given)
-    own = {} if dataset.may_be_mirrored else {"random_flip": False}
-    return tuple(given.over(Source(own, f"dataset {name}")).compose(*classes.values()))
+    if given.peek("random_flip") is None:
+        name, dataset = dataset_of(given)
+        given = given.over(Source({"random_flip": dataset.may_be_mirrored}, f"dataset {name}"))
+    return tuple(given.compose(*classes.values()))
 
 
 def _check(config: FinetuneConfig, output_dir: Path) -> None:
