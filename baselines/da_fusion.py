@@ -75,7 +75,9 @@ class DAFusionSampler(Img2ImgSampler):
         denoiser, schedule = self.denoiser, self.denoiser.all_timesteps
         first = torch.tensor([schedule[-count] for count in steps.tolist()])
         latents = denoiser.scheduler.add_noise(latents, noise, first)
-        if self.config.resolved_solver in STATELESS:  # so that rows may join at any step
+        # Rows may join at any step, unless steps depend on those before: by the solver or a cache.
+        joining = self.config.resolved_solver in STATELESS and self.config.cache_interval == 1
+        if joining:
             stretches = [(steps >= count, schedule[-count:][:1]) for count in _down_from(steps)]
         else:
             counts = steps.unique().tolist()

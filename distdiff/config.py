@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from expansion.common.config import option
+from expansion.common.config import option, refuse_idle
 from expansion.common.errors import require, unknown_name
 from expansion.diffusion.sampler_config import SamplerConfig
 from expansion.diffusion.weight_files import weight_files
@@ -113,10 +113,8 @@ class DistDiffConfig(SamplerConfig):
         )
         energies = self.energies
         require(self.group_size > 0, f"group_size {self.group_size}: give a positive number")
-        require(
-            "chamfer" in energies or self.group_size == type(self).group_size,
-            f"group_size {self.group_size} is for the energy chamfer; leave it out",
-        )
+        if "chamfer" not in energies:
+            refuse_idle(self, ("group_size",), "is for the energy chamfer")
         require(
             self.optimize_targets != "none" or self.energy == type(self).energy,
             f"energy {self.energy}: optimize_targets none is plain img2img, without any; give one",
@@ -145,15 +143,22 @@ class DistDiffConfig(SamplerConfig):
             f"guidance_period {self.guidance_period} reaches beyond the last step; "
             f"give at most guidance_step, {self.guidance_step}",
         )
-        require(
-            self.transform_start == "random" or self.guidance_type == "transform_guidance",
-            f"transform_start {self.transform_start} is for guidance_type transform_guidance; "
-            "leave it out",
-        )
-        require(
-            self.constraint_value >= 0,
-            f"constraint_value {self.constraint_value}: give 0 or more",
-        )
+        for name in ("rho", "constraint_value"):
+            require(getattr(self, name) >= 0, f"{name} {getattr(self, name)}: give 0 or more")
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Raise InputError for settings of parts of the guidance that do not act."""
+        if self.guidance_type != "transform_guidance":
+            of_transform = ("transform_start", "constraint_value")
+            refuse_idle(self, of_transform, "is for guidance_type transform_guidance")
+        if "prototypes" not in self.energies:
+            of_prototypes = ("optimize_targets", "K", "gs", "ls")
+            refuse_idle(self, of_prototypes, "is for the energy prototypes")
+        if "global_prototype" not in self.targets:
+            refuse_idle(self, ("gs",), "is for optimize_targets global_prototype")
+        if "local_prototype" not in self.targets:
+            refuse_idle(self, ("K", "ls"), "is for optimize_targets local_prototype")
 
     def check_run(self) -> None:
         require(

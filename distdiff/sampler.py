@@ -16,7 +16,7 @@ from distdiff.energy import DecodedEnergy, ImageEnergy
 from distdiff.guidance import Guidance
 from distdiff.prototypes import Prototypes, build_prototypes, extract_features
 from expansion.classifier.backbones import Classifier, load_classifier
-from expansion.common.errors import require, shown
+from expansion.common.errors import InputError, require, shown
 from expansion.common.phases import phase
 from expansion.diffusion.conditioning import Conditioning
 from expansion.diffusion.families import Pipeline
@@ -153,10 +153,10 @@ class DistDiffSampler(Img2ImgSampler):
             groups: Numbers of images whose energy is computed together; default: each alone.
 
         Raises:
-            RuntimeError: The sampler has not seen the real images.
+            InputError: The sampler has not seen the real images.
         """
         if self.energy is None:
-            raise RuntimeError(
+            raise InputError(
                 "DistDiffSampler needs the real images first: prepare(records), or "
                 "prepare_images(images, labels)"
             )

@@ -67,7 +67,7 @@ class DreamDAConfig(SamplerConfig):
     location: str = option(
         "bottleneck",
         "what is perturbed: U-Net features (bottleneck; output of every encoder or decoder "
-        "block), or latents (xt: after every step, xT: the first, x0: the last)",
+        "block), or latents (xt: after every step but the last, xT: the first, x0: the last)",
         choices=(*FEATURE_LOCATIONS, *LATENT_LOCATIONS),
     )
     noise_scale: float = option(3.0, "standard deviation of the perturbation")
@@ -114,6 +114,11 @@ class DreamDAConfig(SamplerConfig):
             f"{self.location} perturbs latents; give {', '.join(FEATURE_LOCATIONS)}, or "
             "--perturb released",
         )
+        require(
+            self.location != "xt" or self.executed_steps > 1,
+            f"location xt perturbs latents between steps, and strength {self.strength} of "
+            f"{self.num_inference_steps} steps runs one alone; raise one, or give --location xT",
+        )
 
     @property
     def resolved_eta(self) -> float:
@@ -121,6 +126,10 @@ class DreamDAConfig(SamplerConfig):
         if self.eta is None:
             return 1.0 if self.inversion == "cycle" else 0.0
         return self.eta
+
+    @property
+    def takes_negative_prompt(self) -> bool:
+        return super().takes_negative_prompt or self.source_guidance_scale > 1
 
     @property
     def perturbs_features(self) -> bool:

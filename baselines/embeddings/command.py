@@ -260,9 +260,9 @@ def _train(
 def with_dataset(given: Layers) -> Layers:
     """The settings of a command over what the dataset's file says: its checkpoint, no mirroring."""
     name, dataset = dataset_of(given)
-    expand, classifier = dataset.expand or {}, dataset.classifier or {}
+    expand = dataset.expand or {}
     model = "pretrained_model_name_or_path"
     own = {model: expand[model]} if model in expand else {}
-    if classifier.get("horizontal_flip") is False:
+    if not dataset.may_be_mirrored:
         own["random_flip"] = False
     return given.over(Source(own, f"dataset {name}"))

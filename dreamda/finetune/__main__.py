@@ -25,12 +25,12 @@ from tqdm import tqdm
 
 from dreamda.finetune.config import FinetuneConfig, FromScratchConfig
 from dreamda.finetune.report import SAMPLING_STEPS, TrainingLog, loss_chart, readme, sample_grid
-from expansion.common.config import deciding
+from expansion.common.config import Source, deciding
 from expansion.common.devices import in_main_process, make_accelerator
 from expansion.common.errors import require, run_command
 from expansion.common.files import check_outside, claim_folder, write_atomic
 from expansion.common.option_parser import OptionParser
-from expansion.data.datasets import ImageDataset, few_shot, load_dataset
+from expansion.data.datasets import ImageDataset, dataset_of, few_shot, load_dataset
 from expansion.data.prompts import class_prompt
 from expansion.diffusion.families import family_of, require_one_text_encoder
 from expansion.diffusion.model_files import (
@@ -113,13 +113,17 @@ def _identity(
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[FinetuneConfig, FromScratchConfig]:
-    """Command line over YAML over defaults."""
+    """Command line over YAML over the dataset's word on mirroring over defaults."""
     parser = OptionParser(prog="python -m dreamda.finetune", description=__doc__, common=COMMON)
     classes = {
         "training": FinetuneConfig,
         "architecture and autoencoder (--from_scratch only)": FromScratchConfig,
     }
-    return tuple(parser.read(arguments, classes).compose(*classes.values()))
+    given = parser.read(arguments, classes)
+    if given.peek("random_flip") is None:
+        name, dataset = dataset_of(given)
+        given = given.over(Source({"random_flip": dataset.may_be_mirrored}, f"dataset {name}"))
+    return tuple(given.compose(*classes.values()))
 
 
 def _check(config: FinetuneConfig, output_dir: Path) -> None:

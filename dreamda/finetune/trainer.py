@@ -36,7 +36,7 @@ from expansion.diffusion.families import (
     text_encoders,
 )
 from expansion.diffusion.losses import squared_errors
-from expansion.diffusion.stable_diffusion import default_resolution
+from expansion.diffusion.stable_diffusion import usable_resolution
 from expansion.images.records import ImageRecord
 from expansion.training.divergence import LossWatch, remedy
 
@@ -151,7 +151,7 @@ class DiffusionTrainer:
             prompt_names,
             config.caption_dropout,
         )
-        self.resolution = training_resolution(pipeline, config)
+        self.resolution = usable_resolution(pipeline, config.resolution)
         side = self.resolution // pipeline.vae_scale_factor
         self.latent_shape = (pipeline.vae.config.latent_channels, side, side)
         self.images = training_images(records, config, self.resolution)
@@ -355,21 +355,6 @@ class DiffusionTrainer:
             self.ema.to(self.accelerator.device)  # it is loaded to the CPU
         logger.info("resumed after step %d from %s", step, state_dir)
         return step
-
-
-def training_resolution(pipeline: Pipeline, config: FinetuneConfig) -> int:
-    """Side in pixels of training images and samples: that of `config`, else the checkpoint's own.
-
-    Raises:
-        InputError: It is no multiple of the factor by which latents are smaller than images.
-    """
-    resolution = config.resolution or default_resolution(pipeline)
-    factor = pipeline.vae_scale_factor
-    require(
-        resolution > 0 and resolution % factor == 0,
-        f"resolution {resolution}: give a multiple of {factor}",
-    )
-    return resolution
 
 
 def _partial_dir(state_dir: Path) -> Path:

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from expansion.common.errors import InputError, brief, suggestion
+from expansion.common.errors import InputError, brief, require, suggestion
 
 # What PyYAML raises for a file that is no YAML, for an impossible date or number, for a tag that
 # does not fit its value, and for lists within lists a thousand deep.
@@ -72,6 +72,19 @@ def option(
         "added_later": added_later,
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def refuse_idle(config: Any, names: Collection[str], reason: str) -> None:
+    """Raise InputError for settings that other settings leave without effect, unless at default.
+
+    Args:
+        config: An instance of a dataclass of options.
+        names: The idle settings.
+        reason: Why they are, to be read after name and value, such as "is for the solver tcd".
+    """
+    for name in names:
+        value = getattr(config, name)
+        require(value == getattr(type(config), name), f"{name} {value} {reason}; leave it out")
 
 
 @dataclasses.dataclass(frozen=True)

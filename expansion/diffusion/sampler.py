@@ -113,18 +113,22 @@ class Sampler(ABC):
             number: Number of variants of each image.
             names: Together with `seed` they decide the noise; default: "0", "1", ...
             seed: Run seed.
-            resolution: Side of the variants, pixels; default: the checkpoint's own.
+            resolution: Side of the variants, pixels, a multiple of the factor by which latents are
+                smaller; default: the checkpoint's own.
 
         Returns:
             For each image a list of `number` square RGB images.
 
         Raises:
-            InputError: The lists differ in length, or an image cannot be read.
+            InputError: The lists differ in length, an image cannot be read, or the checkpoint makes
+                no images of that resolution.
         """
-        from expansion.diffusion.variants import Drawing, own_resolution, variants_of
+        from expansion.diffusion.stable_diffusion import usable_resolution
+        from expansion.diffusion.variants import Drawing, variants_of
 
         # What is asked for.
         require(number > 0, f"number {number}: give 1 or more variants of each image")
+        side = usable_resolution(self.pipeline, resolution)
         self.check_labels(labels)
         records = given_records(images, names, labels)
         texts = [prompts] * len(records) if isinstance(prompts, str) else list(prompts)
@@ -138,6 +142,6 @@ class Sampler(ABC):
             for r, text in zip(records, texts, strict=True)
             for k in range(number)
         ]
-        drawing = Drawing(seed, resolution or own_resolution(self), self.config.resize_mode)
+        drawing = Drawing(seed, side, self.config.resize_mode)
         made = variants_of(self, wanted, drawing, self.batch_size)
         return [made[i : i + number] for i in range(0, len(made), number)]

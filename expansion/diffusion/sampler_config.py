@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from expansion.common.config import option
+from expansion.common.config import option, refuse_idle
 from expansion.common.errors import require
 
 if TYPE_CHECKING:
@@ -116,16 +116,16 @@ class SamplerConfig:
             f"{self.executed_steps} steps that are run; widen it, or switch guidance off with "
             "--guidance_scale 1",
         )
+        if not self.takes_negative_prompt:
+            off = f"guidance_scale {self.guidance_scale:g} switches off"
+            refuse_idle(self, ("negative_prompt",), f"is for guidance, which {off}")
 
     def _check_solver(self) -> None:
         """Raise InputError for settings that the solver has no use for."""
         solver = self.solver  # None: whatever the checkpoint says, which is checked again then
         require(0 <= self.tcd_gamma <= 1, f"tcd_gamma {self.tcd_gamma}: give 0 to 1")
-        require(
-            solver in (None, "tcd") or self.tcd_gamma == type(self).tcd_gamma,
-            f"tcd_gamma {self.tcd_gamma} is a setting of the solver tcd, not of {solver}; leave it "
-            "out",
-        )
+        if solver not in (None, "tcd"):
+            refuse_idle(self, ("tcd_gamma",), f"is a setting of the solver tcd, not of {solver}")
         require(
             self.timestep_spacing is None or solver not in CONSISTENCY,
             f"timestep_spacing {self.timestep_spacing}: the solver {solver} has timesteps of its "
@@ -150,6 +150,11 @@ class SamplerConfig:
             return self
         own = str(scheduler.get("_class_name"))
         return dataclasses.replace(self, solver=OWN_SOLVERS.get(own, "ddim"))
+
+    @property
+    def takes_negative_prompt(self) -> bool:
+        """Whether there is guidance, away from the negative prompt."""
+        return self.guidance_scale > 1
 
     @property
     def variants_per_group(self) -> int:

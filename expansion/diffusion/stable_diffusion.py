@@ -36,7 +36,7 @@ from expansion.diffusion.families import (
     text_encoders,
 )
 from expansion.diffusion.model_configs import check_scheduler, noise_schedule, read_config
-from expansion.diffusion.model_files import check_model_folder
+from expansion.diffusion.model_files import LARGEST_RESOLUTION, check_model_folder
 from expansion.diffusion.weight_files import CONVERSION, PICKLES, weight_variant
 
 MODEL_REMEDY = (
@@ -342,6 +342,28 @@ def _ddim(config: Mapping[str, Any]) -> DDIMScheduler:
 def default_resolution(pipeline: Pipeline) -> int:
     """Side in pixels that the U-Net was trained for."""
     return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+
+
+def usable_resolution(pipeline: Pipeline, resolution: int | None) -> int:
+    """Side of images in pixels: the one given, or that which the U-Net was trained for.
+
+    Raises:
+        InputError: It is no multiple of the factor by which latents are smaller than images, or out
+            of range.
+    """
+    if resolution is None:
+        return default_resolution(pipeline)
+    factor = pipeline.vae_scale_factor
+    require(
+        resolution > 0 and resolution % factor == 0,
+        f"resolution {resolution}: give a multiple of {factor}, as the autoencoder of this "
+        "checkpoint makes",
+    )
+    require(
+        resolution <= LARGEST_RESOLUTION,
+        f"resolution {resolution}: give at most {LARGEST_RESOLUTION} pixels",
+    )
+    return resolution
 
 
 def weight_dtype(network: nn.Module) -> torch.dtype:

@@ -20,7 +20,7 @@ from expansion.common.seeding import image_generator, stable_seed
 from expansion.common.sharding import make_units
 from expansion.diffusion.memory import CanSample, FittingSampler
 from expansion.diffusion.samples import Batch, Samples
-from expansion.diffusion.stable_diffusion import default_resolution, in_float32
+from expansion.diffusion.stable_diffusion import in_float32
 from expansion.images.tensors import BICUBIC, to_unit_tensor
 from expansion.images.variants import Variant, group_by
 
@@ -174,8 +174,3 @@ def _named_by_content(batch: Batch) -> Batch:
         for name, image in zip(batch.sources, batch.images, strict=True)
     ]
     return dataclasses.replace(batch, sources=names)
-
-
-def own_resolution(sampler: CanSample) -> int:
-    """Side in pixels that the sampler's checkpoint was trained for."""
-    return default_resolution(sampler.pipeline)

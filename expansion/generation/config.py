@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from expansion.common.config import option
+from expansion.common.config import option, refuse_idle
 from expansion.common.errors import require
 from expansion.data.datasets import DEFAULT_DATASET
 from expansion.data.prompts import PROMPT_PER
@@ -59,7 +59,8 @@ class ExpandConfig:
     )
     prompt_per: str = option(
         "image",
-        "one prompt drawn per real image, shared by its variants, or one per variant",
+        "of a file: one prompt drawn per real image, shared by its variants, or one per variant, "
+        "as always with a method's own prompts",
         choices=PROMPT_PER,
     )
     batch_size: int | str = option(
@@ -127,6 +128,8 @@ class ExpandConfig:
                 require(value <= LARGEST_COUNT, f"{name} {value}: give at most {LARGEST_COUNT}")
         fraction = self.expand_fraction
         require(0 < fraction <= 1, f"expand_fraction {fraction:g}: give more than 0 and at most 1")
+        if self.output_format != "webdataset":
+            refuse_idle(self, ("images_per_tar",), "is for --output_format webdataset")
         self._check_until_kept()
         resolution = self.resolution
         require(
@@ -154,6 +157,7 @@ class ExpandConfig:
             f"judge_template {self.judge_template!r} is for a CLIP; give --judge clip:ID_OR_FOLDER",
         )
         if self.until_kept is None:
+            refuse_idle(self, ("judge_at_least", "most_variants"), "is for --until_kept")
             return
         require(self.until_kept > 0, f"until_kept {self.until_kept}: give a positive number")
         require(

@@ -58,7 +58,7 @@ def parse_expansion(
     method_file = CONFIG_DIR / method / "default.yaml"
     # Where images must not be mirrored for classifiers, a method that mirrors does not either.
     mirrors = "flip" in {field.name for field in fields(config_class)}
-    handed = (dataset.classifier or {}).get("horizontal_flip") is False
+    handed = not dataset.may_be_mirrored
     beneath = [
         *([load_yaml(method_file)] if method_file.is_file() else []),
         Source({"method": method}, "method"),

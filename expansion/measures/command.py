@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from expansion.common.errors import require
 from expansion.common.files import check_writable
 from expansion.common.option_parser import OptionParser
-from expansion.measures.sets import MeasureConfig, Measured, read_images
+from expansion.measures.sets import MeasureConfig, Measured, halves, read_images
 
 
 def parse(arguments: Sequence[str] | None = None) -> MeasureConfig:
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     measured = read_images(config)
+    _check_reference(config, measured)
     _check_paper(config, measured)
     for image_set in measured.sets:
         check_writable(image_set.folder)
@@ -40,6 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(session.plan() + "\n")
         return
     sys.stdout.write(session.report(session.evaluate()) + "\n")
+
+
+def _check_reference(config: MeasureConfig, measured: Measured) -> None:
+    """Raise InputError unless a distance is defined from half of the reference to the other."""
+    reference = measured.test if config.reference == "test" else measured.train
+    half, _ = halves(reference, config.seed)
+    require(
+        len(half) > 1,
+        f"--reference {config.reference}: half of these real images of each class, which is "
+        f"compared with the other half, is {len(half)} in all, and two are needed; give another "
+        "--reference, or sets of more real images",
+    )
 
 
 def _check_paper(config: MeasureConfig, measured: Measured) -> None:

@@ -84,14 +84,27 @@ def test_one_strength_equals_img2img_of_diffusers_with_the_same_words(words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
-def test_each_variant_of_a_mixed_batch_is_that_of_its_strength_alone(words, solver):
-    stack = (0.25, 0.5, 1.0)
-    mixed = sampled(words, strengths=stack, solver=solver).sample(make_batch(8), generators(8))
+@pytest.mark.parametrize("solver", ["ddim", "euler"])
+def test_reuse_of_features_spans_all_steps_of_a_variant(words, solver):
+    def images(interval: int) -> torch.Tensor:
+        sampler = sampled(words, strengths=(0.5, 1.0), solver=solver, cache_interval=interval)
+        return sampler.sample(make_batch(), generators()).images
+
+    moved = (images(2) - images(1)).abs().amax(dim=(1, 2, 3))
+    assert moved.min() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("solver", "cache_interval"), [("ddim", 1), ("dpmsolver++", 1), ("ddim", 2)]
+)
+def test_each_variant_of_a_mixed_batch_is_that_of_its_strength_alone(words, solver, cache_interval):
+    stack, options = (0.25, 0.5, 1.0), {"solver": solver, "cache_interval": cache_interval}
+    mixed = sampled(words, strengths=stack, **options).sample(make_batch(8), generators(8))
     drawn = mixed.details["strength"]
     assert len(set(drawn.tolist())) > 1
     for strength in set(drawn.tolist()):
-        alone = sampled(words, strength=strength, solver=solver)
+        alone = sampled(words, strength=strength, **options)
         images = alone.sample(make_batch(8), generators(8)).images
         rows = drawn == strength
         torch.testing.assert_close(mixed.images[rows], images[rows], atol=1e-4, rtol=0)

@@ -160,7 +160,7 @@ def test_guidance_without_what_it_needs_says_what_is_missing(pipeline, guide_pat
         sampler.variants(images, prompts="a")
     with pytest.raises(InputError, match="labels 10: the guide knows 0 to 9"):
         sampler.variants(images, prompts="a", labels=[10])
-    with pytest.raises(RuntimeError, match="prepare_images"):
+    with pytest.raises(InputError, match="prepare_images"):
         sampler.variants(images, prompts="a", labels=[1])
 
 
@@ -174,6 +174,10 @@ def test_guidance_without_what_it_needs_says_what_is_missing(pipeline, guide_pat
         ({"labels": [-1]}, "labels count from 0"),
         ({"names": []}, "0 names for 1 images"),
         ({"number": 0}, "number 0"),
+        ({"resolution": 30}, "resolution 30: give a multiple of 4"),
+        ({"resolution": 0}, "resolution 0: give a multiple of 4"),
+        ({"resolution": -4}, "resolution -4: give a multiple of 4"),
+        ({"resolution": 1 << 20}, "resolution 1048576: give at most"),
         ({"images": [Image.new("RGB", (4, 4))] * 2, "names": ["a", "a"]}, "one name"),
         ({"images": ["no such file.png"]}, "no such file.png"),
         ({"images": [Image.new("RGB", (500, 2))]}, "500 x 2 pixels are a line"),

@@ -61,8 +61,8 @@ COLOUR_PROTOTYPES = Prototypes(
     [
         ("global_prototype-local_prototype", 1, 1, (1, 1)),
         ("local_prototype-global_prototype", 0.5, 2, (0.5, 2)),
-        ("global_prototype", 3, 5, (3, 0)),
-        ("local_prototype", 3, 5, (0, 5)),
+        ("global_prototype", 3, 1, (3, 0)),
+        ("local_prototype", 1, 5, (0, 5)),
     ],
 )
 def test_energies_are_weighted_distances_to_the_class_and_the_nearest_group(

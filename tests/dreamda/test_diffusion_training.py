@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler
 from transformers import CLIPTokenizer
 
+from dreamda.finetune import __main__ as finetune
 from dreamda.finetune import report as finetune_report
 from dreamda.finetune.config import FinetuneConfig, FromScratchConfig
 from dreamda.finetune.from_scratch import build_pipeline, build_tokenizer, fold_latent_scale
@@ -122,6 +123,18 @@ def test_defaults_are_full_fine_tuning_as_in_choi_et_al():
     assert (config.learning_rate, config.train_batch_size, config.caption_dropout) == (1e-5, 8, 0.1)
     assert not (config.use_ema or config.lora_rank or config.train_text_encoder)
     assert config.random_flip and config.gradient_accumulation_steps == 1
+
+
+def test_images_that_classifiers_do_not_mirror_are_not_mirrored_unless_told_otherwise(tmp_path):
+    start = ["--pretrained_model_name_or_path", "m", "--output_dir", "o"]
+
+    def mirrors(*options: str) -> bool:
+        return finetune.parse([*start, *options])[0].random_flip
+
+    assert not mirrors("-d", "digits") and mirrors("-d", "digits", "--random_flip")
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    photos = ["-d", str(tmp_path / "photos")]
+    assert mirrors(*photos) and not mirrors(*photos, "--no-random_flip")
 
 
 @pytest.mark.slow

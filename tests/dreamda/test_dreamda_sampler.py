@@ -285,6 +285,8 @@ def test_bfloat16_networks_keep_float32_inversions():
         ({"eta": 1.5}, "eta 1.5"),
         ({"inversion": "ddim", "eta": 1.0}, "eta 1: inversion ddim is deterministic"),
         ({"perturb": "eq6", "location": "xt"}, "location xt perturbs latents"),
+        ({"location": "xt", "num_inference_steps": 1, "strength": 1.0}, "1 steps runs one alone"),
+        ({"location": "xt", "strength": 0.01}, "strength 0.01 of 100 steps runs one alone"),
         ({"noise_scale": -1.0}, "noise_scale -1"),
         ({"source_batch_size": 0}, "source_batch_size 0"),
     ],

@@ -184,6 +184,15 @@ def test_a_class_with_fewer_than_two_images_is_refused(line, measured_digits, di
     assert "fewer than two images of class 0, 1" in refusal([*line[:3], "one", *line[4:]])
 
 
+def test_one_real_image_of_each_class_is_too_few_to_compare_with(line, measured_digits, digits):
+    records = [r for i, r in enumerate(digits.records("train")) if i % 20 == 0]
+    folder = measured_digits / "data" / "digits_expansion" / "of_one"
+    write_set(folder, records, 2, varied)
+    of_one = [*line[:3], "of_one", *line[4:]]
+    assert "half of these real images of each class" in refusal([*of_one, "--reference", "train"])
+    command.main([*of_one, "--dry_run"])
+
+
 def test_a_set_of_another_dataset_is_refused(line, measured_digits, make_folder):
     root = make_folder("photos", {"train": {"ant": ["1.png"], "bee": ["2.png"]}})
     records = load_dataset(str(root), test_fraction=None).records("train")

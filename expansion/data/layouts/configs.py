@@ -56,6 +56,11 @@ class DatasetConfig:
     methods: dict = option(None, "method -> overrides of expand.py's options")
     classifier: dict = option(None, "overrides of the classifier recipe")
 
+    @property
+    def may_be_mirrored(self) -> bool:
+        """Whether training may mirror images, as classifiers do unless `classifier` says no."""
+        return (self.classifier or {}).get("horizontal_flip") is not False
+
 
 def is_known(name: str) -> bool:
     """Whether `configs/datasets/` has a file for this name; a path is never known."""
