@@ -216,11 +216,12 @@ def test_distdiff_looks_ahead_with_the_noise_that_the_window_draws(pipeline, sol
     guide = Classifier("resnet10_tiny", 10, 32).eval().requires_grad_(False)
     steps = {"num_inference_steps": 8, "guidance_scale": 1.0, "solver": solver}
     still = {"rho": 0.0, "transform_start": "identity", "constraint_value": 9.0, "log_energy": True}
+    strong = {"rho": 1e3, "constraint_value": 0.5}
     if kind == "direct_guidance":
-        still = {"rho": 0.0}
+        still, strong = {"rho": 0.0}, {"rho": 1e3}
     window = {"encoder_weight_path": "guide", "guidance_step": 3, "guidance_type": kind}
     plain = Img2ImgSampler(pipeline, SamplerConfig(**steps)).sample(make_batch(), generators())
-    for changes, moves in ((still, False), ({"rho": 1e3, "constraint_value": 0.5}, True)):
+    for changes, moves in ((still, False), (strong, True)):
         sampler = DistDiffSampler(pipeline, DistDiffConfig(**steps, **window, **changes), guide)
         sampler.use_prototypes(Prototypes(torch.rand(10, 128), torch.rand(10, 3, 128)))
         made = sampler.sample(make_batch(), generators())

@@ -124,8 +124,12 @@ def _check_unchanged(root: Path, files: Any) -> None:
     Args:
         files: Path below the root -> [bytes, time of modification in ns, fingerprint].
     """
-    for name, (size, time, fingerprint) in files.items() if isinstance(files, dict) else ():
-        path = root / name
+    is_dict = isinstance(files, dict)
+    require(is_dict, f"{root / UNPACKED}: files is {brief(files)}, not a dictionary; remove it")
+    for name, state in files.items():
+        is_list = isinstance(state, list) and len(state) == 3
+        require(is_list, f"{root / UNPACKED}: {brief(name)} is {brief(state)}; remove it")
+        path, (size, time, fingerprint) = root / name, state
         if not path.is_file():  # no longer needed
             continue
         stat = path.stat()
