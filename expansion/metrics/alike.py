@@ -45,7 +45,7 @@ SHOWN_VALUES = 40  # characters of the values of a setting, if a note shows them
 
 
 def notes_on_training(table: Sequence[Row]) -> list[str]:
-    """Notes on rows whose runs differ in more than seeds, and on arms not trained like Original.
+    """Notes on runs that differ in more than seeds, arms not trained like Original, tests learnt.
 
     Args:
         table: Rows of a table.
@@ -56,8 +56,14 @@ def notes_on_training(table: Sequence[Row]) -> list[str]:
             unlike.setdefault(differences, []).append(row.name)
     lines = [note_on_unlike_runs(names, what) for what, names in unlike.items()]
     lines += [note_on_repeats(row.name, row.repeats) for row in table if row.repeats]
-    unequal = trained_otherwise(table)
-    return [*lines, unequal] if unequal else lines
+    lines += [unequal] if (unequal := trained_otherwise(table)) else []
+    learnt = max(run.number("num_test_learnt") or 0 for row in table for run in row.runs)
+    if learnt:
+        lines.append(
+            f"note: {learnt:.0f} of the test images are training images too (pixel by pixel); what "
+            "is measured on them says nothing."
+        )
+    return lines
 
 
 def note_on_unlike_runs(names: Sequence[str], differences: str) -> str:

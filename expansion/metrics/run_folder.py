@@ -38,7 +38,7 @@ TEST_SET = ("test_images", "num_test", "real_images")
 # Facts of a run that are results or names instead of settings.
 RESULTS = {
     *METRICS, "seconds", "seed", "arm", "folder", "acceptance_rate", "accepted_accuracy",
-    "seed_accuracy", "val_accuracy", "expanded_set.folder",
+    "seed_accuracy", "val_accuracy", "expanded_set.folder", "num_test_learnt",
 }  # fmt: skip
 # <dataset>/<arch>_{pretrained|unpretrained}[_<exp>]_lr<lr>; <exp> may hold "/".
 RUN_FOLDER = re.compile(r"([^/]+)/([^/]+?)_(un)?pretrained(?:_(.+))?_lr(\d*\.?\d+(?:e[+-]?\d+)?)$")

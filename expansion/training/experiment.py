@@ -257,6 +257,9 @@ def _train(
     trainer.fit_with_bar(progress_bar, objective.title)
     if accelerator.is_main_process:
         drawn = {} if data.subset_seed is None else {"subset_seed": data.subset_seed}
+        learnt = {record.pixels for record in data.train}
+        if num_learnt := sum(record.pixels in learnt for record in data.test):
+            drawn["num_test_learnt"] = num_learnt  # tables tell it
         write_results(trainer, {**identity, **drawn, **arm.information}, begun)
     accelerator.wait_for_everyone()
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import train_original
+from expansion.common.config import load_yaml
 from expansion.common.errors import InputError
 from expansion.data import stored_splits
 from expansion.data.datasets import choose_subset, load_dataset, write_subset
@@ -103,8 +104,9 @@ def test_training_warns_of_test_images_that_are_training_images(tmp_path, caplog
     root = tmp_path / "set"
     for split in ("train", "test"):
         folders(root / split, {"ant": 3, "bee": 3})
-    command = ["-d", str(root), "-a", "resnet10_tiny", "--dry_run"]
-    train_original.main(command)
+    words = "-a resnet10_tiny --image_size 8 --resize_size 9 --epochs 1 --seeds 1 --workers 0"
+    command = ["-d", str(root), *words.split(), "--checkpoint_dir", str(tmp_path / "runs")]
+    train_original.main([*command, "--dry_run"])
     assert "warning" not in caplog.text
     with Image.open(root / "train/ant/image_0001.jpg") as image:
         image.save(root / "test/ant/again.bmp")  # other bytes, the same pixels
@@ -113,6 +115,8 @@ def test_training_warns_of_test_images_that_are_training_images(tmp_path, caplog
     pair = "train/ant/image_0001.jpg = test/ant/again.bmp"
     assert f"1 of 8 test images are training images too: {pair}" in caplog.text
     assert "1 test images bear several labels: test/ant/bee.jpg = test/bee/im" in caplog.text
+    (results,) = (tmp_path / "runs").rglob("results.yaml")
+    assert load_yaml(results).values["num_test_learnt"] == 1
 
 
 def test_a_training_folder_without_a_test_folder_is_a_hole_not_a_raw_set(tmp_path):

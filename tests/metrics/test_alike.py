@@ -46,6 +46,12 @@ def test_a_row_of_runs_of_different_settings_names_them(write_seeds, table):
     assert row_of(table(), "Original").endswith(" 3")
 
 
+def test_test_images_that_were_trained_on_are_noted(write_seeds, table):
+    write_seeds("Original", {"num_test_learnt": 3}, {"num_test_learnt": 2})
+    (note,) = notes_of(table())
+    assert note.startswith("note: 3 of the test images are training images too")
+
+
 def test_arms_whose_runs_differ_in_the_same_share_a_note(write_seeds, table):
     for arm in ("Original", "gen_10x"):
         write_seeds(arm, {"momentum": 0.9}, {"momentum": 0.5})
