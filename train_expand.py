@@ -340,7 +340,7 @@ def _check_not_told(expanded_dir: Path, data: TrainData, fold: str | None) -> No
     )
     asked = Asked.read(expanded_dir)
     tested = {record.file_name for record in data.test}
-    seen = sorted(tested.intersection(asked.sources)) if asked else []
+    seen = sorted(tested.intersection(asked.trained_on)) if asked else []
     require(
         not seen,
         f"{expanded_dir} was made with the knowledge of {len(seen)} images that are tested on now "

@@ -186,7 +186,7 @@ def _root(record: ImageRecord) -> Path:
 def same_pixels(records: Sequence[ImageRecord], others: Iterable[ImageRecord]) -> list[str]:
     """File names of the records that show what one of `others` shows, pixel by pixel.
 
-    Files may differ in format, compression and metadata. All images are decoded.
+    Files may differ in format, compression and metadata.
 
     Args:
         records: Images in question.

@@ -256,12 +256,16 @@ def _train(
     trainer = Trainer(run, objective)
     trainer.fit_with_bar(progress_bar, objective.title)
     if accelerator.is_main_process:
-        drawn = {} if data.subset_seed is None else {"subset_seed": data.subset_seed}
-        learnt = {record.pixels for record in data.train}
-        if num_learnt := sum(record.pixels in learnt for record in data.test):
-            drawn["num_test_learnt"] = num_learnt  # tables tell it
-        write_results(trainer, {**identity, **drawn, **arm.information}, begun)
+        write_results(trainer, {**identity, **_for_tables(data), **arm.information}, begun)
     accelerator.wait_for_everyone()
+
+
+def _for_tables(data: TrainData) -> dict[str, int]:
+    """Facts that decide no result, but what tables say of it."""
+    learnt = {record.pixels for record in data.train}
+    num_learnt = sum(record.pixels in learnt for record in data.test)
+    drawn = {} if data.subset_seed is None else {"subset_seed": data.subset_seed}
+    return {**drawn, "num_test_learnt": num_learnt} if num_learnt else drawn
 
 
 def _images_per_epoch(data: TrainData, arm: Arm) -> int:
