@@ -112,6 +112,20 @@ def test_an_array_file_that_changed_since_it_was_unpacked_is_refused(tmp_path, n
     load_dataset(name, tmp_path)
 
 
+def test_what_the_refusal_advises_unpacks_all_splits_anew(tmp_path):
+    root = stand_in("stl10", tmp_path)
+    before = [pixels(r) for r in load_dataset("stl10", tmp_path).records("unlabeled")]
+    (path,) = (path for path in root.rglob("unlabeled_X.bin"))
+    path.write_bytes(bytes(255 - value for value in path.read_bytes()))
+    with pytest.raises(InputError, match="train, test, unlabeled. to unpack again"):
+        load_dataset("stl10", tmp_path)
+    (root / "unpacked.json").unlink()
+    for split in ("train", "test", "unlabeled"):
+        shutil.rmtree(root / split)
+    after = [pixels(r) for r in load_dataset("stl10", tmp_path).records("unlabeled")]
+    assert all(np.array_equal(old, 255 - new) for old, new in zip(before, after, strict=True))
+
+
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_idx_files_are_read_plain_or_gzipped_and_in_torchvisions_folder(tmp_path, end):
     idx(tmp_path / "mnist" / "MNIST" / "raw", end)

@@ -35,6 +35,7 @@ from expansion.images.file_trees import image_files
 logger = logging.getLogger(__name__)
 
 UNPACKED = "unpacked.json"
+REMEDY = f"remove {UNPACKED} and the folders of the splits (train, test, unlabeled) to unpack again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ def read_arrays(layout: ArraysLayout, root: Path, name: str) -> FolderReader:
         require(
             used == wanted,
             f"{root} was unpacked with other settings ({brief(used)} there, {wanted} "
-            f"now); remove {UNPACKED} and the folders train and test to unpack again",
+            f"now); {REMEDY}",
         )
         _check_unchanged(root, description.get("files", {}))
         folders = _described_folders(root, description.get("classes"))
@@ -125,10 +126,10 @@ def _check_unchanged(root: Path, files: Any) -> None:
         files: Path below the root -> [bytes, time of modification in ns, fingerprint].
     """
     is_dict = isinstance(files, dict)
-    require(is_dict, f"{root / UNPACKED}: files is {brief(files)}, not a dictionary; remove it")
+    require(is_dict, f"{root / UNPACKED}: files is {brief(files)}, not a dictionary; {REMEDY}")
     for name, state in files.items():
         is_list = isinstance(state, list) and len(state) == 3
-        require(is_list, f"{root / UNPACKED}: {brief(name)} is {brief(state)}; remove it")
+        require(is_list, f"{root / UNPACKED}: {brief(name)} is {brief(state)}; {REMEDY}")
         path, (size, time, fingerprint) = root / name, state
         if not path.is_file():  # no longer needed
             continue
@@ -137,8 +138,7 @@ def _check_unchanged(root: Path, files: Any) -> None:
         same = same and (stat.st_mtime_ns == time or file_fingerprint(path) == fingerprint)
         require(
             same,
-            f"{path} is not the file that the images of {root} were unpacked from; remove "
-            f"{UNPACKED} and the folders train and test to unpack again, or bring the file back",
+            f"{path} is not the file that {root} was unpacked from; bring it back, or {REMEDY}",
         )
 
 
@@ -148,8 +148,7 @@ def _described_folders(root: Path, rows: Any) -> dict[str, str]:
     texts = [row.get(key) for row in rows for key in ("name", "folder")] if is_rows else [None]
     require(
         all(isinstance(text, str) for text in texts),
-        f"{root / UNPACKED} does not describe the classes; remove it and the folders train and "
-        "test to unpack again",
+        f"{root / UNPACKED} does not describe the classes; {REMEDY}",
     )
     return {row["name"]: row["folder"] for row in rows}
 
